@@ -1,0 +1,46 @@
+# Every target sets up what it needs: .venv is made on first use from constraints.txt.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+STAMP := $(VENV)/.ready
+THREADS ?= 1
+
+.PHONY: help demo test test-slow lint bench-train table clean
+
+help:
+	@echo "make demo        train QBMVI on 700 real cells, results in demo-output/"
+	@echo "make test        lint, types, tests (CI)"
+	@echo "make test-slow   the statistical tests with rotating seeds and many repetitions"
+	@echo "make bench-train cost of an epoch against scvi.model.SCVI"
+	@echo "make table       scvi-qbm fit on every data set in ../shared/data"
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install -U "pip>=25.1"
+	$(PIP) install -c constraints.txt torch
+	$(PIP) install -c constraints.txt --group dev -e .
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/scvi-qbm demo --out demo-output
+
+test: $(STAMP) lint
+	$(BIN)/python -m pytest -m "not slow" -q
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m slow -q
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench-train: $(STAMP)
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/python benchmarks/bench_train.py
+
+table: $(STAMP)
+	$(BIN)/python benchmarks/fit_all.py ../shared/data docs/fits.csv
+
+clean:
+	rm -rf $(VENV) demo-output bench-output

@@ -1,0 +1,36 @@
+"""Boltzmann-machine priors for single-cell VAEs, and Boltzmann samplers one can trust.
+
+Attributes are loaded on first use: someone who only wants a sampler pays neither for torch nor
+for scvi-tools.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from scvi_qbm.model import QBMVI
+    from scvi_qbm.samplers.registry import get_sampler, list_samplers, register_sampler
+
+__all__ = ["QBMVI", "get_sampler", "list_samplers", "register_sampler"]
+
+_LAZY = {
+    "QBMVI": "scvi_qbm.model",
+    "get_sampler": "scvi_qbm.samplers.registry",
+    "list_samplers": "scvi_qbm.samplers.registry",
+    "register_sampler": "scvi_qbm.samplers.registry",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return version("scvi-qbm")
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

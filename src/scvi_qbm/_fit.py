@@ -1,0 +1,74 @@
+"""What ``scvi-qbm fit`` does, apart from reading its arguments."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from typing import Any
+
+import scvi
+from anndata import AnnData
+
+from scvi_qbm.model import QBMVI
+
+__all__ = ["fit_h5ad"]
+
+
+def fit_h5ad(adata: AnnData, args: argparse.Namespace) -> dict[str, Any]:
+    """Train, embed, and write the data with its embedding; returns the summary it prints.
+
+    Parameters
+    ----------
+    adata
+        The data; gets ``obsm["X_qbmvi"]`` and ``uns["qbmvi"]`` and nothing else.
+    args
+        The options of ``scvi-qbm fit``.
+    """
+    scvi.settings.seed = args.seed
+    # The registration's columns and keys stay out of the user's file.
+    layers = {} if args.layer not in adata.layers else {args.layer: adata.layers[args.layer]}
+    data = AnnData(X=adata.X, obs=adata.obs.copy(), var=adata.var.copy(), layers=layers)
+    QBMVI.setup_anndata(data, layer=args.layer, batch_key=args.batch_key)
+    model = QBMVI(
+        data,
+        recipe=args.recipe,
+        gene_likelihood=args.likelihood,
+        n_latent=args.n_latent,
+        relaxation=args.relaxation,
+        sampler=args.sampler,
+    )
+    started = time.perf_counter()
+    model.train(max_epochs=args.max_epochs, enable_progress_bar=not args.no_progress)
+    seconds = time.perf_counter() - started
+    embedding = model.get_latent_representation(representation=args.representation)
+    log_z = model.get_log_partition()
+    summary = {
+        "n_cells": adata.n_obs,
+        "n_genes": adata.n_vars,
+        "n_latent": embedding.shape[1],
+        "likelihood": model.module.gene_likelihood,
+        "recipe": args.recipe,
+        "sampler": args.sampler,
+        "representation": args.representation,
+        "seed": args.seed,
+        "epochs": len(model.history["elbo_train"]),
+        "seconds": round(seconds, 1),
+        "validation_elbo": round(float(model.get_elbo(indices=model.validation_indices)), 3),
+        "log_z": round(log_z.value, 3),
+        "log_z_se": round(log_z.standard_error, 3),
+    }
+    adata.obsm["X_qbmvi"] = embedding
+    adata.uns["qbmvi"] = summary
+    temporary = args.out.with_name(f".{args.out.name}.{os.getpid()}.tmp")
+    try:
+        adata.write_h5ad(temporary)
+        os.replace(temporary, args.out)
+    finally:
+        temporary.unlink(missing_ok=True)
+    if args.model_dir is not None:
+        model.save(args.model_dir, overwrite=args.overwrite)
+    for key, value in summary.items():
+        print(f"{key:>16}  {value}")
+    print(f"wrote {args.out}" + (f" and {args.model_dir}" if args.model_dir else ""))
+    return summary

@@ -1,0 +1,1 @@
+"""Comparisons: methods (AnnData in, embedding out) and the demo."""

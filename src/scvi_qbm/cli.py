@@ -1,0 +1,161 @@
+"""The command line: ``scvi-qbm fit | samplers | demo``. Imports wait until they are needed."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+__all__ = ["main"]
+
+_EPILOG = """\
+exit status: 0 success, 1 the data or an option's value cannot be used, 2 wrong usage,
+130 interrupted.
+"""
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return value
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="scvi-qbm",
+        description="Boltzmann-machine priors for single-cell data, and Boltzmann samplers.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+
+    fit = commands.add_parser(
+        "fit",
+        help="train on an h5ad file and write it back with an embedding",
+        description="Train QBMVI on IN.h5ad and write OUT.h5ad: the same data plus the embedding "
+        "in obsm['X_qbmvi'] and a summary in uns['qbmvi']. IN.h5ad is not changed.",
+        epilog="example: scvi-qbm fit cells.h5ad --layer counts --batch-key donor --out out.h5ad",
+    )
+    fit.add_argument("input", metavar="IN.h5ad", type=Path, help="cells by genes")
+    fit.add_argument("--out", metavar="OUT.h5ad", type=Path, required=True, help="file to write")
+    fit.add_argument("--layer", help="layer with the values to model (default: X)")
+    fit.add_argument("--batch-key", help="column of obs to correct for")
+    fit.add_argument(
+        "--likelihood",
+        help="nb (default), zinb, poisson for counts; normal for log-normalised values",
+    )
+    fit.add_argument(
+        "--recipe", default="default", help="default, or paper: its architecture and optimisation"
+    )
+    fit.add_argument("--n-latent", type=int, help="binary latent units (default: the recipe's)")
+    fit.add_argument("--relaxation", help="spike_exponential or overlapping_exponential")
+    fit.add_argument("--sampler", default="parallel_tempering", help="see: scvi-qbm samplers list")
+    fit.add_argument("--max-epochs", type=_positive, help="at most so many; early stopping is on")
+    fit.add_argument(
+        "--representation",
+        default="probabilities",
+        help="probabilities (default), logits, zeta or binary",
+    )
+    fit.add_argument("--seed", type=int, default=0, help="same seed, same machine, same result")
+    fit.add_argument("--model-dir", metavar="DIR", type=Path, help="also save the model there")
+    fit.add_argument("--overwrite", action="store_true", help="replace OUT.h5ad and DIR")
+    fit.add_argument("--no-progress", action="store_true", help="no progress bar")
+
+    samplers = commands.add_parser("samplers", help="the samplers there are")
+    actions = samplers.add_subparsers(dest="action", metavar="ACTION", required=True)
+    actions.add_parser("list", help="names, laws and one line about each")
+
+    demo = commands.add_parser("demo", help="train on 700 real cells that ship with scanpy")
+    demo.add_argument("--out", type=Path, default=Path("demo-output"), help="directory to write")
+    demo.add_argument("--seed", type=int, default=0, help="seed of everything")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if args.version:
+        from scvi_qbm import __version__
+
+        print(f"scvi-qbm {__version__}")
+        return 0
+    if args.command is None:
+        parser.print_help()
+        return 2
+    run = {"fit": _fit, "samplers": _samplers, "demo": _demo}[args.command]
+    try:
+        run(args)
+    except KeyboardInterrupt:
+        print("\nscvi-qbm: interrupted, nothing written", file=sys.stderr)
+        return 130
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        if args.debug:
+            traceback.print_exc()
+        # str() of a KeyError is its repr.
+        message = error.args[0] if isinstance(error, KeyError) and error.args else error
+        print(f"scvi-qbm: error: {message}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _fit(args: argparse.Namespace) -> None:
+    _check_paths(args)
+    import anndata
+
+    from scvi_qbm.recipes import get_recipe
+    from scvi_qbm.relaxations import get_relaxation
+    from scvi_qbm.samplers import get_sampler
+
+    # What a word on the command line can get wrong is found before anything slow starts.
+    get_recipe(args.recipe)
+    get_sampler(args.sampler)
+    if args.relaxation is not None:
+        get_relaxation(args.relaxation)
+    try:
+        adata = anndata.read_h5ad(args.input)
+    except Exception as error:
+        raise ValueError(f"{args.input} cannot be read as h5ad: {error}") from error
+
+    from scvi_qbm._fit import fit_h5ad
+
+    fit_h5ad(adata, args)
+
+
+def _check_paths(args: argparse.Namespace) -> None:
+    if not args.input.is_file():
+        raise FileNotFoundError(f"no such file: {args.input}")
+    if not args.out.parent.is_dir():
+        raise FileNotFoundError(f"no such directory: {args.out.parent}")
+    if args.out.exists() and args.out.samefile(args.input):
+        raise ValueError("IN.h5ad and OUT.h5ad are the same file")
+    for path in (args.out, args.model_dir):
+        if path is not None and path.exists() and not args.overwrite:
+            raise ValueError(f"{path} exists; pass --overwrite to replace it")
+
+
+def _samplers(args: argparse.Namespace) -> None:
+    from scvi_qbm.samplers.registry import describe_samplers
+
+    rows = describe_samplers()
+    width = max(len(row.name) for row in rows)
+    for row in rows:
+        print(f"{row.name:<{width}}  {row.law:<9}  {row.summary}")
+
+
+def _demo(args: argparse.Namespace) -> None:
+    from scvi_qbm.benchmark.demo import run_demo
+
+    print("\n" + run_demo(args.out, seed=args.seed))
+    names = ", ".join(sorted(os.listdir(args.out)))
+    print(f"{args.out}: {names}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

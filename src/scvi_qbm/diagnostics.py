@@ -1,0 +1,123 @@
+"""Has a chain mixed, and is its law right? Numpy only."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+__all__ = ["effective_sample_size", "split_rhat", "total_variation"]
+
+F64 = NDArray[np.float64]
+
+
+def _chains(draws: ArrayLike, minimum: int) -> F64:
+    out: F64 = np.atleast_2d(np.asarray(draws, dtype=np.float64))
+    if out.ndim != 2 or out.shape[1] < minimum:
+        raise ValueError(
+            f"`draws` must have shape (n_chains, n_draws) with at least {minimum} draws, got "
+            f"{np.shape(draws)}."
+        )
+    return out
+
+
+def _split(draws: F64) -> F64:
+    half = draws.shape[1] // 2
+    return np.concatenate([draws[:, :half], draws[:, -half:]])
+
+
+def split_rhat(draws: ArrayLike) -> float:
+    r"""Split :math:`\hat R` of a scalar: about 1 where chains agree, above 1.1 where they do not.
+
+    Parameters
+    ----------
+    draws
+        Shape ``(n_chains, n_draws)``, at least 4 draws.
+
+    Returns
+    -------
+    :math:`\hat R`; NaN if every value is the same (a frozen chain says nothing about mixing).
+
+    References
+    ----------
+    Gelman et al., Bayesian Data Analysis (2013), section 11.4.
+    """
+    halves = _split(_chains(draws, 4))
+    n = halves.shape[1]
+    within = float(halves.var(axis=1, ddof=1).mean())
+    between = float(halves.mean(axis=1).var(ddof=1))
+    if within == 0:
+        return float("nan") if between == 0 else float("inf")
+    return float(np.sqrt((n - 1) / n + between / within))
+
+
+def effective_sample_size(draws: ArrayLike) -> float:
+    """Number of independent draws that would estimate the mean as well.
+
+    Geyer's initial positive sequence on the autocorrelation averaged over split chains.
+
+    Parameters
+    ----------
+    draws
+        Shape ``(n_chains, n_draws)``, at least 4 draws.
+
+    Returns
+    -------
+    The effective size, at most ``n_chains * n_draws``; NaN if every value is the same.
+
+    References
+    ----------
+    Geyer (1992); Vehtari et al. (2021), Bayesian Analysis 16, 667.
+    """
+    halves = _split(_chains(draws, 4))
+    m, n = halves.shape
+    centred = halves - halves.mean(axis=1, keepdims=True)
+    spectrum = np.abs(np.fft.rfft(centred, 2 * n, axis=1)) ** 2
+    autocov = np.fft.irfft(spectrum, axis=1)[:, :n].mean(axis=0) / n
+    within = autocov[0] * n / (n - 1)
+    between = float(halves.mean(axis=1).var(ddof=1)) if m > 1 else 0.0
+    total = within * (n - 1) / n + between
+    if total == 0:
+        return float("nan")
+    rho = 1 - (within - autocov * n / (n - 1)) / total
+    rho[0] = 1.0
+    pairs = rho[: n - n % 2].reshape(-1, 2).sum(axis=1)
+    negative = np.nonzero(pairs < 0)[0]
+    if negative.size:
+        pairs = pairs[: negative[0]]
+    pairs = np.minimum.accumulate(pairs)
+    tau = max(2 * float(pairs.sum()) - 1, 1e-3)
+    return float(min(m * n / tau, m * n))
+
+
+def total_variation(spins: ArrayLike, law: ArrayLike) -> tuple[float, float]:
+    """Total variation between the states drawn and an enumerated law.
+
+    Parameters
+    ----------
+    spins
+        int8 ``(n_samples, n_spins)``.
+    law
+        Probabilities of all states, from :func:`scvi_qbm.samplers.exact.boltzmann_law`.
+
+    Returns
+    -------
+    The distance, and its expectation under independent draws from ``law`` (the floor: finite
+    samples are never at distance zero).
+    """
+    states = np.asarray(spins)
+    probabilities = np.asarray(law, dtype=np.float64)
+    n_samples, n_spins = states.shape
+    if probabilities.shape != (2**n_spins,):
+        raise ValueError(
+            f"`law` must have shape ({2**n_spins},) for {n_spins} spins, got "
+            f"{probabilities.shape}."
+        )
+    index = (states > 0) @ (1 << np.arange(n_spins))
+    frequencies = np.bincount(index, minlength=2**n_spins) / n_samples
+    distance = 0.5 * float(np.abs(frequencies - probabilities).sum())
+    # E|X - np| of a binomial: its normal limit, and for rare states the Poisson one.
+    expected = n_samples * probabilities
+    normal = np.sqrt(2 / np.pi * n_samples * probabilities * (1 - probabilities))
+    rare = 2 * expected * np.exp(-expected)
+    floor = 0.5 * float(np.where(expected < 1, rare, normal).sum()) / n_samples
+    return distance, floor

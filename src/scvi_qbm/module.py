@@ -1,0 +1,391 @@
+"""QBMVAE: scvi-tools' VAE with binary latents and a Boltzmann-machine prior."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from scvi import REGISTRY_KEYS
+from scvi.module import VAE
+from scvi.module._constants import MODULE_KEYS
+from scvi.module.base import LossOutput, auto_move_data
+from scvi.nn import FCLayers
+from scvi.utils import unsupported_if_adata_minified
+from torch import Tensor, nn
+from torch.distributions import Normal
+
+from scvi_qbm.prior import BernoulliPrior, BoltzmannPrior
+from scvi_qbm.relaxations import BinaryRelaxation, get_relaxation
+
+__all__ = ["BinaryEncoder", "ExpressionVAE", "QBMVAE"]
+
+# A Gaussian of this standard deviation has -log p(x) = (x - mean)^2 + constant: the paper's MSE.
+_FIXED_LOG_SD = math.log(math.sqrt(0.5))
+
+
+class ExpressionVAE(VAE):
+    r""":class:`scvi.module.VAE` whose ``normal`` likelihood has a free mean.
+
+    Upstream's ``normal`` forces the mean to be library size times a softmax. Here the decoder's
+    output *is* the mean, as log-normalised values need; the library size is not used. All other
+    likelihoods are upstream's.
+
+    Parameters
+    ----------
+    *args, **kwargs
+        As :class:`scvi.module.VAE`.
+    normal_variance
+        For ``gene_likelihood="normal"``. ``"learned"``: a standard deviation per gene (or as
+        ``dispersion`` says). ``"fixed"``: 1/2, so that :math:`-\log p(x|z)` is the squared error
+        plus a constant.
+    """
+
+    def __init__(
+        self, *args: Any, normal_variance: Literal["learned", "fixed"] = "learned", **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.normal_variance = normal_variance
+        if self.gene_likelihood != "normal":
+            return
+        self.decoder.px_scale_decoder[1] = nn.Identity()
+        if normal_variance == "fixed":
+            del self.px_r
+            self.register_buffer("px_r", torch.full((self.n_input,), _FIXED_LOG_SD))
+        elif self.dispersion != "gene-cell":
+            nn.init.zeros_(self.px_r)
+
+    @auto_move_data
+    def _regular_inference(
+        self,
+        x: Tensor,
+        batch_index: Tensor,
+        cont_covs: Tensor | None = None,
+        cat_covs: Tensor | None = None,
+        n_samples: int = 1,
+    ) -> dict[str, Any]:
+        out = super()._regular_inference(x, batch_index, cont_covs, cat_covs, n_samples)
+        if self.gene_likelihood == "normal":
+            out[MODULE_KEYS.LIBRARY_KEY] = torch.zeros_like(out[MODULE_KEYS.LIBRARY_KEY])
+        return out
+
+
+class BinaryEncoder(nn.Module):
+    """Fully connected layers to the logits of binary units.
+
+    Parameters
+    ----------
+    n_input
+        Number of input features.
+    n_output
+        Number of binary units.
+    relaxation
+        Law of the continuous code given the logits.
+    relaxation_beta
+        Its sharpness; the relaxation's own default if None.
+    n_cat_list, n_layers, n_hidden, dropout_rate, **kwargs
+        As :class:`scvi.nn.FCLayers`.
+    """
+
+    def __init__(
+        self,
+        n_input: int,
+        n_output: int,
+        relaxation: type[BinaryRelaxation],
+        relaxation_beta: float | None = None,
+        n_cat_list: Iterable[int] | None = None,
+        n_layers: int = 1,
+        n_hidden: int = 128,
+        dropout_rate: float = 0.1,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__()
+        self.encoder = FCLayers(
+            n_in=n_input,
+            n_out=n_hidden,
+            n_cat_list=n_cat_list,
+            n_layers=n_layers,
+            n_hidden=n_hidden,
+            dropout_rate=dropout_rate,
+            **kwargs,
+        )
+        self.logits = nn.Linear(n_hidden, n_output)
+        self.z_transformation = nn.Identity()
+        self.relaxation = relaxation
+        self.relaxation_beta = relaxation_beta
+
+    def posterior(self, logits: Tensor) -> BinaryRelaxation:
+        """The relaxed posterior with these logits."""
+        return self.relaxation(logits, self.relaxation_beta)
+
+    def forward(self, x: Tensor, *cat_list: Tensor) -> tuple[BinaryRelaxation, Tensor]:
+        """Posterior and one reparametrised draw of the continuous code."""
+        qz = self.posterior(self.logits(self.encoder(x, *cat_list)))
+        return qz, qz.rsample()
+
+
+class QBMVAE(ExpressionVAE):
+    r"""Variational auto-encoder with binary latents and a Boltzmann-machine prior.
+
+    Posterior :math:`q(z|x) = \prod_l \mathrm{Bernoulli}(q_l(x))`, relaxed to a continuous code
+    for the decoder; prior :math:`p(z) \propto e^{-h^\top z - \frac12 z^\top W z}`. The KL term is
+    exact, log Z included, so the ELBO that scvi-tools logs is a true bound up to the error of
+    log Z (``prior.log_z_se``).
+
+    Parameters
+    ----------
+    n_input, n_batch, n_labels, n_hidden, n_latent, n_layers, n_continuous_cov, n_cats_per_cov,
+    dropout_rate, dispersion, log_variational, gene_likelihood, encode_covariates,
+    deeply_inject_covariates, batch_representation, use_batch_norm, use_layer_norm,
+    use_size_factor_key, use_observed_lib_size, extra_payload_autotune, library_log_means,
+    library_log_vars, extra_encoder_kwargs, extra_decoder_kwargs, batch_embedding_kwargs
+        As :class:`scvi.module.VAE`; ``extra_encoder_kwargs`` go to :class:`scvi.nn.FCLayers`.
+    latent_distribution
+        Only ``"bernoulli"``.
+    relaxation, relaxation_beta
+        Name (see :func:`scvi_qbm.relaxations.list_relaxations`) and sharpness of the relaxation.
+    prior
+        ``"boltzmann"``, or ``"bernoulli"`` for independent units (its W = 0 twin).
+    sampler, sampler_options
+        Where the negative phase's samples come from, see :class:`~scvi_qbm.prior.BoltzmannPrior`.
+    normal_variance
+        See :class:`ExpressionVAE`.
+    var_activation
+        Accepted for compatibility; a binary posterior has no variance of its own.
+
+    Raises
+    ------
+    ValueError
+        If the relaxation, prior or sampler is unknown or ``n_latent`` < 2.
+    """
+
+    def __init__(
+        self,
+        n_input: int,
+        n_batch: int = 0,
+        n_labels: int = 0,
+        n_hidden: int = 128,
+        n_latent: int = 64,
+        n_layers: int = 1,
+        n_continuous_cov: int = 0,
+        n_cats_per_cov: list[int] | None = None,
+        dropout_rate: float = 0.1,
+        dispersion: Literal["gene", "gene-batch", "gene-label", "gene-cell"] = "gene",
+        log_variational: bool = True,
+        gene_likelihood: Literal["zinb", "nb", "poisson", "normal"] = "nb",
+        latent_distribution: Literal["bernoulli"] = "bernoulli",
+        encode_covariates: bool = False,
+        deeply_inject_covariates: bool = True,
+        batch_representation: Literal["one-hot", "embedding"] = "one-hot",
+        use_batch_norm: Literal["encoder", "decoder", "none", "both"] = "both",
+        use_layer_norm: Literal["encoder", "decoder", "none", "both"] = "none",
+        use_size_factor_key: bool = False,
+        use_observed_lib_size: bool = True,
+        extra_payload_autotune: bool = False,
+        library_log_means: np.ndarray | None = None,
+        library_log_vars: np.ndarray | None = None,
+        var_activation: Callable[[Tensor], Tensor] | None = None,
+        extra_encoder_kwargs: dict | None = None,
+        extra_decoder_kwargs: dict | None = None,
+        batch_embedding_kwargs: dict | None = None,
+        relaxation: str = "spike_exponential",
+        relaxation_beta: float | None = None,
+        prior: Literal["boltzmann", "bernoulli"] = "boltzmann",
+        sampler: str = "parallel_tempering",
+        sampler_options: dict | None = None,
+        normal_variance: Literal["learned", "fixed"] = "learned",
+    ) -> None:
+        super().__init__(
+            n_input=n_input,
+            n_batch=n_batch,
+            n_labels=n_labels,
+            n_hidden=n_hidden,
+            n_latent=n_latent,
+            n_layers=n_layers,
+            n_continuous_cov=n_continuous_cov,
+            n_cats_per_cov=n_cats_per_cov,
+            dropout_rate=dropout_rate,
+            dispersion=dispersion,
+            log_variational=log_variational,
+            gene_likelihood=gene_likelihood,
+            encode_covariates=encode_covariates,
+            deeply_inject_covariates=deeply_inject_covariates,
+            batch_representation=batch_representation,
+            use_batch_norm=use_batch_norm,
+            use_layer_norm=use_layer_norm,
+            use_size_factor_key=use_size_factor_key,
+            use_observed_lib_size=use_observed_lib_size,
+            extra_payload_autotune=extra_payload_autotune,
+            library_log_means=library_log_means,
+            library_log_vars=library_log_vars,
+            extra_decoder_kwargs=extra_decoder_kwargs,
+            batch_embedding_kwargs=batch_embedding_kwargs,
+            normal_variance=normal_variance,
+        )
+        if latent_distribution != "bernoulli":
+            raise ValueError(
+                f"`latent_distribution` is 'bernoulli' in this model, got {latent_distribution!r}."
+            )
+        self.latent_distribution = latent_distribution
+        covariates = list(n_cats_per_cov or [])
+        n_input_encoder = n_input + n_continuous_cov * encode_covariates
+        if batch_representation == "embedding":
+            batch_dim = self.get_embedding(REGISTRY_KEYS.BATCH_KEY).embedding_dim
+            n_input_encoder += batch_dim * encode_covariates
+        else:
+            covariates = [n_batch, *covariates]
+        self.z_encoder = BinaryEncoder(
+            n_input_encoder,
+            n_latent,
+            get_relaxation(relaxation),
+            relaxation_beta,
+            n_cat_list=covariates if encode_covariates else None,
+            n_layers=n_layers,
+            n_hidden=n_hidden,
+            dropout_rate=dropout_rate,
+            inject_covariates=deeply_inject_covariates,
+            use_batch_norm=use_batch_norm in ("encoder", "both"),
+            use_layer_norm=use_layer_norm in ("encoder", "both"),
+            **(extra_encoder_kwargs or {}),
+        )
+        if prior == "boltzmann":
+            self.prior = BoltzmannPrior(n_latent, sampler, sampler_options)
+        elif prior == "bernoulli":
+            self.prior = BernoulliPrior(n_latent)
+        else:
+            raise ValueError(f"Unknown prior {prior!r}. Available: boltzmann, bernoulli.")
+
+    @auto_move_data
+    def _cached_inference(
+        self,
+        qzm: Tensor,
+        qzv: Tensor,
+        observed_lib_size: Tensor,
+        n_samples: int = 1,
+    ) -> dict[str, Any]:
+        qz = self.z_encoder.posterior(torch.logit(qzm, eps=1e-6))
+        library = torch.log(observed_lib_size)
+        if self.gene_likelihood == "normal":
+            library = torch.zeros_like(library)
+        if n_samples > 1:
+            library = library.unsqueeze(0).expand((n_samples, *library.shape))
+        return {
+            MODULE_KEYS.Z_KEY: qz.sample((n_samples,) if n_samples > 1 else ()),
+            MODULE_KEYS.QZ_KEY: qz,
+            MODULE_KEYS.QL_KEY: None,
+            MODULE_KEYS.LIBRARY_KEY: library,
+        }
+
+    @auto_move_data
+    def generative(
+        self,
+        z: Tensor,
+        library: Tensor,
+        batch_index: Tensor,
+        cont_covs: Tensor | None = None,
+        cat_covs: Tensor | None = None,
+        size_factor: Tensor | None = None,
+        y: Tensor | None = None,
+        transform_batch: Tensor | None = None,
+    ) -> dict[str, Any]:
+        """Decode continuous codes; the prior is not a torch distribution, so ``pz`` is None."""
+        out = super().generative(
+            z, library, batch_index, cont_covs, cat_covs, size_factor, y, transform_batch
+        )
+        out[MODULE_KEYS.PZ_KEY] = None
+        return out
+
+    @unsupported_if_adata_minified
+    def loss(
+        self,
+        tensors: dict[str, Tensor],
+        inference_outputs: dict[str, Any],
+        generative_outputs: dict[str, Any],
+        kl_weight: float | Tensor = 1.0,
+    ) -> LossOutput:
+        """Negative ELBO with the KL of the codes weighted by ``kl_weight``.
+
+        In training mode the prior's own gradient rides along with weight 1 and value 0: warm-up
+        must not starve the Boltzmann machine, and its surrogate is not part of the bound.
+        """
+        qz = inference_outputs[MODULE_KEYS.QZ_KEY]
+        kl_z = self.prior.kl(qz.logits)
+        kl_l = torch.zeros_like(kl_z)
+        if not self.use_observed_lib_size:
+            kl_l = torch.distributions.kl_divergence(
+                inference_outputs[MODULE_KEYS.QL_KEY], generative_outputs[MODULE_KEYS.PL_KEY]
+            ).sum(dim=1)
+        x = tensors[REGISTRY_KEYS.X_KEY]
+        reconstruction = -generative_outputs[MODULE_KEYS.PX_KEY].log_prob(x).sum(-1)
+        loss = torch.mean(reconstruction + kl_weight * kl_z + kl_l)
+        if self.training and torch.is_grad_enabled() and self.prior.h.requires_grad:
+            surrogate = self.prior.surrogate(qz.probs.detach())
+            loss = loss + surrogate - surrogate.detach()
+        payload = {}
+        if self.extra_payload_autotune:
+            payload = {
+                "z": inference_outputs[MODULE_KEYS.Z_KEY],
+                "batch": tensors[REGISTRY_KEYS.BATCH_KEY],
+                "labels": tensors[REGISTRY_KEYS.LABELS_KEY],
+            }
+        return LossOutput(
+            loss=loss,
+            reconstruction_loss=reconstruction,
+            kl_local={MODULE_KEYS.KL_L_KEY: kl_l, MODULE_KEYS.KL_Z_KEY: kl_z},
+            extra_metrics=payload,
+        )
+
+    @torch.inference_mode()
+    @auto_move_data
+    def marginal_ll(
+        self,
+        tensors: dict[str, Tensor],
+        n_mc_samples: int,
+        return_mean: bool = False,
+        n_mc_samples_per_pass: int = 1,
+    ) -> Tensor | float:
+        r"""Importance-weighted log-likelihood :math:`\log \frac1K \sum_k p(x, z_k) / q(z_k | x)`.
+
+        Weights live on (z, :math:`\zeta`) together, where the relaxation cancels; the prior is
+        normalised by log Z. In expectation it is at least the ELBO and at most log p(x).
+
+        Parameters
+        ----------
+        tensors
+            A minibatch.
+        n_mc_samples
+            Number K of samples a cell.
+        return_mean
+            Whether to average over the cells.
+        n_mc_samples_per_pass
+            Samples decoded at once; trades memory for speed.
+
+        Returns
+        -------
+        Tensor ``(n_cells,)`` in nats, or its mean as a float.
+        """
+        if n_mc_samples < 1:
+            raise ValueError(f"`n_mc_samples` must be at least 1, got {n_mc_samples}.")
+        inference = self.inference(**self._get_inference_input(tensors, full_forward_pass=True))
+        qz, ql = inference[MODULE_KEYS.QZ_KEY], inference[MODULE_KEYS.QL_KEY]
+        x, batch_index = tensors[REGISTRY_KEYS.X_KEY], tensors[REGISTRY_KEYS.BATCH_KEY]
+        log_weights = []
+        left = n_mc_samples
+        while left > 0:
+            size = min(n_mc_samples_per_pass, left)
+            left -= size
+            z, zeta = qz.sample_joint((size,))
+            library = inference[MODULE_KEYS.LIBRARY_KEY].expand(size, -1, -1)
+            log_weight = self.prior.log_prob(z) - qz.binary_log_prob(z).sum(-1)
+            if not self.use_observed_lib_size:
+                library = ql.sample((size,))
+                mean, variance = self._compute_local_library_params(batch_index)
+                p_l = Normal(mean, variance.sqrt()).log_prob(library)
+                log_weight = log_weight + (p_l - ql.log_prob(library)).sum(-1)
+            outputs = inference | {MODULE_KEYS.Z_KEY: zeta, MODULE_KEYS.LIBRARY_KEY: library}
+            px = self.generative(**self._get_generative_input(tensors, outputs))
+            log_weights.append(log_weight + px[MODULE_KEYS.PX_KEY].log_prob(x).sum(-1))
+        out = torch.logsumexp(torch.cat(log_weights), dim=0) - math.log(n_mc_samples)
+        return out.mean().item() if return_mean else out.cpu()

@@ -1,0 +1,343 @@
+r"""The Boltzmann-machine prior over binary codes, and its negative phase.
+
+.. math:: p(z) = e^{-E(z)} / Z, \qquad E(z) = h^\top z + \tfrac12 z^\top W z, \quad
+          z \in \{0, 1\}^n.
+
+For a factorised posterior :math:`q(z) = \prod_l \mathrm{Bernoulli}(q_l)` the divergence is exact,
+:math:`KL = \sum_l [q_l \log q_l + (1-q_l)\log(1-q_l)] + E(q) + \log Z`, because W has no diagonal.
+The machine's own gradient is that of :math:`E(q) - \langle E \rangle_p`: the second term, the
+negative phase, needs samples of p and gets them from persistent chains.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.functional import logsigmoid, softplus
+
+from scvi_qbm.ising import Ising
+from scvi_qbm.logz import bar_from_chains, log_partition
+from scvi_qbm.samplers import ChainSampler, Sampler, get_sampler
+from scvi_qbm.samplers._chains import Chains
+from scvi_qbm.samplers.parallel_tempering import ParallelTempering
+
+__all__ = ["BernoulliPrior", "BoltzmannPrior", "NegativePhaseReport"]
+
+logger = logging.getLogger(__name__)
+
+_ADAPT_EVERY = 50
+_RECENT = 16
+_TARGET_SE = 0.15
+_RELAX = 48
+_MAX_SWEEPS = 256
+
+_executor: list[ThreadPoolExecutor] = []
+
+Parameters = tuple[NDArray[np.float64], NDArray[np.float64]]
+
+
+class NegativePhaseReport(NamedTuple):
+    """Is the negative phase honest? From :meth:`BoltzmannPrior.refresh_log_z`; energies in nats.
+
+    Parameters
+    ----------
+    log_z, log_z_se
+        log Z of the machine and its standard error.
+    log_z_drift
+        log Z tracked from step to step along the training samples, minus the estimate: chains
+        that miss modes make it run away.
+    energy_gap, energy_gap_se
+        Mean energy of the training samples minus that of tempered chains at equilibrium.
+    n_levels
+        Temperatures in the ladder.
+    """
+
+    log_z: float
+    log_z_se: float
+    log_z_drift: float
+    energy_gap: float
+    energy_gap_se: float
+    n_levels: float
+
+    @property
+    def is_honest(self) -> bool:
+        """Gap below 2 nats or 4 standard errors, drift below 5 nats since the last estimate.
+
+        Lagging a little behind the parameters is normal and does no measured harm (drifts of 1 to
+        2 nats an epoch on 11,000 cells); chains that do not mix show 5 and more.
+        """
+        gap_ok = abs(self.energy_gap) <= max(2.0, 4 * self.energy_gap_se)
+        return gap_ok and abs(self.log_z_drift) <= 5.0
+
+
+def _entropy_term(logits: Tensor) -> Tensor:
+    q = torch.sigmoid(logits)
+    return (q * logsigmoid(logits) + (1 - q) * logsigmoid(-logits)).sum(-1)
+
+
+class _BinaryPrior(nn.Module):
+    """What both priors share: biases h and the KL of a factorised posterior."""
+
+    h: nn.Parameter
+    log_z: Tensor
+    log_z_se: Tensor
+
+    def __init__(self, n_latent: int) -> None:
+        super().__init__()
+        if n_latent < 2:
+            raise ValueError(f"`n_latent` must be at least 2, got {n_latent}.")
+        self.n_latent = n_latent
+        self.h = nn.Parameter(torch.zeros(n_latent))
+        self.register_buffer("log_z", torch.tensor(n_latent * math.log(2.0)))
+        self.register_buffer("log_z_se", torch.tensor(0.0))
+
+    def energy(self, z: Tensor, *, detach: bool = False) -> Tensor:
+        """E(z) for z in [0, 1], shape ``(..., n_latent)`` -> ``(...)``; in expectation E(q)."""
+        h = self.h.detach() if detach else self.h
+        return z @ h
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Normalised log-probability of binary codes, shape ``(...)``."""
+        return -self.energy(z) - self.log_z
+
+    def kl(self, logits: Tensor) -> Tensor:
+        r"""KL(q || p) in nats for each cell, shape ``(..., n_latent)`` -> ``(...)``.
+
+        Gradients flow to the logits only; the prior's own come from :meth:`surrogate`, which no
+        KL weight scales.
+        """
+        return _entropy_term(logits) + self.energy(torch.sigmoid(logits), detach=True) + self.log_z
+
+    def surrogate(self, q: Tensor) -> Tensor:
+        """A scalar whose gradient is that of E_q[-log p] in the prior's parameters."""
+        raise NotImplementedError
+
+    def prefetch(self) -> None:
+        """Start drawing negative samples in the background, if the prior needs any."""
+
+    def refresh_log_z(self, *, final: bool = False) -> NegativePhaseReport | None:
+        """Bring ``log_z`` up to date with the parameters."""
+        raise NotImplementedError
+
+    def parameters_numpy(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """``(W, h)`` as float64 arrays, W symmetric with zero diagonal."""
+        h = self.h.detach().double().cpu().numpy().copy()
+        return np.zeros((self.n_latent, self.n_latent)), h
+
+    def ising(self) -> Ising:
+        """The prior as an Ising model with the same energies."""
+        return Ising.from_boltzmann(*self.parameters_numpy())
+
+
+class BernoulliPrior(_BinaryPrior):
+    """Independent units: the W = 0 twin, with learned biases and everything in closed form."""
+
+    def _exact_log_z(self) -> Tensor:
+        return softplus(-self.h).sum()
+
+    def surrogate(self, q: Tensor) -> Tensor:
+        """E(q) + log Z, averaged over cells."""
+        log_z = self._exact_log_z()
+        self.log_z.copy_(log_z.detach())
+        return self.energy(q).mean() + log_z
+
+    def refresh_log_z(self, *, final: bool = False) -> None:
+        """Log Z in closed form."""
+        self.log_z.copy_(self._exact_log_z().detach())
+
+
+class BoltzmannPrior(_BinaryPrior):
+    """A fully connected Boltzmann machine trained by persistent, tempered chains.
+
+    Parameters
+    ----------
+    n_latent
+        Number of binary units, >= 2.
+    sampler
+        Name or instance, from :func:`scvi_qbm.list_samplers`. Its law must be ``exact`` or
+        ``mcmc``.
+    sampler_options
+        Options of the sampler, where it is given by name.
+
+    Raises
+    ------
+    ValueError
+        If ``n_latent`` < 2, the sampler is unknown, or its law is ``heuristic``.
+    """
+
+    W_upper: nn.Parameter
+
+    def __init__(
+        self,
+        n_latent: int,
+        sampler: str | Sampler = "parallel_tempering",
+        sampler_options: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(n_latent)
+        # Only the strict upper triangle is used and gets gradients.
+        self.W_upper = nn.Parameter(torch.zeros(n_latent, n_latent))
+        options = dict(sampler_options or {})
+        if isinstance(sampler, str) and sampler in ("parallel_tempering", "gibbs"):
+            options = {"n_chains": 32, "n_sweeps": 5} | options
+        self.sampler = get_sampler(sampler, **options)
+        if self.sampler.law == "heuristic":
+            raise ValueError(
+                f"Sampler {self.sampler.name!r} is heuristic: its states do not follow the "
+                "Boltzmann law, and a prior trained on them would be wrong. Use one whose law is "
+                "'mcmc' or 'exact', such as 'parallel_tempering'."
+            )
+        self._chains: Any = None
+        self._reference: Any = None
+        self._steps = 0
+        self._recent: deque[NDArray[np.int8]] = deque(maxlen=_RECENT)
+        self._tracked: Parameters | None = None
+        self._pending: tuple[Parameters, Future[NDArray[np.int8]]] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self._pending is not None:
+            self._pending[1].result()
+        return self.__dict__ | {"_pending": None}
+
+    @property
+    def W(self) -> Tensor:
+        """Couplings, symmetric with zero diagonal."""
+        upper = self.W_upper.triu(1)
+        return upper + upper.T
+
+    def energy(self, z: Tensor, *, detach: bool = False) -> Tensor:
+        """E(z) for z in [0, 1], shape ``(..., n_latent)`` -> ``(...)``; in expectation E(q)."""
+        upper = self.W_upper.detach() if detach else self.W_upper
+        return super().energy(z, detach=detach) + ((z @ upper.triu(1)) * z).sum(-1)
+
+    def parameters_numpy(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """``(W, h)`` as float64 arrays, W symmetric with zero diagonal."""
+        upper = np.triu(self.W_upper.detach().double().cpu().numpy(), 1)
+        return upper + upper.T, super().parameters_numpy()[1]
+
+    def surrogate(self, q: Tensor) -> Tensor:
+        """E(q) over cells minus E over negative samples; draws them. The value means nothing."""
+        negatives = torch.from_numpy(self._collect()).to(q)
+        return self.energy(q).mean() - self.energy(negatives).mean()
+
+    @torch.compiler.disable
+    def prefetch(self) -> None:
+        """Start drawing negative samples in a thread, beside the encoder's and decoder's work."""
+        if self._pending is None:
+            parameters = self.parameters_numpy()
+            if not _executor:
+                _executor.append(ThreadPoolExecutor(1, thread_name_prefix="scvi-qbm-negative"))
+            future = _executor[0].submit(self._draw, parameters, self._seed())
+            self._pending = (parameters, future)
+
+    @torch.compiler.disable
+    def _collect(self) -> NDArray[np.int8]:
+        """Negative samples as 0 and 1, from the thread if one is at work."""
+        self.prefetch()
+        assert self._pending is not None
+        (parameters, future), self._pending = self._pending, None
+        spins = future.result()
+        self._recent.append(spins)
+        self._follow_log_z(parameters)
+        return ((spins + 1) // 2).astype(np.float32)
+
+    def _seed(self) -> int:
+        """A seed from torch's generator (scvi.settings.seed sets it), another on each rank."""
+        rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+        return int(torch.randint(2**62, ()).item()) + rank
+
+    def _draw(self, parameters: Parameters, seed: int) -> NDArray[np.int8]:
+        sampler, ising = self.sampler, Ising.from_boltzmann(*parameters)
+        if not isinstance(sampler, ChainSampler):
+            return sampler.sample(ising, n_samples=256, seed=seed).spins
+        if self._chains is None:
+            self._chains = sampler.init(ising, seed=seed)
+        else:
+            self._chains = sampler.retarget(self._chains, ising)
+        self._chains = sampler.step(self._chains)
+        self._steps += 1
+        # The machine changes fastest at the start: adapt after 8, 16, 32 steps, then regularly.
+        if self._steps in (8, 16, 32) or self._steps % _ADAPT_EVERY == 0:
+            self._chains = sampler.adapt(self._chains)
+        return sampler.spins(self._chains)
+
+    def _follow_log_z(self, current: Parameters) -> None:
+        r"""Carry log Z from the parameters it is known for to those of the newest samples.
+
+        :math:`\Delta = -\log\langle e^{\Delta E}\rangle` over samples of the *new* machine: the
+        old ones made the step, which raised their energies above everyone else's.
+        """
+        if self._tracked is not None and self._recent:
+            dW, dh = current[0] - self._tracked[0], current[1] - self._tracked[1]
+            z = (self._recent[-1] + 1) / 2.0
+            change = z @ dh + 0.5 * np.einsum("si,si->s", z @ dW, z)
+            self.log_z -= float(np.logaddexp.reduce(change) - math.log(len(change)))
+        self._tracked = current
+
+    def refresh_log_z(self, *, final: bool = False) -> NegativePhaseReport:
+        """Estimate log Z by BAR on tempered chains, and check the negative phase against them.
+
+        Parameters
+        ----------
+        final
+            Start afresh from random states with long burn-in, so that nothing is taken over
+            from the training chains: for the value that is reported in the end.
+
+        Returns
+        -------
+        :class:`NegativePhaseReport`; ``log_z`` and ``log_z_se`` are updated.
+        """
+        if self._pending is not None:
+            self._pending[1].result()
+        parameters = self.parameters_numpy()
+        self._follow_log_z(parameters)
+        tracked, ising = float(self.log_z), Ising.from_boltzmann(*parameters)
+        chains, n_threads = self._reference_chains(ising)
+        value, energies = bar_from_chains(
+            chains, 16, target_se=_TARGET_SE, max_sweeps=_MAX_SWEEPS, n_threads=n_threads
+        )
+        if final:
+            value = log_partition(ising, seed=self._seed())
+        gap, gap_se = self._energy_gap(chains, energies)
+        self.log_z.fill_(value.value)
+        self.log_z_se.fill_(value.standard_error)
+        return NegativePhaseReport(
+            value.value,
+            value.standard_error,
+            tracked - value.value,
+            gap,
+            gap_se,
+            float(chains.n_levels),
+        )
+
+    def _reference_chains(self, ising: Ising) -> tuple[Chains, int]:
+        """Tempered chains at the present machine: the training ones where they are tempered."""
+        if isinstance(self.sampler, ParallelTempering) and self._chains is not None:
+            chains = self.sampler.adapt(self.sampler.retarget(self._chains, ising))
+            self._chains = self.sampler.step(chains, _RELAX)
+            return self._chains, self.sampler.n_threads
+        tempering = ParallelTempering(n_chains=32)
+        if self._reference is None:
+            self._reference = tempering.init(ising, seed=self._seed())
+        else:
+            self._reference = tempering.retarget(self._reference, ising)
+        self._reference = tempering.warm_up(self._reference, 200)
+        return self._reference, tempering.n_threads
+
+    def _energy_gap(self, chains: Chains, reference: NDArray[np.float64]) -> tuple[float, float]:
+        if not self._recent:
+            return 0.0, 0.0
+        spins = np.stack(self._recent).astype(np.float64)
+        ising = chains.ising
+        # On the scale of `reference`: without offset and without the untempered base field.
+        training = (ising.energy(spins) - ising.offset + spins @ chains.base).mean(axis=0)
+        equilibrium = reference.mean(axis=0)
+        variance = training.var() / training.size + equilibrium.var() / equilibrium.size
+        return float(training.mean() - equilibrium.mean()), float(np.sqrt(variance))

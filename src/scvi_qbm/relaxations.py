@@ -1,0 +1,271 @@
+r"""Continuous relaxations of binary latents, as torch distributions.
+
+A binary unit :math:`z \sim \mathrm{Bernoulli}(q)` is smoothed into :math:`\zeta \sim r(\zeta | z)`
+on [0, 1], which is drawn by a differentiable inverse CDF, so that gradients pass from the decoder
+to the encoder. The same :math:`r` stands in posterior and prior and cancels in their
+Kullback-Leibler divergence (Rolfe 2017, arXiv:1609.02200).
+"""
+
+from __future__ import annotations
+
+import abc
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, constraints
+from torch.distributions.utils import broadcast_all
+from torch.nn.functional import logsigmoid
+
+__all__ = [
+    "BinaryRelaxation",
+    "OverlappingExponential",
+    "SpikeExponential",
+    "get_relaxation",
+    "list_relaxations",
+    "register_relaxation",
+]
+
+
+_SCALAR = torch.Size()
+
+
+class BinaryRelaxation(Distribution, abc.ABC):
+    r"""Law of :math:`\zeta` given the logits of :math:`z`; base class of the relaxations.
+
+    ``loc`` and ``scale`` are mean and standard deviation of the *binary* unit z, as scvi-tools
+    reads them from a posterior; ``mean`` and ``variance`` are those of :math:`\zeta`.
+
+    Parameters
+    ----------
+    logits
+        Log-odds of z = 1, any shape.
+    beta
+        Sharpness, > 0: the larger, the closer :math:`\zeta` to z and the rarer its gradient.
+    """
+
+    arg_constraints = {"logits": constraints.real, "beta": constraints.positive}
+    support = constraints.unit_interval
+    has_rsample = True
+    default_beta: float
+
+    def __init__(
+        self,
+        logits: Tensor,
+        beta: float | Tensor | None = None,
+        validate_args: bool | None = None,
+    ) -> None:
+        beta = self.default_beta if beta is None else beta
+        self.logits, self.beta = broadcast_all(logits, beta)
+        super().__init__(self.logits.shape, validate_args=validate_args)
+
+    def expand(self, batch_shape: torch.Size, _instance: BinaryRelaxation | None = None):
+        """The same law with batch dimensions expanded to ``batch_shape``."""
+        new = self._get_checked_instance(type(self), _instance)
+        new.logits, new.beta = self.logits.expand(batch_shape), self.beta.expand(batch_shape)
+        super(BinaryRelaxation, new).__init__(batch_shape, validate_args=False)
+        return new
+
+    @property
+    def probs(self) -> Tensor:
+        """Probability of z = 1."""
+        return torch.sigmoid(self.logits)
+
+    @property
+    def loc(self) -> Tensor:
+        """Mean of z."""
+        return self.probs
+
+    @property
+    def scale(self) -> Tensor:
+        """Standard deviation of z."""
+        return (self.probs * (1 - self.probs)).sqrt()
+
+    @property
+    def mean(self) -> Tensor:
+        r"""Mean of :math:`\zeta`."""
+        on, off = self._moments(1)
+        return self.probs * on + (1 - self.probs) * off
+
+    @property
+    def variance(self) -> Tensor:
+        r"""Variance of :math:`\zeta`."""
+        on, off = self._moments(2)
+        return self.probs * on + (1 - self.probs) * off - self.mean**2
+
+    def binary_log_prob(self, z: Tensor) -> Tensor:
+        """Log-probability of binary states, elementwise."""
+        return z * logsigmoid(self.logits) + (1 - z) * logsigmoid(-self.logits)
+
+    def binary_entropy(self) -> Tensor:
+        """Entropy of z in nats, elementwise."""
+        return -self.binary_log_prob(self.probs)
+
+    def _uniform(self, sample_shape: torch.Size) -> Tensor:
+        shape = self._extended_shape(torch.Size(sample_shape))
+        return torch.rand(shape, dtype=self.logits.dtype, device=self.logits.device)
+
+    @torch.no_grad()
+    def sample_joint(self, sample_shape: torch.Size = _SCALAR) -> tuple[Tensor, Tensor]:
+        r"""Draw :math:`(z, \zeta)` together, as importance weights need them."""
+        z = (self._uniform(sample_shape) < self.probs).to(self.logits.dtype)
+        u = self._uniform(sample_shape)
+        return z, torch.where(z > 0, self._icdf_on(u), self._icdf_off(u))
+
+    def rsample(self, sample_shape: torch.Size = _SCALAR) -> Tensor:
+        r"""Draw :math:`\zeta` with gradients to the logits."""
+        return self.icdf(self._uniform(sample_shape))
+
+    @abc.abstractmethod
+    def icdf(self, value: Tensor) -> Tensor:
+        r"""Inverse CDF of :math:`\zeta`, differentiable in the logits."""
+
+    @abc.abstractmethod
+    def _icdf_on(self, u: Tensor) -> Tensor: ...
+
+    @abc.abstractmethod
+    def _icdf_off(self, u: Tensor) -> Tensor: ...
+
+    @abc.abstractmethod
+    def _moments(self, order: int) -> tuple[Tensor, Tensor]:
+        r""":math:`E[\zeta^k | z]` for z = 1 and z = 0, k = 1 or 2."""
+
+
+class SpikeExponential(BinaryRelaxation):
+    r"""Spike-and-exponential: the paper's relaxation (there with beta = 0.5).
+
+    :math:`r(\zeta|0) = \delta(\zeta)` and
+    :math:`r(\zeta|1) = \beta e^{\beta\zeta} / (e^\beta - 1)`, with inverse CDF
+    :math:`\frac1\beta \log[\max(\rho + q - 1, 0)\,(e^\beta - 1)/q + 1]`
+    (Rolfe 2017, appendix D). Draws below the spike carry no gradient.
+    """
+
+    default_beta = 5.0
+
+    def icdf(self, value: Tensor) -> Tensor:
+        r"""Inverse CDF of :math:`\zeta`."""
+        q = self.probs.clamp_min(1e-7)
+        return self._icdf_on(((value + q - 1) / q).clamp_min(0.0))
+
+    def _icdf_on(self, u: Tensor) -> Tensor:
+        return torch.log1p(u * torch.expm1(self.beta)) / self.beta
+
+    def _icdf_off(self, u: Tensor) -> Tensor:
+        return torch.zeros_like(u)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log-density; at 0 the log-mass of the spike."""
+        if self._validate_args:
+            self._validate_sample(value)
+        slab = torch.log(self.beta) + self.beta * value - torch.log(torch.expm1(self.beta))
+        return torch.where(value > 0, logsigmoid(self.logits) + slab, logsigmoid(-self.logits))
+
+    def _moments(self, order: int) -> tuple[Tensor, Tensor]:
+        b, scale = self.beta, -torch.expm1(-self.beta)
+        first = 1 / scale - 1 / b
+        on = first if order == 1 else 1 / scale - 2 * first / b
+        return on, torch.zeros_like(on)
+
+
+class OverlappingExponential(BinaryRelaxation):
+    r"""Two exponentials that lean to either end and overlap (Vahdat et al. 2018, DVAE++).
+
+    :math:`r(\zeta|0) \propto e^{-\beta\zeta}`, :math:`r(\zeta|1) \propto e^{\beta(\zeta-1)}` on
+    [0, 1]. Every draw carries a gradient, taken implicitly:
+    :math:`d\zeta/dq = -\partial_q F(\zeta) / f(\zeta)`.
+    """
+
+    default_beta = 8.0
+
+    def icdf(self, value: Tensor) -> Tensor:
+        r"""Inverse CDF of :math:`\zeta`: a quadratic in :math:`e^{-\beta\zeta}`."""
+        q = self.probs
+        with torch.no_grad():
+            d = torch.exp(-self.beta)
+            linear = value * (1 - d) + q * d - (1 - q)
+            root = (linear**2 + 4 * (1 - q) * q * d).sqrt()
+            tiny = torch.finfo(q.dtype).tiny
+            m = torch.where(
+                linear >= 0,
+                2 * q * d / (linear + root).clamp_min(tiny),
+                (root - linear) / (2 * (1 - q)).clamp_min(tiny),
+            )
+            zeta = (-torch.log(m.clamp_min(tiny)) / self.beta).clamp(0.0, 1.0)
+            off = -torch.expm1(-self.beta * zeta) / (1 - d)
+            on = (torch.exp(self.beta * (zeta - 1)) - d) / (1 - d)
+            slope = (off - on) / self._density(zeta)
+        return zeta + slope * (q - q.detach())
+
+    def _density(self, value: Tensor) -> Tensor:
+        norm = self.beta / -torch.expm1(-self.beta)
+        off, on = torch.exp(-self.beta * value), torch.exp(self.beta * (value - 1))
+        return norm * ((1 - self.probs) * off + self.probs * on)
+
+    def _icdf_off(self, u: Tensor) -> Tensor:
+        return (-torch.log1p(u * torch.expm1(-self.beta)) / self.beta).clamp(0.0, 1.0)
+
+    def _icdf_on(self, u: Tensor) -> Tensor:
+        return 1 - self._icdf_off(u)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log-density."""
+        if self._validate_args:
+            self._validate_sample(value)
+        return torch.log(self._density(value))
+
+    def _moments(self, order: int) -> tuple[Tensor, Tensor]:
+        b = self.beta
+        first = 1 / b - 1 / torch.expm1(b)
+        if order == 1:
+            return 1 - first, first
+        second = (2 * first - 1 / torch.expm1(b) * b) / b
+        return 1 - 2 * first + second, second
+
+
+_RELAXATIONS: dict[str, type[BinaryRelaxation]] = {
+    "spike_exponential": SpikeExponential,
+    "overlapping_exponential": OverlappingExponential,
+}
+
+
+def list_relaxations() -> list[str]:
+    """Names that :func:`get_relaxation` knows."""
+    return sorted(_RELAXATIONS)
+
+
+def register_relaxation(name: str, cls: type[BinaryRelaxation]) -> None:
+    """Make a relaxation available as ``QBMVI(relaxation=name)``.
+
+    Parameters
+    ----------
+    name
+        A free name.
+    cls
+        A :class:`BinaryRelaxation` subclass.
+
+    Raises
+    ------
+    ValueError
+        If the name is taken.
+    TypeError
+        If ``cls`` is not a subclass of :class:`BinaryRelaxation`.
+    """
+    if not (isinstance(cls, type) and issubclass(cls, BinaryRelaxation)):
+        raise TypeError("`cls` must be a subclass of scvi_qbm.relaxations.BinaryRelaxation.")
+    if name in _RELAXATIONS:
+        raise ValueError(f"A relaxation named {name!r} exists.")
+    _RELAXATIONS[name] = cls
+
+
+def get_relaxation(name: str) -> type[BinaryRelaxation]:
+    """The relaxation of that name.
+
+    Raises
+    ------
+    ValueError
+        If there is none; the message lists those there are.
+    """
+    if name not in _RELAXATIONS:
+        raise ValueError(
+            f"Unknown relaxation {name!r}. Available: {', '.join(list_relaxations())}."
+        )
+    return _RELAXATIONS[name]

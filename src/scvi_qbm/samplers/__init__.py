@@ -1,0 +1,17 @@
+"""Boltzmann samplers: numpy and numba only, no torch.
+
+See :func:`get_sampler`, :func:`list_samplers`, :func:`register_sampler`.
+"""
+
+from .base import ChainSampler, Law, Sampler, SampleSet
+from .registry import get_sampler, list_samplers, register_sampler
+
+__all__ = [
+    "ChainSampler",
+    "Law",
+    "SampleSet",
+    "Sampler",
+    "get_sampler",
+    "list_samplers",
+    "register_sampler",
+]

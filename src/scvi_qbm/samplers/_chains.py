@@ -1,0 +1,265 @@
+"""Many tempered chains at once: the state behind gibbs, parallel tempering and AIS.
+
+A *ladder* is one chain a level of the path ``p_lam(s) ~ exp(base.s - lam * U(s))``; level 0 is
+``lam = 0`` (independent spins) in tempering, the last is ``lam = 1``, the target. Ladders are
+packed into chunks of about 64 lanes, the unit of SIMD width, cache use and threading.
+"""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scvi_qbm.ising import Ising
+
+from ._kernels import run_chunk
+from ._rng import lane_states
+
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
+
+LANES = 64
+REFRESH = 256
+
+_pools: dict[tuple[int, int], ThreadPoolExecutor] = {}
+
+
+def default_threads() -> int:
+    """``OMP_NUM_THREADS`` if set, else the processors this process may use."""
+    declared = os.environ.get("OMP_NUM_THREADS", "")
+    if declared.isdigit() and int(declared) > 0:
+        return int(declared)
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _pool(n_threads: int) -> ThreadPoolExecutor:
+    # Keyed by process: a forked child inherits the object but not its threads.
+    key = (os.getpid(), n_threads)
+    if key not in _pools:
+        _pools[key] = ThreadPoolExecutor(n_threads, thread_name_prefix="scvi-qbm")
+    return _pools[key]
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
+
+
+@dataclass
+class Chains:
+    """State of ``n_chains`` ladders; the last axis of the chunk arrays counts lanes.
+
+    ``spins`` float32 (n_chunks, n, W), ``fields`` float32 (n_chunks, W, stride), ``energy``
+    float64 (n_chunks, W), ``lam`` float32 (n_chunks, W), ``rng`` uint32 (n_chunks, 4, W),
+    ``lane_at`` and ``heading`` int64: see ``_kernels``.
+    """
+
+    ising: Ising
+    base: F64
+    ladder: F64
+    n_chains: int
+    J: F32
+    linear: F32
+    spins: F32
+    fields: F32
+    energy: F64
+    lam: F32
+    rng: NDArray[np.uint32]
+    lane_at: NDArray[np.int64]
+    heading: NDArray[np.int64]
+    accepted: F64
+    entropy: np.random.SeedSequence
+    proposed: NDArray[np.int64]
+    round_trips: int = 0
+    sweeps: int = 0
+    n_updates: int = 0
+
+    @property
+    def n_levels(self) -> int:
+        return int(self.ladder.shape[0])
+
+    @property
+    def swap_rates(self) -> F64:
+        """Mean acceptance probability of each pair of neighbours, NaN where none was proposed."""
+        with np.errstate(invalid="ignore"):
+            out: F64 = self.accepted / self.proposed
+        return out
+
+    @property
+    def log_z_base(self) -> float:
+        """Log Z at lam = 0, where spins are independent."""
+        return float(np.logaddexp(self.base, -self.base).sum())
+
+    def forget(self) -> None:
+        """Reset the swap statistics."""
+        self.accepted[:] = 0
+        self.proposed[:] = 0
+        self.round_trips = 0
+        self.heading[:] = 0
+
+    def states(self, level: int = -1) -> NDArray[np.int8]:
+        """Spins at one level, int8 (n_chains, n)."""
+        lanes = self.lane_at[:, :, level]
+        picked = np.take_along_axis(self.spins, lanes[:, None, :], axis=2)
+        out = picked.transpose(0, 2, 1).reshape(-1, self.ising.n_spins)[: self.n_chains]
+        return out.astype(np.int8)
+
+
+def start(
+    ising: Ising,
+    ladder: F64,
+    n_chains: int,
+    entropy: np.random.SeedSequence,
+    base: F64 | None = None,
+) -> Chains:
+    """Ladders at independent random states (the law at lam = 0).
+
+    Parameters
+    ----------
+    ising
+        Target at lam = 1; scale it by beta first.
+    ladder
+        Increasing levels in [0, 1].
+    n_chains
+        Number of independent ladders.
+    entropy
+        Source of the lanes' random states.
+    base
+        Fields of the law at lam = 0, (n,); zero by default.
+    """
+    n, n_levels = ising.n_spins, len(ladder)
+    per_chunk = max(1, min(n_chains, LANES // n_levels))
+    n_chunks = -(-n_chains // per_chunk)
+    per_chunk = -(-n_chains // n_chunks)
+    width = _round_up(per_chunk * n_levels, 16)
+    # 16 floats of padding keep rows from falling on the same cache sets when n is a power of 2.
+    stride = _round_up(n, 16) + 16
+    base = np.zeros(n) if base is None else np.asarray(base, dtype=np.float64)
+    init_entropy, lane_entropy, next_entropy = entropy.spawn(3)
+    used = per_chunk * n_levels
+    words = lane_states(lane_entropy, n_chunks * used).reshape(4, n_chunks, used)
+    rng = np.ones((n_chunks, 4, width), dtype=np.uint32)
+    rng[:, :, :used] = words.transpose(1, 0, 2)
+    generator = np.random.default_rng(init_entropy)
+    up = generator.random((n_chunks * per_chunk, n_levels, n)) < 1 / (1 + np.exp(-2 * base))
+    spins = np.ones((n_chunks, n, width), dtype=np.float32)
+    spins[:, :, :used] = np.where(up, 1, -1).reshape(n_chunks, used, n).transpose(0, 2, 1)
+    lane_at = np.arange(used, dtype=np.int64).reshape(1, per_chunk, n_levels)
+    lam = np.zeros((n_chunks, width), dtype=np.float32)
+    lam[:, :used] = np.tile(ladder, per_chunk)
+    chains = Chains(
+        ising=ising,
+        base=base,
+        ladder=np.array(ladder, dtype=np.float64),
+        n_chains=n_chains,
+        J=np.zeros((n, stride), dtype=np.float32),
+        linear=np.zeros(n, dtype=np.float32),
+        spins=spins,
+        fields=np.zeros((n_chunks, width, stride), dtype=np.float32),
+        energy=np.zeros((n_chunks, width)),
+        lam=lam,
+        rng=rng,
+        lane_at=np.repeat(lane_at, n_chunks, axis=0),
+        heading=np.zeros((n_chunks, width), dtype=np.int64),
+        accepted=np.zeros(max(n_levels - 1, 0)),
+        proposed=np.zeros(max(n_levels - 1, 0), dtype=np.int64),
+        entropy=next_entropy,
+    )
+    retarget(chains, ising)
+    return chains
+
+
+def retarget(chains: Chains, ising: Ising) -> None:
+    """Point the chains at another model of the same size."""
+    n = ising.n_spins
+    if n != chains.ising.n_spins:
+        raise ValueError(
+            f"The chains hold {chains.ising.n_spins} spins, the new model has {n}: start anew."
+        )
+    chains.ising = ising
+    chains.J[:, :n] = ising.J
+    chains.linear[:] = ising.b - chains.base
+    refresh(chains)
+
+
+def refresh(chains: Chains) -> None:
+    """Recompute fields and energies from the spins, removing float32 drift."""
+    n = chains.ising.n_spins
+    couplings = np.ascontiguousarray(chains.J[:, :n])
+    interaction = np.matmul(chains.spins.transpose(0, 2, 1), couplings)
+    chains.fields[:, :, :n] = interaction + chains.linear
+    twice = (interaction + 2 * chains.linear).transpose(0, 2, 1) * chains.spins
+    chains.energy[:] = -0.5 * twice.sum(axis=1, dtype=np.float64)
+
+
+def run(chains: Chains, n_sweeps: int, *, record: bool = False, n_threads: int = 1) -> F64 | None:
+    """Advance all ladders by ``n_sweeps`` sweeps with a swap after each.
+
+    Returns
+    -------
+    With ``record``, the energies ``U`` by level, float64 (n_sweeps, n_chains, n_levels).
+    """
+    n_chunks, per_chunk, n_levels = chains.lane_at.shape
+    shape = (n_chunks, n_sweeps if record else 0, per_chunk, n_levels)
+    trace = np.empty(shape)
+    base = chains.base.astype(np.float32)
+    accepted = np.zeros((n_chunks, chains.accepted.shape[0]))
+    done = 0
+    while done < n_sweeps:
+        block = min(REFRESH, n_sweeps - done)
+        parity = chains.sweeps % 2
+        pieces = [
+            (
+                chains.J,
+                base,
+                chains.ladder,
+                chains.spins[c],
+                chains.fields[c],
+                chains.energy[c],
+                chains.lam[c],
+                chains.rng[c],
+                chains.lane_at[c],
+                chains.heading[c],
+                accepted[c],
+                block,
+                parity,
+                trace[c, done : done + block],
+            )
+            for c in range(n_chunks)
+        ]
+        if n_threads > 1 and n_chunks > 1:
+            trips = list(_pool(n_threads).map(lambda args: run_chunk(*args), pieces))
+        else:
+            trips = [run_chunk(*args) for args in pieces]
+        chains.round_trips += sum(trips)
+        for start_at in (0, 1):
+            swaps = (block + 1 - (parity != start_at)) // 2
+            chains.proposed[start_at::2] += swaps * per_chunk * n_chunks
+        chains.sweeps += block
+        done += block
+        if block == REFRESH:
+            refresh(chains)
+    chains.accepted += accepted.sum(axis=0)
+    chains.n_updates += n_sweeps * n_chunks * per_chunk * n_levels * chains.ising.n_spins
+    if not record:
+        return None
+    return trace.transpose(1, 0, 2, 3).reshape(n_sweeps, -1, n_levels)[:, : chains.n_chains]
+
+
+def relevel(chains: Chains, ladder: F64) -> Chains:
+    """The same ladders on other levels: each takes the state of the nearest old level."""
+    new = start(chains.ising, ladder, chains.n_chains, chains.entropy, chains.base)
+    nearest = np.abs(chains.ladder[None, :] - new.ladder[:, None]).argmin(axis=1)
+    used = new.lane_at.shape[1] * new.n_levels
+    stacked = np.stack([chains.states(level) for level in nearest], axis=1)
+    n_chunks, per_chunk = new.lane_at.shape[:2]
+    padded = np.resize(stacked, (n_chunks * per_chunk, *stacked.shape[1:]))
+    new.spins[:, :, :used] = padded.reshape(n_chunks, used, -1).transpose(0, 2, 1)
+    new.sweeps, new.n_updates = chains.sweeps, chains.n_updates
+    refresh(new)
+    return new

@@ -1,0 +1,159 @@
+"""What a sampler is: the protocol, its result, and what it promises about its law."""
+
+from __future__ import annotations
+
+import abc
+import operator
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scvi_qbm.ising import Ising
+
+__all__ = ["ChainSampler", "Law", "SampleSet", "Sampler"]
+
+Law = Literal["exact", "mcmc", "heuristic"]
+
+
+@dataclass
+class SampleSet:
+    """States drawn from an Ising model.
+
+    Parameters
+    ----------
+    spins
+        int8 array of shape ``(n_samples, n_spins)``, entries -1 and +1.
+    energies
+        float64 array of shape ``(n_samples,)``: ``ising.energy(spins)``, not multiplied by beta.
+    info
+        What the sampler reports of its run. Always ``sampler``, ``law``, ``beta``; Markov chains
+        add ``n_updates`` (attempted spin updates), ``n_chains``, ``n_sweeps``, ``n_burn_in``,
+        and the diagnostics ``rhat_energy`` and ``ess_energy``.
+    """
+
+    spins: NDArray[np.int8]
+    energies: NDArray[np.float64]
+    info: dict[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return int(self.spins.shape[0])
+
+    @property
+    def binary(self) -> NDArray[np.int8]:
+        """The states as 0 and 1, ``(spins + 1) / 2``."""
+        return ((self.spins + 1) // 2).astype(np.int8)
+
+
+class Sampler(abc.ABC):
+    """Draws states of an :class:`~scvi_qbm.ising.Ising` model.
+
+    A sampler is one class: it sets ``name`` and ``law`` and implements :meth:`_sample`. The
+    public :meth:`sample` checks what goes in and what comes out, and computes the energies, so
+    that a sign error in a back end cannot pass unseen.
+    """
+
+    name: ClassVar[str]
+    #: ``"exact"`` draws independently from the Boltzmann law; ``"mcmc"`` converges to it;
+    #: ``"heuristic"`` finds low energies and promises nothing about frequencies.
+    law: ClassVar[Law]
+
+    def sample(
+        self,
+        ising: Ising,
+        beta: float = 1.0,
+        n_samples: int = 1000,
+        seed: int | None = None,
+    ) -> SampleSet:
+        r"""Draw states from :math:`p(s) \propto e^{-\beta E(s)}`, or as ``law`` says.
+
+        Parameters
+        ----------
+        ising
+            The model.
+        beta
+            Inverse temperature, >= 0, in units of 1 / energy.
+        n_samples
+            Number of states to return, >= 1.
+        seed
+            Same seed, same machine, same states. ``None`` draws fresh entropy.
+
+        Returns
+        -------
+        :class:`SampleSet` with ``n_samples`` states.
+
+        Raises
+        ------
+        TypeError
+            If ``ising`` is not an :class:`~scvi_qbm.ising.Ising`.
+        ValueError
+            If ``beta`` is negative or not finite, or ``n_samples`` < 1.
+        """
+        if not isinstance(ising, Ising):
+            raise TypeError(
+                f"`ising` must be a scvi_qbm.ising.Ising, got {type(ising).__name__}; build one "
+                "with Ising(J, b) or Ising.from_boltzmann(W, h)."
+            )
+        beta = float(beta)
+        if not (np.isfinite(beta) and beta >= 0):
+            raise ValueError(f"`beta` must be finite and >= 0, got {beta}.")
+        n_samples = operator.index(n_samples)
+        if n_samples < 1:
+            raise ValueError(f"`n_samples` must be at least 1, got {n_samples}.")
+        entropy = np.random.SeedSequence(None if seed is None else operator.index(seed))
+        spins, info = self._sample(ising, beta, n_samples, entropy)
+        spins = np.ascontiguousarray(spins, dtype=np.int8)
+        if spins.shape != (n_samples, ising.n_spins):
+            raise RuntimeError(
+                f"Sampler {self.name!r} returned states of shape {spins.shape}, expected "
+                f"({n_samples}, {ising.n_spins})."
+            )
+        info = {"sampler": self.name, "law": self.law, "beta": beta, **info}
+        return SampleSet(spins, ising.energy(spins), info)
+
+    @abc.abstractmethod
+    def _sample(
+        self, ising: Ising, beta: float, n_samples: int, entropy: np.random.SeedSequence
+    ) -> tuple[NDArray[np.int8], dict[str, Any]]:
+        """Draw ``n_samples`` states; arguments are valid. Returns ``(spins, info)``."""
+
+
+class ChainSampler(Sampler):
+    """A Markov-chain sampler whose chains can be kept between calls, as training does.
+
+    ``init`` starts chains, ``step`` advances them (in place, and returns them), ``retarget``
+    moves them to another model of the same size, ``spins`` reads them.
+    """
+
+    law: ClassVar[Law] = "mcmc"
+    n_chains: int
+    n_sweeps: int
+
+    @abc.abstractmethod
+    def init(self, ising: Ising, beta: float = 1.0, seed: int | None = None) -> Any:
+        """Start ``n_chains`` chains at random states."""
+
+    @abc.abstractmethod
+    def step(self, state: Any, n_sweeps: int | None = None) -> Any:
+        """Advance every chain by ``n_sweeps`` sweeps (the sampler's own number by default)."""
+
+    @abc.abstractmethod
+    def retarget(self, state: Any, ising: Ising, beta: float = 1.0) -> Any:
+        """Point the chains at another model of the same size, keeping their states."""
+
+    def adapt(self, state: Any) -> Any:
+        """Tune the sampler to what its chains have seen; called between steps, may do nothing."""
+        return state
+
+    @abc.abstractmethod
+    def spins(self, state: Any) -> NDArray[np.int8]:
+        """States of the chains at the target temperature, int8 ``(n_chains, n_spins)``."""
+
+
+def positive_int(value: int, name: str, minimum: int = 1) -> int:
+    """``value`` as an int of at least ``minimum``, or a ValueError that names the option."""
+    out = operator.index(value)
+    if out < minimum:
+        raise ValueError(f"`{name}` must be at least {minimum}, got {out}.")
+    return out

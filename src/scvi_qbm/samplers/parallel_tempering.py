@@ -1,0 +1,192 @@
+"""Parallel tempering with a ladder that tunes itself."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scvi_qbm.ising import Ising
+
+from . import _chains
+from .base import ChainSampler, positive_int
+from .gibbs import collect
+
+__all__ = ["ParallelTempering", "tuned_ladder"]
+
+MAX_LEVELS = 256
+_FIRST_LEVELS = 8
+
+
+def tuned_ladder(
+    chains: _chains.Chains, swap_rate: float, n_levels: int | None = None
+) -> NDArray[np.float64]:
+    """Levels at which all neighbours would swap equally often, from the swap rates seen so far.
+
+    Rejection rates add up along the path to the communication barrier; equal steps of it are
+    equal swap rates (Syed et al. 2022, JRSS B 84, 321, section 5).
+
+    Parameters
+    ----------
+    chains
+        Ladders with swap statistics.
+    swap_rate
+        Target acceptance, sets the number of levels where ``n_levels`` is None.
+    n_levels
+        Number of levels, if fixed.
+    """
+    rejected = np.clip(1 - chains.swap_rates, 1e-4, 1.0)
+    barrier = np.concatenate([[0.0], np.cumsum(rejected)])
+    if n_levels is None:
+        wanted = int(np.ceil(barrier[-1] / (1 - swap_rate))) + 1
+        # A saturated pair (nothing accepted) hides how long the path is there: at least double.
+        if rejected.max() > 0.95:
+            wanted = max(wanted, 2 * chains.n_levels)
+        n_levels = min(max(wanted, 2), MAX_LEVELS)
+    levels = np.interp(np.linspace(0.0, barrier[-1], n_levels), barrier, chains.ladder)
+    levels[0], levels[-1] = 0.0, 1.0
+    return np.asarray(levels, dtype=np.float64)
+
+
+class ParallelTempering(ChainSampler):
+    r"""Replica exchange along a ladder of temperatures from infinite to the target.
+
+    Each of ``n_chains`` independent ladders holds one replica a level of the path
+    :math:`p_\lambda(s) \propto e^{-\lambda \beta E(s)}`, :math:`\lambda \in [0, 1]`. After every
+    sweep neighbouring levels propose to swap, even and odd pairs in turn. Number and place of the
+    levels are tuned during burn-in to equal swap rates, then kept.
+
+    Parameters
+    ----------
+    n_chains
+        Independent ladders; each gives one state of the target at a time.
+    n_sweeps
+        Sweeps (each followed by swaps) between kept samples.
+    n_burn_in
+        Sweeps before the first kept sample, the tuning of the ladder included.
+    n_levels
+        Number of temperatures; tuned to ``swap_rate`` by default.
+    swap_rate
+        Target acceptance of swaps, in (0, 1).
+    reference
+        What the ladder starts from at :math:`\lambda = 0`: ``"uniform"`` spins, or ``"fields"``,
+        independent spins in the model's own fields (then only the couplings are tempered, which
+        is a shorter way for a machine with strong biases).
+    n_threads
+        Threads over ladders; ``OMP_NUM_THREADS`` or all processors by default. Results do not
+        depend on it.
+
+    Notes
+    -----
+    ``info`` reports ``betas``, ``swap_rates``, ``barrier`` (the sum of rejection rates, the
+    hardness of the path), ``round_trips``, ``rhat_energy`` and ``ess_energy``. A RuntimeWarning
+    says so when the chains have not mixed.
+
+    References
+    ----------
+    Geyer (1991); Hukushima and Nemoto (1996); Syed et al. (2022), JRSS B 84, 321.
+    """
+
+    name: ClassVar[str] = "parallel_tempering"
+
+    def __init__(
+        self,
+        n_chains: int = 32,
+        n_sweeps: int = 5,
+        n_burn_in: int = 1000,
+        n_levels: int | None = None,
+        swap_rate: float = 0.5,
+        reference: str = "uniform",
+        n_threads: int | None = None,
+    ) -> None:
+        self.n_chains = positive_int(n_chains, "n_chains")
+        self.n_sweeps = positive_int(n_sweeps, "n_sweeps")
+        self.n_burn_in = positive_int(n_burn_in, "n_burn_in", 0)
+        self.n_levels = None if n_levels is None else positive_int(n_levels, "n_levels", 2)
+        if not 0 < swap_rate < 1:
+            raise ValueError(f"`swap_rate` must be between 0 and 1, got {swap_rate}.")
+        self.swap_rate = float(swap_rate)
+        if reference not in ("uniform", "fields"):
+            raise ValueError(f"`reference` must be 'uniform' or 'fields', got {reference!r}.")
+        self.reference = reference
+        self.n_threads = positive_int(n_threads or _chains.default_threads(), "n_threads")
+
+    def init(self, ising: Ising, beta: float = 1.0, seed: int | None = None) -> _chains.Chains:
+        """Start ``n_chains`` ladders on evenly spaced levels; ``adapt`` tunes them."""
+        return self._start(ising.scaled(beta), np.random.SeedSequence(seed))
+
+    def _start(self, target: Ising, entropy: np.random.SeedSequence) -> _chains.Chains:
+        ladder = np.linspace(0.0, 1.0, self.n_levels or _FIRST_LEVELS)
+        base = target.b if self.reference == "fields" else None
+        return _chains.start(target, ladder, self.n_chains, entropy, base)
+
+    def step(self, state: _chains.Chains, n_sweeps: int | None = None) -> _chains.Chains:
+        """Advance every ladder by ``n_sweeps`` sweeps, each followed by swaps."""
+        _chains.run(state, n_sweeps or self.n_sweeps, n_threads=self.n_threads)
+        return state
+
+    def retarget(self, state: _chains.Chains, ising: Ising, beta: float = 1.0) -> _chains.Chains:
+        """Point the ladders at another model, keeping their states and levels."""
+        _chains.retarget(state, ising.scaled(beta))
+        return state
+
+    def adapt(self, state: _chains.Chains) -> _chains.Chains:
+        """Re-place the levels by the swap rates seen since the last call."""
+        if state.proposed.min(initial=1) == 0:
+            return state
+        ladder = tuned_ladder(state, self.swap_rate, self.n_levels)
+        moved = len(ladder) != state.n_levels or np.abs(ladder - state.ladder).max() > 1e-3
+        if moved:
+            return _chains.relevel(state, ladder)
+        state.forget()
+        return state
+
+    def spins(self, state: _chains.Chains) -> NDArray[np.int8]:
+        """States at the target temperature, int8 (n_chains, n_spins)."""
+        return state.states()
+
+    def warm_up(self, state: _chains.Chains, n_sweeps: int) -> _chains.Chains:
+        """Run and tune in rounds of doubling length, then half as long again on the final ladder.
+
+        Parameters
+        ----------
+        state
+            Ladders.
+        n_sweeps
+            Total number of sweeps.
+        """
+        tuning = n_sweeps // 2
+        rounds = max(int(np.log2(max(tuning, 1) / 16)), 0)
+        for i in range(rounds):
+            self.step(state, max(2, tuning >> (rounds - i)))
+            state = self.adapt(state)
+        if n_sweeps > tuning:
+            self.step(state, n_sweeps - tuning)
+        state.forget()
+        return state
+
+    def _sample(
+        self, ising: Ising, beta: float, n_samples: int, entropy: np.random.SeedSequence
+    ) -> tuple[NDArray[np.int8], dict[str, Any]]:
+        chains = self.warm_up(self._start(ising.scaled(beta), entropy), self.n_burn_in)
+        spins, info = collect(chains, n_samples, self.n_sweeps, self.n_threads)
+        info |= {
+            "n_sweeps": self.n_sweeps,
+            "n_burn_in": self.n_burn_in,
+            "betas": beta * chains.ladder,
+            "swap_rates": chains.swap_rates,
+            "barrier": float((1 - chains.swap_rates).sum()),
+            "round_trips": chains.round_trips,
+        }
+        rhat = info.get("rhat_energy", np.nan)
+        if rhat > 1.1 or (np.nanmin(chains.swap_rates) < 0.02 and chains.proposed.min() > 100):
+            warnings.warn(
+                f"Parallel tempering has not mixed: R-hat of the energy {rhat:.2f} (wanted < "
+                f"1.1), lowest swap rate {np.nanmin(chains.swap_rates):.2f}, round trips "
+                f"{chains.round_trips}. Use more burn-in (n_burn_in) or sweeps (n_sweeps).",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+        return spins, info

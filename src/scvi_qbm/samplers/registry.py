@@ -1,0 +1,146 @@
+"""Samplers by name: ours, those of installed plugins, and those registered at run time."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, NamedTuple
+
+from .base import Sampler
+
+__all__ = [
+    "ENTRY_POINT_GROUP",
+    "SamplerDescription",
+    "describe_samplers",
+    "get_sampler",
+    "list_samplers",
+    "register_sampler",
+]
+
+ENTRY_POINT_GROUP = "scvi_qbm.samplers"
+
+Target = str | Callable[..., Sampler]
+
+_BUILT_IN: dict[str, Target] = {
+    "exact": "scvi_qbm.samplers.exact:Exact",
+    "gibbs": "scvi_qbm.samplers.gibbs:Gibbs",
+    "parallel_tempering": "scvi_qbm.samplers.parallel_tempering:ParallelTempering",
+}
+_registered: dict[str, Target] = {}
+
+
+def _plugins() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
+
+
+def list_samplers() -> list[str]:
+    """Names that :func:`get_sampler` knows, sorted; listing imports no back end."""
+    return sorted({*_BUILT_IN, *_registered, *_plugins()})
+
+
+def register_sampler(name: str, target: Target, *, overwrite: bool = False) -> None:
+    """Make a sampler available by name in this process.
+
+    A package that ships one declares an entry point in the group ``scvi_qbm.samplers`` instead.
+
+    Parameters
+    ----------
+    name
+        Name for :func:`get_sampler` and ``QBMVI(sampler=...)``.
+    target
+        A :class:`~scvi_qbm.samplers.base.Sampler` subclass, a function that returns an instance,
+        or ``"module:attribute"``, imported on first use.
+    overwrite
+        Replace a sampler of the same name.
+
+    Raises
+    ------
+    ValueError
+        If the name is taken, or a string target has no colon.
+    TypeError
+        If the target is neither a string nor callable.
+    """
+    if not isinstance(target, str) and not callable(target):
+        raise TypeError("`target` must be a Sampler class, a function, or 'module:attribute'.")
+    if isinstance(target, str) and target.count(":") != 1:
+        raise ValueError(f"`target` must look like 'module:attribute', got {target!r}.")
+    if name in list_samplers() and not overwrite:
+        raise ValueError(f"A sampler named {name!r} exists; pass overwrite=True to replace it.")
+    _registered[name] = target
+
+
+def _load(name: str) -> Callable[..., Sampler]:
+    target: Any = _registered.get(name) or _BUILT_IN.get(name)
+    if target is None:
+        return _plugins()[name].load()  # type: ignore[no-any-return]
+    if isinstance(target, str):
+        module, attribute = target.split(":")
+        target = getattr(import_module(module), attribute)
+    return target  # type: ignore[no-any-return]
+
+
+def get_sampler(name: str | Sampler, **options: Any) -> Sampler:
+    """A sampler by name.
+
+    Parameters
+    ----------
+    name
+        One of :func:`list_samplers`. An instance is handed back as it is.
+    **options
+        Passed to the sampler's constructor.
+
+    Raises
+    ------
+    ValueError
+        If no sampler has that name; the message lists those there are.
+    TypeError
+        If the sampler does not know an option; the message lists its options.
+
+    Examples
+    --------
+    >>> import scvi_qbm
+    >>> scvi_qbm.get_sampler("gibbs", n_chains=8).law
+    'mcmc'
+    """
+    if isinstance(name, Sampler):
+        if options:
+            raise TypeError("Options cannot be given with a sampler instance.")
+        return name
+    if name not in list_samplers():
+        raise ValueError(f"Unknown sampler {name!r}. Available: {', '.join(list_samplers())}.")
+    factory = _load(name)
+    known = inspect.signature(factory).parameters
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in known.values())
+    unknown = [] if takes_any else sorted(set(options) - set(known))
+    if unknown:
+        raise TypeError(
+            f"Sampler {name!r} has no option {', '.join(map(repr, unknown))}. "
+            f"Its options: {', '.join(known) or 'none'}."
+        )
+    return factory(**options)
+
+
+class SamplerDescription(NamedTuple):
+    """One line about a sampler: its name, its law, what it is."""
+
+    name: str
+    law: str
+    summary: str
+
+
+def describe_samplers() -> list[SamplerDescription]:
+    """Name, law and summary of every sampler; one that cannot be loaded says why."""
+    rows = []
+    for name in list_samplers():
+        try:
+            target = _load(name)
+        except Exception as error:  # noqa: BLE001 - a broken plugin must not break the listing
+            rows.append(SamplerDescription(name, "-", f"cannot be loaded: {error}"))
+            continue
+        lines = (inspect.getdoc(target) or "").splitlines()
+        rows.append(
+            SamplerDescription(name, getattr(target, "law", "?"), lines[0] if lines else "")
+        )
+    return rows
