@@ -45,8 +45,9 @@ def split_rhat(draws: ArrayLike) -> float:
     n = halves.shape[1]
     within = float(halves.var(axis=1, ddof=1).mean())
     between = float(halves.mean(axis=1).var(ddof=1))
-    if within == 0:
-        return float("nan") if between == 0 else float("inf")
+    rounding = (1e-12 * np.abs(halves).max()) ** 2
+    if within <= rounding:
+        return float("nan") if between <= rounding else float("inf")
     return float(np.sqrt((n - 1) / n + between / within))
 
 
@@ -76,7 +77,7 @@ def effective_sample_size(draws: ArrayLike) -> float:
     within = autocov[0] * n / (n - 1)
     between = float(halves.mean(axis=1).var(ddof=1)) if m > 1 else 0.0
     total = within * (n - 1) / n + between
-    if total == 0:
+    if total <= (1e-12 * np.abs(halves).max()) ** 2:
         return float("nan")
     rho = 1 - (within - autocov * n / (n - 1)) / total
     rho[0] = 1.0

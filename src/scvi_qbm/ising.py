@@ -111,7 +111,7 @@ class Ising:
         return f"Ising(n_spins={self.n_spins}, offset={self.offset:.6g})"
 
     def local_fields(self, spins: ArrayLike) -> FloatArray:
-        """Local fields ``f = J s + b``, ``(..., n_spins)``: flipping spin i costs ``2 s_i f_i``."""
+        """Local fields ``f = J s + b``, ``(..., n_spins)``; flipping spin i costs 2 s_i f_i."""
         s = self._spins(spins)
         out: FloatArray = s @ self.J + self.b
         return out

@@ -1,0 +1,50 @@
+import logging
+import os
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+
+
+def peaked_ising(n, seed, sd=0.6, field_sd=0.4):
+    """A random machine with couplings strong enough to expose a wrong law."""
+    from scvi_qbm.ising import Ising
+
+    rng = np.random.default_rng(seed)
+    upper = np.triu(rng.normal(size=(n, n)) * sd, 1)
+    return Ising(upper + upper.T, rng.normal(size=n) * field_sd, offset=rng.normal())
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quiet():
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"lightning\.|scvi\.")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread():
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def shared_data():
+    if not SHARED.is_dir():
+        pytest.skip(f"the real data sets are not here ({SHARED})")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def pbmc():
+    from scvi_qbm.datasets import pbmc68k
+
+    adata = pbmc68k()
+    rng = np.random.default_rng(0)
+    adata.obs["batch"] = rng.choice(["a", "b", "c"], size=adata.n_obs)
+    adata.obs["percent"] = rng.random(adata.n_obs)
+    return adata

@@ -1,0 +1,100 @@
+import numpy as np
+import pytest
+from conftest import peaked_ising
+
+from scvi_qbm.ising import Ising
+from scvi_qbm.logz import bar, log_partition
+from scvi_qbm.samplers.exact import all_states
+
+
+def test_exact_is_the_sum_over_states():
+    model = peaked_ising(6, 0)
+    expected = np.log(np.exp(-0.8 * model.energy(all_states(6))).sum())
+    assert log_partition(model, 0.8, method="exact") == (pytest.approx(expected), 0.0)
+
+
+@pytest.mark.parametrize("method", ["bar", "ais", "exact"])
+def test_independent_spins(method):
+    b = np.linspace(-1.5, 1.5, 20)
+    model = Ising(np.zeros((20, 20)), b, offset=3.0)
+    value, se = log_partition(model, 1.3, method=method, seed=0)
+    expected = np.logaddexp(1.3 * b, -1.3 * b).sum() - 1.3 * 3.0
+    assert abs(value - expected) < max(3 * se, 1e-9)
+    assert se < 0.05
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_bar_and_ais_agree_with_enumeration(seed):
+    """Twenty peaked machines, coupling sd from 0.3 to 1: within 3 standard errors."""
+    model = peaked_ising(16, seed, sd=0.3 + 0.7 * seed / 19)
+    exact = log_partition(model, method="exact").value
+    for method in ("bar", "ais"):
+        value, se = log_partition(model, method=method, seed=seed)
+        assert 0 < se < 0.1
+        assert abs(value - exact) < 3 * se
+
+
+@pytest.mark.parametrize("beta", [1.0, 1.5])
+def test_bar_and_ais_agree_at_256_spins(beta):
+    rng = np.random.default_rng(3)
+    upper = np.triu(rng.normal(size=(256, 256)) / 16, 1)
+    model = Ising(upper + upper.T, np.zeros(256))
+    bar_value, bar_se = log_partition(model, beta, method="bar", seed=1)
+    ais_value, ais_se = log_partition(model, beta, method="ais", seed=2)
+    assert max(bar_se, ais_se) < 0.1
+    assert abs(bar_value - ais_value) < 3 * np.hypot(bar_se, ais_se)
+
+
+@pytest.mark.slow
+def test_bar_error_bars_are_honest():
+    """z-scores over 60 repetitions have unit spread, and AIS's are no wilder than twice that."""
+    model = peaked_ising(14, 1, sd=0.8)
+    exact = log_partition(model, method="exact").value
+    for method, limit in (("bar", 1.3), ("ais", 2.0)):
+        runs = [log_partition(model, method=method, seed=s, n_sweeps=500) for s in range(60)]
+        z = np.array([(run.value - exact) / run.standard_error for run in runs])
+        assert 0.75 < np.sqrt((z**2).mean()) < limit
+
+
+def test_bar_on_gaussian_energies():
+    """Two levels whose energies are normal with known log ratio (Crooks)."""
+    rng = np.random.default_rng(0)
+    sigma, shift = 1.5, 4.0
+    at_zero = rng.normal(shift, sigma, size=(4000, 20))
+    at_one = rng.normal(shift - sigma**2, sigma, size=(4000, 20))
+    estimate = bar(np.stack([at_zero, at_one], axis=2), np.array([0.0, 1.0]))
+    assert estimate.log_ratio == pytest.approx(
+        -shift + sigma**2 / 2, abs=4 * estimate.standard_error
+    )
+    assert estimate.standard_error < 0.02
+
+
+def test_bar_error_knows_of_autocorrelation():
+    """Repeating every draw ten times must not shrink the error bar."""
+    rng = np.random.default_rng(0)
+    trace = np.stack([rng.normal(2, 1, (50, 32)), rng.normal(1, 1, (50, 32))], axis=2)
+    ladder = np.array([0.0, 1.0])
+    once, repeated = bar(trace, ladder), bar(np.repeat(trace, 10, axis=0), ladder)
+    assert repeated.standard_error == pytest.approx(once.standard_error, rel=1e-6)
+
+
+def test_same_seed_same_value():
+    model = peaked_ising(10, 0)
+    assert log_partition(model, seed=5, n_sweeps=100) == log_partition(model, seed=5, n_sweeps=100)
+
+
+@pytest.mark.parametrize(
+    ("args", "error", "message"),
+    [
+        ({"method": "wang"}, ValueError, "bar, ais, exact"),
+        ({"beta": -1}, ValueError, "beta"),
+        ({"n_sweeps": 0}, ValueError, "n_sweeps"),
+    ],
+)
+def test_bad_requests(args, error, message):
+    with pytest.raises(error, match=message):
+        log_partition(peaked_ising(3, 0), **args)
+    with pytest.raises(TypeError, match="Ising"):
+        log_partition(np.zeros((3, 3)))
+    with pytest.raises(ValueError, match="24 spins"):
+        log_partition(peaked_ising(30, 0), method="exact")
