@@ -67,6 +67,8 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("--overwrite", action="store_true", help="replace OUT.h5ad and DIR")
     fit.add_argument("--no-progress", action="store_true", help="no progress bar")
 
+    _add_threads(fit)
+
     samplers = commands.add_parser("samplers", help="the samplers there are")
     actions = samplers.add_subparsers(dest="action", metavar="ACTION", required=True)
     actions.add_parser("list", help="names, laws and one line about each")
@@ -74,7 +76,17 @@ def _parser() -> argparse.ArgumentParser:
     demo = commands.add_parser("demo", help="train on 700 real cells that ship with scanpy")
     demo.add_argument("--out", type=Path, default=Path("demo-output"), help="directory to write")
     demo.add_argument("--seed", type=int, default=0, help="seed of everything")
+    _add_threads(demo)
     return parser
+
+
+def _add_threads(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--threads",
+        type=_positive,
+        default=1,
+        help="torch threads (default 1: with more, a busy machine can be 30 times slower)",
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -125,6 +137,7 @@ def _fit(args: argparse.Namespace) -> None:
 
     from scvi_qbm._fit import fit_h5ad
 
+    _prepare(args.threads)
     fit_h5ad(adata, args)
 
 
@@ -140,6 +153,19 @@ def _check_paths(args: argparse.Namespace) -> None:
             raise ValueError(f"{path} exists; pass --overwrite to replace it")
 
 
+def _prepare(n_threads: int) -> None:
+    """Set torch's threads; keep Lightning's remarks on hardware and logging from the user."""
+    import logging
+    import warnings
+
+    import torch
+
+    torch.set_num_threads(n_threads)
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"lightning\.|torch\.|anndata\.|scvi\.|umap\.")
+
+
 def _samplers(args: argparse.Namespace) -> None:
     from scvi_qbm.samplers.registry import describe_samplers
 
@@ -152,6 +178,7 @@ def _samplers(args: argparse.Namespace) -> None:
 def _demo(args: argparse.Namespace) -> None:
     from scvi_qbm.benchmark.demo import run_demo
 
+    _prepare(args.threads)
     print("\n" + run_demo(args.out, seed=args.seed))
     names = ", ".join(sorted(os.listdir(args.out)))
     print(f"{args.out}: {names}")

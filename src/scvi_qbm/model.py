@@ -318,10 +318,11 @@ class QBMVI(SCVI):
         batch_size
             Cells per step. The recipe's (128; paper: 256) if None.
         early_stopping
-            On by default wherever there is a validation set, with the recipe's patience of 10,
-            watching from the end of the KL warm-up on.
+            On by default wherever cells are held out (not with a ``datamodule``), with the
+            recipe's patience of 10, watching from the end of the KL warm-up on.
         plan_kwargs, plan_config
-            Override the recipe; see :class:`~scvi_qbm.plan.QBMTrainingPlan`.
+            Override the recipe; see :class:`~scvi_qbm.plan.QBMTrainingPlan`. An ``lr`` without a
+            ``bm_lr`` scales both.
         accelerator, devices, train_size, validation_size, shuffle_set_split, load_sparse_tensor,
         datasplitter_kwargs, datamodule, trainer_config, **trainer_kwargs
             As :meth:`scvi.model.SCVI.train`.
@@ -333,16 +334,16 @@ class QBMVI(SCVI):
         :class:`~scvi_qbm.prior.NegativePhaseReport`.
         """
         recipe = get_recipe(self.recipe_)
-        plan = recipe.plan | merge_kwargs(plan_config, plan_kwargs, name="plan")
-        if "lr" in plan and plan["lr"] != recipe.plan["lr"]:
-            ratio = recipe.plan["bm_lr"] / recipe.plan["lr"]
-            given = merge_kwargs(plan_config, plan_kwargs, name="plan")
-            plan["bm_lr"] = given.get("bm_lr", ratio * plan["lr"])
-        has_validation = not (
-            train_size == 1.0 or (train_size is not None and validation_size == 0.0)
-        )
+        given = merge_kwargs(plan_config, plan_kwargs, name="plan")
+        plan = recipe.plan | given
+        if "lr" in given and "bm_lr" not in given:
+            plan["bm_lr"] = given["lr"] * recipe.plan["bm_lr"] / recipe.plan["lr"]
         if early_stopping is None:
-            early_stopping = has_validation
+            held_out = train_size != 1.0 and validation_size != 0.0
+            external = (datasplitter_kwargs or {}).get("external_indexing")
+            if external is not None:
+                held_out = len(external) > 1 and len(external[1]) > 0
+            early_stopping = held_out and datamodule is None
         if early_stopping:
             warmup = plan.get("n_epochs_kl_warmup") or 0
             trainer_kwargs.setdefault(

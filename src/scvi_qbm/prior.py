@@ -186,7 +186,7 @@ class BoltzmannPrior(_BinaryPrior):
         self.W_upper = nn.Parameter(torch.zeros(n_latent, n_latent))
         options = dict(sampler_options or {})
         if isinstance(sampler, str) and sampler in ("parallel_tempering", "gibbs"):
-            options = {"n_chains": 32, "n_sweeps": 5} | options
+            options = {"n_chains": 32, "n_sweeps": 5, "n_threads": 1} | options
         self.sampler = get_sampler(sampler, **options)
         if self.sampler.law == "heuristic":
             raise ValueError(

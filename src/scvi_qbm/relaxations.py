@@ -144,7 +144,8 @@ class SpikeExponential(BinaryRelaxation):
     def icdf(self, value: Tensor) -> Tensor:
         r"""Inverse CDF of :math:`\zeta`."""
         q = self.probs.clamp_min(1e-7)
-        return self._icdf_on(((value + q - 1) / q).clamp_min(0.0))
+        # (rho + q - 1) / q without its cancellation at small q.
+        return self._icdf_on((1 - (1 - value) / q).clamp_min(0.0))
 
     def _icdf_on(self, u: Tensor) -> Tensor:
         return torch.log1p(u * torch.expm1(self.beta)) / self.beta

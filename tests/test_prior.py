@@ -1,0 +1,229 @@
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from scvi_qbm.logz import log_partition
+from scvi_qbm.prior import BernoulliPrior, BoltzmannPrior
+from scvi_qbm.samplers import ChainSampler, Sampler
+from scvi_qbm.samplers.exact import all_states, boltzmann_law
+
+
+def fill(prior, seed=0, sd=0.8):
+    """Give a prior peaked random parameters."""
+    generator = torch.Generator().manual_seed(seed)
+    n = prior.n_latent
+    with torch.no_grad():
+        prior.h.copy_(torch.randn(n, generator=generator, dtype=prior.h.dtype) * sd)
+        if hasattr(prior, "W_upper"):
+            values = torch.randn(n, n, generator=generator, dtype=prior.h.dtype) * sd
+            prior.W_upper.copy_(values)
+    return prior
+
+
+def codes(n):
+    """All binary codes, in the order of enumeration."""
+    return torch.from_numpy((all_states(n) + 1) / 2).double()
+
+
+@pytest.fixture
+def machine():
+    prior = fill(BoltzmannPrior(8, "exact").double())
+    prior.refresh_log_z(final=True)
+    prior.log_z.fill_(log_partition(prior.ising(), method="exact").value)
+    return prior
+
+
+def test_energy_is_the_definition(machine):
+    W, h = machine.parameters_numpy()
+    np.testing.assert_allclose(W, W.T)
+    assert (np.diag(W) == 0).all() and np.abs(W).max() > 0.5
+    z = codes(8)
+    expected = z.numpy() @ h + 0.5 * np.einsum("si,ij,sj->s", z, W, z)
+    np.testing.assert_allclose(machine.energy(z).detach(), expected, atol=1e-12)
+    np.testing.assert_allclose(machine.W.detach(), W)
+    np.testing.assert_allclose(machine.ising().energy(all_states(8)), expected, atol=1e-12)
+
+
+def test_probabilities_sum_to_one(machine):
+    assert machine.log_prob(codes(8)).exp().sum().item() == pytest.approx(1.0)
+
+
+def test_kl_and_its_gradient_equal_enumeration(machine):
+    """The closed form against the sum over all codes, and its gradient in the logits."""
+    torch.manual_seed(0)
+    logits = (2 * torch.randn(5, 8, dtype=torch.float64)).requires_grad_()
+    machine.kl(logits).sum().backward()
+    closed = logits.grad.clone()
+
+    other = logits.detach().clone().requires_grad_()
+    z = codes(8)[None]
+    log_q = (
+        z * other.sigmoid()[:, None].log() + (1 - z) * (1 - other.sigmoid()[:, None]).log()
+    ).sum(-1)
+    kl = (log_q.exp() * (log_q - machine.log_prob(z).detach())).sum(-1)
+    kl.sum().backward()
+    torch.testing.assert_close(machine.kl(logits), kl)
+    torch.testing.assert_close(closed, other.grad)
+    assert machine.h.grad is None, "the KL term must not move the prior: surrogate() does"
+
+
+def test_surrogate_gradient_equals_enumeration(machine):
+    """E(q) - <E>_p: averaged over many draws of the negative phase."""
+    torch.manual_seed(0)
+    q = torch.rand(6, 8, dtype=torch.float64)
+    n_draws = 300
+    grads = []
+    for _ in range(n_draws):
+        machine.zero_grad()
+        machine.surrogate(q).backward()
+        grads.append((machine.h.grad.clone(), machine.W_upper.grad.clone()))
+    law = torch.from_numpy(boltzmann_law(machine.ising()))
+    z = codes(8)
+    exact_h = q.mean(0) - law @ z
+    exact_W = torch.einsum("sl,sm->lm", q, q) / 6 - torch.einsum("s,sl,sm->lm", law, z, z)
+    size = n_draws * 256
+    h, W = (torch.stack(parts).mean(0) for parts in zip(*grads, strict=True))
+    assert (h - exact_h).abs().max() < 5 * 0.5 / np.sqrt(size)
+    upper = torch.triu(torch.ones(8, 8), 1).bool()
+    assert (W - exact_W)[upper].abs().max() < 5 * 0.5 / np.sqrt(size)
+    assert (W[~upper] == 0).all()
+    assert exact_h.abs().max() > 0.1  # the test would see a wrong sign
+
+
+def test_bernoulli_twin_is_exact():
+    prior = fill(BernoulliPrior(6).double())
+    q = torch.rand(4, 6, dtype=torch.float64)
+    value = prior.surrogate(q)
+    value.backward()
+    torch.testing.assert_close(prior.h.grad, q.mean(0) - torch.sigmoid(-prior.h.detach()))
+    assert prior.log_prob(codes(6)).exp().sum().item() == pytest.approx(1.0)
+    logits = torch.logit(q)
+    p = torch.sigmoid(-prior.h)
+    kl = q * (q / p).log() + (1 - q) * ((1 - q) / (1 - p)).log()
+    torch.testing.assert_close(prior.kl(logits), kl.sum(-1))
+    assert prior.refresh_log_z() is None
+
+
+@pytest.mark.parametrize("sampler", ["parallel_tempering", "gibbs", "exact"])
+def test_training_finds_the_moments(sampler):
+    """Fit a machine to codes of another one: means and correlations come out right."""
+    torch.manual_seed(0)
+    target = fill(BoltzmannPrior(6, "exact"), seed=3)
+    law = boltzmann_law(target.ising())
+    z = codes(6).float()
+    data = z[torch.multinomial(torch.from_numpy(law), 4000, replacement=True)]
+    prior = BoltzmannPrior(6, sampler)
+    optimiser = torch.optim.Adam(prior.parameters(), lr=0.02)
+    for _ in range(800):
+        optimiser.zero_grad()
+        prior.surrogate(data).backward()
+        optimiser.step()
+    fitted = torch.from_numpy(boltzmann_law(prior.ising())).float()
+    assert ((fitted @ z) - data.mean(0)).abs().max() < 0.05
+    second = torch.einsum("s,sl,sm->lm", fitted, z, z) - data.T @ data / 4000
+    assert second.abs().max() < 0.05
+    report = prior.refresh_log_z(final=True)
+    exact = log_partition(prior.ising(), method="exact").value
+    assert float(prior.log_z) == pytest.approx(exact, abs=max(4 * report.log_z_se, 1e-3))
+    assert report.is_honest and abs(report.log_z_drift) < 1.0
+
+
+def test_log_z_is_never_stale():
+    torch.manual_seed(0)
+    prior = BoltzmannPrior(8)
+    q = torch.rand(10, 8)
+    prior.surrogate(q)
+    fill(prior, 4)
+    assert float(prior.log_z) == pytest.approx(8 * np.log(2), abs=1e-5)
+    report = prior.refresh_log_z()
+    exact = log_partition(prior.ising(), method="exact").value
+    assert report.log_z == pytest.approx(exact, abs=4 * report.log_z_se)
+    assert float(prior.log_z) == pytest.approx(report.log_z, abs=1e-5)
+
+
+class Stuck(ChainSampler):
+    """A chain sampler that never moves: the fault that the report is there to show."""
+
+    name = "stuck"
+    n_chains, n_sweeps = 32, 1
+
+    def init(self, ising, beta=1.0, seed=None):
+        return np.ones((32, ising.n_spins), dtype=np.int8)
+
+    def step(self, state, n_sweeps=None):
+        return state
+
+    def retarget(self, state, ising, beta=1.0):
+        return state
+
+    def spins(self, state):
+        return state
+
+    def _sample(self, ising, beta, n_samples, entropy):
+        return np.ones((n_samples, ising.n_spins)), {}
+
+
+def test_report_shows_a_negative_phase_that_is_not_honest():
+    torch.manual_seed(0)
+    reports = {}
+    for name, sampler in (("stuck", Stuck()), ("tempered", "parallel_tempering")):
+        prior = BoltzmannPrior(16, sampler)
+        optimiser = torch.optim.Adam(prior.parameters(), lr=0.02)
+        q = (torch.rand(200, 16) < torch.linspace(0.1, 0.9, 16)).float()
+        prior.refresh_log_z()
+        for _ in range(100):
+            optimiser.zero_grad()
+            prior.surrogate(q).backward()
+            optimiser.step()
+        reports[name] = prior.refresh_log_z()
+    assert reports["tempered"].is_honest
+    assert not reports["stuck"].is_honest
+    assert reports["stuck"].energy_gap > 5
+
+
+def test_heuristic_samplers_are_refused():
+    class Heuristic(Sampler):
+        name, law = "guess", "heuristic"
+
+        def _sample(self, ising, beta, n_samples, entropy):
+            return np.ones((n_samples, ising.n_spins)), {}
+
+    with pytest.raises(ValueError, match="heuristic"):
+        BoltzmannPrior(8, Heuristic())
+    with pytest.raises(ValueError, match="Available: exact, gibbs, parallel_tempering"):
+        BoltzmannPrior(8, "quantum")
+    with pytest.raises(ValueError, match="at least 2"):
+        BoltzmannPrior(1)
+
+
+def test_negative_samples_follow_torchs_seed():
+    draws = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        prior = fill(BoltzmannPrior(12))
+        draws.append(np.stack([prior._collect() for _ in range(3)]))
+    np.testing.assert_array_equal(draws[0], draws[1])
+    assert (draws[0] != draws[2]).any()
+
+
+def test_prefetch_changes_nothing():
+    draws = []
+    for ahead in (False, True):
+        torch.manual_seed(0)
+        prior = fill(BoltzmannPrior(12))
+        for _ in range(3):
+            if ahead:
+                prior.prefetch()
+            drawn = prior._collect()
+        draws.append(drawn)
+    np.testing.assert_array_equal(*draws)
+
+
+def test_prior_can_be_pickled_in_the_middle_of_a_step():
+    prior = fill(BoltzmannPrior(6))
+    prior.prefetch()
+    copy = pickle.loads(pickle.dumps(prior))
+    torch.testing.assert_close(copy.W, prior.W)
+    assert copy._collect().shape == (32, 6)
