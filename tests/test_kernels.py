@@ -112,7 +112,7 @@ def test_kernel_has_the_enumerated_transition_matrix():
 
 
 def test_tempering_leaves_the_joint_law_invariant():
-    """Start ladders in the product law over levels; after sweeps and swaps each level keeps its law."""
+    """Ladders started in the law of each level keep it through sweeps and swaps."""
     from scvi_qbm.samplers.exact import all_states, boltzmann_law
 
     model = peaked_ising(3, 4, sd=1.2)

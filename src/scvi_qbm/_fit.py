@@ -10,6 +10,7 @@ from typing import Any
 import scvi
 from anndata import AnnData
 
+from scvi_qbm._checks import check_setup_keys
 from scvi_qbm.model import QBMVI
 
 __all__ = ["fit_h5ad"]
@@ -25,9 +26,10 @@ def fit_h5ad(adata: AnnData, args: argparse.Namespace) -> dict[str, Any]:
     args
         The options of ``scvi-qbm fit``.
     """
+    check_setup_keys(adata, args.layer, {"batch_key": args.batch_key})
     scvi.settings.seed = args.seed
     # The registration's columns and keys stay out of the user's file.
-    layers = {} if args.layer not in adata.layers else {args.layer: adata.layers[args.layer]}
+    layers = {} if args.layer is None else {args.layer: adata.layers[args.layer]}
     data = AnnData(X=adata.X, obs=adata.obs.copy(), var=adata.var.copy(), layers=layers)
     QBMVI.setup_anndata(data, layer=args.layer, batch_key=args.batch_key)
     model = QBMVI(

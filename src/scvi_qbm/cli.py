@@ -60,7 +60,8 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument(
         "--representation",
         default="probabilities",
-        help="probabilities (default), logits, zeta or binary",
+        choices=["probabilities", "logits", "zeta", "binary"],
+        help="what to write as the embedding (default: probabilities)",
     )
     fit.add_argument("--seed", type=int, default=0, help="same seed, same machine, same result")
     fit.add_argument("--model-dir", metavar="DIR", type=Path, help="also save the model there")

@@ -56,6 +56,9 @@ class QBMTrainingPlan(TrainingPlan):
         log_z_every_n_epochs: int = 10,
         **kwargs: Any,
     ) -> None:
+        # A second call of train() finds the module in eval mode, and Lightning leaves it there:
+        # no dropout, frozen batch norm, no gradient for the prior.
+        module.train()
         super().__init__(
             module,
             lr=lr,

@@ -1,0 +1,143 @@
+import os
+import subprocess
+import sys
+
+import anndata
+import numpy as np
+import pytest
+
+from scvi_qbm.cli import main
+
+
+@pytest.fixture
+def h5ad(pbmc, tmp_path):
+    path = tmp_path / "cells.h5ad"
+    adata = pbmc.copy()
+    adata.uns["kept"] = "as it was"
+    adata.write_h5ad(path)
+    return path
+
+
+def fit(*args):
+    return main(["fit", *map(str, args), "--no-progress", "--max-epochs", "2"])
+
+
+def test_fit(h5ad, tmp_path, capsys):
+    before = h5ad.read_bytes()
+    out, model_dir = tmp_path / "out.h5ad", tmp_path / "model"
+    code = fit(h5ad, "--layer", "counts", "--batch-key", "batch", "--out", out, "--n-latent", 8,
+               "--likelihood", "zinb", "--seed", 3, "--model-dir", model_dir)  # fmt: skip
+    assert code == 0
+    printed = capsys.readouterr().out
+    assert "validation_elbo" in printed and f"wrote {out} and {model_dir}" in printed
+    assert h5ad.read_bytes() == before
+    source, result = anndata.read_h5ad(h5ad), anndata.read_h5ad(out)
+    assert result.obsm["X_qbmvi"].shape == (700, 8)
+    assert result.uns["kept"] == "as it was"
+    assert result.uns["qbmvi"]["likelihood"] == "zinb" and result.uns["qbmvi"]["seed"] == 3
+    assert list(result.obs) == list(source.obs) and list(result.layers) == list(source.layers)
+    np.testing.assert_array_equal(result.X.toarray(), source.X.toarray())
+    assert (model_dir / "model.pt").is_file()
+    assert not list(tmp_path.glob("*.tmp")) and not list(tmp_path.glob(".*tmp"))
+
+    assert fit(h5ad, "--layer", "counts", "--out", out) == 1
+    assert "exists; pass --overwrite" in capsys.readouterr().err
+    assert fit(h5ad, "--layer", "counts", "--out", out, "--overwrite") == 0
+
+
+def test_same_seed_same_file(h5ad, tmp_path):
+    for name in ("a.h5ad", "b.h5ad"):
+        assert fit(h5ad, "--layer", "counts", "--out", tmp_path / name, "--seed", 5) == 0
+    a, b = (anndata.read_h5ad(tmp_path / n).obsm["X_qbmvi"] for n in ("a.h5ad", "b.h5ad"))
+    np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ([], "not integers"),
+        (["--layer", "raw"], "'raw' is not in adata.layers. Available: 'counts'"),
+        (["--batch-key", "donor"], "'donor' is not in adata.obs"),
+        (["--sampler", "qpu"], "Unknown sampler 'qpu'. Available: exact"),
+        (["--likelihood", "gamma"], "nb, zinb, poisson, normal"),
+        (["--relaxation", "gumbel"], "overlapping_exponential"),
+        (["--recipe", "best"], "default, paper"),
+        (["--layer", "counts", "--n-latent", "1"], "at least 2"),
+    ],
+)
+def test_user_errors_have_no_traceback(h5ad, tmp_path, capsys, args, message):
+    out = tmp_path / "out.h5ad"
+    assert fit(h5ad, "--out", out, *args) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("scvi-qbm: error: ") and message in error
+    assert "Traceback" not in error and not out.exists()
+
+
+def test_bad_files(tmp_path, h5ad, capsys):
+    cut = tmp_path / "cut.h5ad"
+    cut.write_bytes(h5ad.read_bytes()[:5000])
+    for args, message in (
+        ([tmp_path / "none.h5ad", "--out", tmp_path / "o.h5ad"], "no such file"),
+        ([cut, "--out", tmp_path / "o.h5ad"], "cannot be read as h5ad"),
+        ([h5ad, "--out", tmp_path / "no" / "o.h5ad"], "no such directory"),
+        ([h5ad, "--out", h5ad, "--overwrite"], "same file"),
+    ):
+        assert fit(*args) == 1
+        assert message in capsys.readouterr().err
+
+
+def test_wrong_usage(capsys):
+    fit_args = ["fit", "a", "--out", "b"]
+    wrong = [["--max-epochs", "0"], ["--representation", "umap"]]
+    for args in (["fit"], ["dance"], *(fit_args + w for w in wrong)):
+        with pytest.raises(SystemExit) as stop:
+            main(args)
+        assert stop.value.code == 2
+    assert main([]) == 2
+    capsys.readouterr()
+
+
+def test_debug_shows_the_traceback(tmp_path, capsys):
+    assert main(["--debug", "fit", str(tmp_path / "none"), "--out", "o.h5ad"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_samplers_list_and_help(capsys):
+    assert main(["samplers", "list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in lines if line.split()[0] in ("exact", "gibbs")] == [
+        ["exact", "exact"],
+        ["gibbs", "mcmc"],
+    ]
+    for args in (["-h"], ["fit", "-h"], ["samplers", "-h"], ["demo", "-h"]):
+        with pytest.raises(SystemExit) as stop:
+            main(args)
+        assert stop.value.code == 0
+    assert "exit status" in capsys.readouterr().out
+    assert main(["--version"]) == 0
+
+
+def test_entry_point_is_quick_to_help():
+    script = os.path.join(os.path.dirname(sys.executable), "scvi-qbm")
+    out = subprocess.run([script, "samplers", "list"], capture_output=True, text=True, check=True)
+    assert "parallel_tempering" in out.stdout
+
+
+def test_demo(tmp_path, monkeypatch):
+    from scvi_qbm.benchmark.demo import run_demo
+
+    report = run_demo(tmp_path / "demo", max_epochs=3)
+    names = {path.name for path in (tmp_path / "demo").iterdir()}
+    assert names == {"pbmc68k_qbmvi.h5ad", "report.md", "training.png", "umap.png"}
+    for word in ("700 cells, 765 genes", "QBMVI |", "Gaussian twin |", "PCA |", "log Z", "+-"):
+        assert word in report
+    assert (
+        anndata.read_h5ad(tmp_path / "demo" / "pbmc68k_qbmvi.h5ad").obsm["X_qbmvi"].shape[0] == 700
+    )
+
+
+@pytest.mark.parametrize("name", ["pancreas_panc8_small", "pbmc_10x_3techs"])
+def test_fit_on_real_batches(shared_data, tmp_path, name):
+    out = tmp_path / "out.h5ad"
+    assert fit(shared_data / f"{name}.h5ad", "--batch-key", "batch", "--out", out) == 0
+    assert np.isfinite(anndata.read_h5ad(out).obsm["X_qbmvi"]).all()

@@ -1,0 +1,116 @@
+"""Who may import whom: left of the arrow may import right, and nothing else."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import scvi_qbm
+
+ROOT = Path(scvi_qbm.__file__).parent
+HEAVY = {"torch", "scvi", "lightning", "anndata", "scanpy", "sklearn", "matplotlib"}
+
+# room -> (rooms of ours it may import, heavy packages it may import)
+ALLOWED = {
+    "__init__": ({"model", "samplers"}, set()),
+    "cli": ({"__init__", "_fit", "benchmark", "samplers", "recipes", "relaxations"},
+            {"anndata", "torch"}),
+    "_fit": ({"model", "_checks"}, {"anndata", "scvi"}),
+    "benchmark": (
+        {"model", "module", "recipes", "metrics", "datasets", "samplers", "plots"},
+        {"anndata", "scvi", "scanpy", "matplotlib"},
+    ),
+    "model": (
+        {"plan", "module", "prior", "samplers", "ising", "logz", "recipes", "_checks"},
+        {"anndata", "scvi", "torch"},
+    ),
+    "plan": ({"module", "prior", "logz"}, {"scvi", "torch", "lightning"}),
+    "module": ({"prior", "relaxations"}, {"scvi", "torch"}),
+    "prior": ({"samplers", "logz", "ising"}, {"torch"}),
+    "logz": ({"samplers", "diagnostics", "ising"}, set()),
+    "samplers": ({"diagnostics", "ising"}, set()),
+    "diagnostics": (set(), set()),
+    "relaxations": (set(), {"torch"}),
+    "metrics": (set(), {"sklearn"}),
+    "datasets": (set(), {"anndata", "scanpy"}),
+    "plots": (set(), {"matplotlib"}),
+    "recipes": (set(), set()),
+    "_checks": (set(), {"anndata"}),
+    "ising": (set(), set()),
+}  # fmt: skip
+
+
+def imports(path):
+    """``(top-level package, room of ours or None)`` of every import in a file, nested ones too."""
+    package = ["scvi_qbm", *path.relative_to(ROOT).parts[:-1]]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            stem = ".".join([*base, *([node.module] if node.module else [])])
+            is_package = stem == "scvi_qbm"
+            names = [f"{stem}.{a.name}" if is_package else stem for a in node.names]
+        else:
+            continue
+        for name in names:
+            parts = name.split(".")
+            room = None
+            if parts[0] == "scvi_qbm":
+                room = parts[1] if len(parts) > 1 and (ROOT / parts[1]).exists() else None
+                if room is None:
+                    known = len(parts) > 1 and (ROOT / f"{parts[1]}.py").exists()
+                    room = parts[1] if known else "__init__"
+            yield parts[0], room
+
+
+def room_of(path):
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize(
+    "path", sorted(ROOT.rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT))
+)
+def test_imports_run_downwards(path):
+    path = ROOT / path
+    room = room_of(path)
+    ours, heavy = ALLOWED[room]
+    for package, target in imports(path):
+        if package == "scvi_qbm":
+            assert target == room or target in ours, f"{room} must not import {target}"
+        elif package in HEAVY:
+            assert package in heavy, f"{room} must not import {package}"
+
+
+def test_a_planted_violation_is_caught(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", ROOT)
+    bad = ROOT / "samplers" / "exact.py"
+    source = "from scvi_qbm.model import QBMVI\nfrom ..prior import BoltzmannPrior\nimport torch\n"
+    monkeypatch.setattr(Path, "read_text", lambda self, *a: source)
+    assert list(imports(bad)) == [("scvi_qbm", "model"), ("scvi_qbm", "prior"), ("torch", None)]
+
+
+def test_every_room_exists():
+    rooms = {room_of(path) for path in ROOT.rglob("*.py")}
+    assert rooms == set(ALLOWED)
+
+
+def test_a_sampler_costs_neither_torch_nor_scvi():
+    code = (
+        "import sys, scvi_qbm, scvi_qbm.logz; scvi_qbm.list_samplers();"
+        "scvi_qbm.get_sampler('parallel_tempering');"
+        "print([m for m in ('torch', 'scvi', 'scanpy', 'sklearn', 'pandas') if m in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
+
+
+def test_public_names():
+    assert set(scvi_qbm.__all__) <= set(dir(scvi_qbm))
+    for name in scvi_qbm.__all__:
+        assert getattr(scvi_qbm, name) is not None
+    assert scvi_qbm.__version__.count(".") == 2
+    with pytest.raises(AttributeError, match="no_such"):
+        _ = scvi_qbm.no_such
