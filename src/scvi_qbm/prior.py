@@ -26,7 +26,7 @@ from torch.nn.functional import logsigmoid, softplus
 from scvi_qbm.ising import Ising
 from scvi_qbm.logz import bar_from_chains, log_partition
 from scvi_qbm.samplers import ChainSampler, Sampler, get_sampler
-from scvi_qbm.samplers._chains import Chains
+from scvi_qbm.samplers._chains import Chains, adopt, processors
 from scvi_qbm.samplers.parallel_tempering import ParallelTempering
 
 __all__ = ["BernoulliPrior", "BoltzmannPrior", "NegativePhaseReport"]
@@ -37,11 +37,19 @@ _ADAPT_EVERY = 50
 _RECENT = 16
 _TARGET_SE = 0.15
 _RELAX = 48
-_MAX_SWEEPS = 256
+_BLOCK = 32
+_MAX_SWEEPS = 128
 
 _executor: list[ThreadPoolExecutor] = []
 
 Parameters = tuple[NDArray[np.float64], NDArray[np.float64]]
+
+
+def _energy(parameters: Parameters, z: NDArray[Any]) -> NDArray[np.float64]:
+    # By torch: BLAS threads of numpy that spin beside torch's make training crawl.
+    W, h, codes = (torch.from_numpy(x) for x in (*parameters, z.astype(np.float64)))
+    out: NDArray[np.float64] = (codes @ h + 0.5 * ((codes @ W) * codes).sum(-1)).numpy()
+    return out
 
 
 class NegativePhaseReport(NamedTuple):
@@ -157,6 +165,10 @@ class BernoulliPrior(_BinaryPrior):
 class BoltzmannPrior(_BinaryPrior):
     """A fully connected Boltzmann machine trained by persistent, tempered chains.
 
+    The training chains temper from independent units with the machine's own means, which is cheap
+    and mixes fast. A second set, tempered from uniform spins, gives log Z and checks on them at
+    every estimate, and hands over its states.
+
     Parameters
     ----------
     n_latent
@@ -165,7 +177,8 @@ class BoltzmannPrior(_BinaryPrior):
         Name or instance, from :func:`scvi_qbm.list_samplers`. Its law must be ``exact`` or
         ``mcmc``.
     sampler_options
-        Options of the sampler, where it is given by name.
+        Options of the sampler, where it is given by name. Chain samplers run 32 chains and
+        ``max(5, n_latent // 20)`` sweeps a step by default.
 
     Raises
     ------
@@ -186,7 +199,12 @@ class BoltzmannPrior(_BinaryPrior):
         self.W_upper = nn.Parameter(torch.zeros(n_latent, n_latent))
         options = dict(sampler_options or {})
         if isinstance(sampler, str) and sampler in ("parallel_tempering", "gibbs"):
-            options = {"n_chains": 32, "n_sweeps": 5, "n_threads": 1} | options
+            # A larger machine moves more between steps and mixes more slowly (docs/training.md).
+            n_sweeps = max(5, n_latent // 20)
+            options = {"n_chains": 32, "n_sweeps": n_sweeps} | options
+        if sampler == "parallel_tempering":
+            options = {"reference": "magnetisation"} | options
+        self._own_threads = "n_threads" in options
         self.sampler = get_sampler(sampler, **options)
         if self.sampler.law == "heuristic":
             raise ValueError(
@@ -197,7 +215,7 @@ class BoltzmannPrior(_BinaryPrior):
         self._chains: Any = None
         self._reference: Any = None
         self._steps = 0
-        self._recent: deque[NDArray[np.int8]] = deque(maxlen=_RECENT)
+        self._recent: deque[NDArray[np.float64]] = deque(maxlen=_RECENT)
         self._tracked: Parameters | None = None
         self._pending: tuple[Parameters, Future[NDArray[np.int8]]] | None = None
 
@@ -231,11 +249,18 @@ class BoltzmannPrior(_BinaryPrior):
     def prefetch(self) -> None:
         """Start drawing negative samples in a thread, beside the encoder's and decoder's work."""
         if self._pending is None:
-            parameters = self.parameters_numpy()
+            parameters, seed = self.parameters_numpy(), self._seed()
+            # Beside torch only on a processor of its own: OpenMP's threads spin while they wait,
+            # and one busy processor too many can make a step 30 times slower.
+            spare = processors() > torch.get_num_threads()
+            if not self._own_threads:
+                self.sampler.n_threads = 1 if spare else torch.get_num_threads()
             if not _executor:
                 _executor.append(ThreadPoolExecutor(1, thread_name_prefix="scvi-qbm-negative"))
-            future = _executor[0].submit(self._draw, parameters, self._seed())
+            future = _executor[0].submit(self._draw, parameters, seed)
             self._pending = (parameters, future)
+            if not spare:
+                future.result()
 
     @torch.compiler.disable
     def _collect(self) -> NDArray[np.int8]:
@@ -244,9 +269,11 @@ class BoltzmannPrior(_BinaryPrior):
         assert self._pending is not None
         (parameters, future), self._pending = self._pending, None
         spins = future.result()
-        self._recent.append(spins)
-        self._follow_log_z(parameters)
-        return ((spins + 1) // 2).astype(np.float32)
+        z = ((spins + 1) // 2).astype(np.float32)
+        # At the parameters they were drawn for: the step that follows lifts these very samples.
+        self._recent.append(_energy(parameters, z))
+        self._follow_log_z(parameters, z)
+        return z
 
     def _seed(self) -> int:
         """A seed from torch's generator (scvi.settings.seed sets it), another on each rank."""
@@ -268,16 +295,15 @@ class BoltzmannPrior(_BinaryPrior):
             self._chains = sampler.adapt(self._chains)
         return sampler.spins(self._chains)
 
-    def _follow_log_z(self, current: Parameters) -> None:
+    def _follow_log_z(self, current: Parameters, z: NDArray[np.float32]) -> None:
         r"""Carry log Z from the parameters it is known for to those of the newest samples.
 
         :math:`\Delta = -\log\langle e^{\Delta E}\rangle` over samples of the *new* machine: the
         old ones made the step, which raised their energies above everyone else's.
         """
-        if self._tracked is not None and self._recent:
-            dW, dh = current[0] - self._tracked[0], current[1] - self._tracked[1]
-            z = (self._recent[-1] + 1) / 2.0
-            change = z @ dh + 0.5 * np.einsum("si,si->s", z @ dW, z)
+        if self._tracked is not None:
+            step = (current[0] - self._tracked[0], current[1] - self._tracked[1])
+            change = _energy(step, z)
             self.log_z -= float(np.logaddexp.reduce(change) - math.log(len(change)))
         self._tracked = current
 
@@ -297,15 +323,22 @@ class BoltzmannPrior(_BinaryPrior):
         if self._pending is not None:
             self._pending[1].result()
         parameters = self.parameters_numpy()
-        self._follow_log_z(parameters)
         tracked, ising = float(self.log_z), Ising.from_boltzmann(*parameters)
-        chains, n_threads = self._reference_chains(ising)
+        chains = self._reference_chains(ising)
         value, energies = bar_from_chains(
-            chains, 16, target_se=_TARGET_SE, max_sweeps=_MAX_SWEEPS, n_threads=n_threads
+            chains,
+            _BLOCK,
+            target_se=_TARGET_SE,
+            max_sweeps=_MAX_SWEEPS,
+            n_threads=torch.get_num_threads(),
         )
         if final:
             value = log_partition(ising, seed=self._seed())
-        gap, gap_se = self._energy_gap(chains, energies)
+        gap, gap_se = self._energy_gap(energies + ising.offset)
+        if isinstance(self._chains, Chains):
+            # Modes that the training chains miss reach them here, and their gradient next.
+            adopt(self._chains, chains.states())
+        self._tracked = parameters
         self.log_z.fill_(value.value)
         self.log_z_se.fill_(value.standard_error)
         return NegativePhaseReport(
@@ -317,27 +350,21 @@ class BoltzmannPrior(_BinaryPrior):
             float(chains.n_levels),
         )
 
-    def _reference_chains(self, ising: Ising) -> tuple[Chains, int]:
-        """Tempered chains at the present machine: the training ones where they are tempered."""
-        if isinstance(self.sampler, ParallelTempering) and self._chains is not None:
-            chains = self.sampler.adapt(self.sampler.retarget(self._chains, ising))
-            self._chains = self.sampler.step(chains, _RELAX)
-            return self._chains, self.sampler.n_threads
-        tempering = ParallelTempering(n_chains=32)
+    def _reference_chains(self, ising: Ising) -> Chains:
+        """Chains of their own, tempered from uniform spins: no path learned in training."""
+        tempering = ParallelTempering(n_chains=32, n_threads=torch.get_num_threads())
         if self._reference is None:
             self._reference = tempering.init(ising, seed=self._seed())
-        else:
-            self._reference = tempering.retarget(self._reference, ising)
-        self._reference = tempering.warm_up(self._reference, 200)
-        return self._reference, tempering.n_threads
+            self._reference = tempering.warm_up(self._reference, 8 * _RELAX)
+        self._reference = tempering.retarget(self._reference, ising)
+        self._reference = tempering.adapt(tempering.step(self._reference, _RELAX))
+        tempering.step(self._reference, _RELAX // 4)
+        return self._reference
 
-    def _energy_gap(self, chains: Chains, reference: NDArray[np.float64]) -> tuple[float, float]:
+    def _energy_gap(self, equilibrium: NDArray[np.float64]) -> tuple[float, float]:
         if not self._recent:
             return 0.0, 0.0
-        spins = np.stack(self._recent).astype(np.float64)
-        ising = chains.ising
-        # On the scale of `reference`: without offset and without the untempered base field.
-        training = (ising.energy(spins) - ising.offset + spins @ chains.base).mean(axis=0)
-        equilibrium = reference.mean(axis=0)
-        variance = training.var() / training.size + equilibrium.var() / equilibrium.size
-        return float(training.mean() - equilibrium.mean()), float(np.sqrt(variance))
+        training = np.stack(self._recent).mean(axis=0)
+        reference = equilibrium.mean(axis=0)
+        variance = training.var() / training.size + reference.var() / reference.size
+        return float(training.mean() - reference.mean()), float(np.sqrt(variance))

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from scvi_qbm.ising import Ising
 
-from ._kernels import run_chunk
+from ._kernels import refresh_chunk, run_chunk
 from ._rng import lane_states
 
 F32 = NDArray[np.float32]
@@ -31,8 +31,11 @@ _pools: dict[tuple[int, int], ThreadPoolExecutor] = {}
 def default_threads() -> int:
     """``OMP_NUM_THREADS`` if set, else the processors this process may use."""
     declared = os.environ.get("OMP_NUM_THREADS", "")
-    if declared.isdigit() and int(declared) > 0:
-        return int(declared)
+    return int(declared) if declared.isdigit() and int(declared) > 0 else processors()
+
+
+def processors() -> int:
+    """Processors this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -75,6 +78,8 @@ class Chains:
     accepted: F64
     entropy: np.random.SeedSequence
     proposed: NDArray[np.int64]
+    mean_spins: F64
+    n_means: int = 0
     round_trips: int = 0
     sweeps: int = 0
     n_updates: int = 0
@@ -169,6 +174,7 @@ def start(
         accepted=np.zeros(max(n_levels - 1, 0)),
         proposed=np.zeros(max(n_levels - 1, 0), dtype=np.int64),
         entropy=next_entropy,
+        mean_spins=np.zeros(n),
     )
     retarget(chains, ising)
     return chains
@@ -189,12 +195,10 @@ def retarget(chains: Chains, ising: Ising) -> None:
 
 def refresh(chains: Chains) -> None:
     """Recompute fields and energies from the spins, removing float32 drift."""
-    n = chains.ising.n_spins
-    couplings = np.ascontiguousarray(chains.J[:, :n])
-    interaction = np.matmul(chains.spins.transpose(0, 2, 1), couplings)
-    chains.fields[:, :, :n] = interaction + chains.linear
-    twice = (interaction + 2 * chains.linear).transpose(0, 2, 1) * chains.spins
-    chains.energy[:] = -0.5 * twice.sum(axis=1, dtype=np.float64)
+    used = chains.lane_at.shape[1] * chains.n_levels
+    # Not numpy's matmul: BLAS threads that spin beside torch's make training crawl.
+    for spins, fields, energy in zip(chains.spins, chains.fields, chains.energy, strict=True):
+        refresh_chunk(chains.J, chains.linear, spins, fields, energy, used)
 
 
 def run(chains: Chains, n_sweeps: int, *, record: bool = False, n_threads: int = 1) -> F64 | None:
@@ -261,5 +265,27 @@ def relevel(chains: Chains, ladder: F64) -> Chains:
     padded = np.resize(stacked, (n_chunks * per_chunk, *stacked.shape[1:]))
     new.spins[:, :, :used] = padded.reshape(n_chunks, used, -1).transpose(0, 2, 1)
     new.sweeps, new.n_updates = chains.sweeps, chains.n_updates
+    new.mean_spins, new.n_means = chains.mean_spins, chains.n_means
     refresh(new)
     return new
+
+
+def rebase(chains: Chains, base: F64) -> None:
+    """Change the law at lam = 0 to independent spins in the fields ``base``; lam = 1 stays."""
+    chains.base = np.array(base, dtype=np.float64)
+    retarget(chains, chains.ising)
+
+
+def follow_means(chains: Chains, horizon: int) -> None:
+    """Average the spins of the target level over the last ``horizon`` calls or so."""
+    chains.n_means = min(chains.n_means + 1, horizon)
+    chains.mean_spins += (chains.states().mean(axis=0) - chains.mean_spins) / chains.n_means
+
+
+def adopt(chains: Chains, spins: NDArray[np.int8]) -> None:
+    """Put states, int8 (any number, n), at the target level of the ladders, cyclically."""
+    n_chunks, per_chunk = chains.lane_at.shape[:2]
+    placed = np.resize(spins, (n_chunks, per_chunk, chains.ising.n_spins))
+    for c in range(n_chunks):
+        chains.spins[c][:, chains.lane_at[c, :, -1]] = placed[c].T
+    refresh(chains)

@@ -140,6 +140,27 @@ def sweep_chunk(
         energy[r] += delta[r]
 
 
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=True)
+def refresh_chunk(J: F32, linear: F32, spins: F32, fields: F32, energy: F64, used: int) -> None:
+    """Fields and energies of the first ``used`` lanes anew from their spins, in place."""
+    n = spins.shape[0]
+    rows = np.zeros(n + 4, dtype=np.int64)
+    coef = np.zeros(n + 4, dtype=np.float32)
+    for i in range(n):
+        rows[i] = i
+    for r in range(used):
+        f = fields[r]
+        f[:] = 0
+        for i in range(n):
+            f[i] = linear[i]
+            coef[i] = spins[i, r]
+        _add_rows(f, J, rows, coef, n)
+        total = 0.0
+        for i in range(n):
+            total += coef[i] * (f[i] + linear[i])
+        energy[r] = -0.5 * total
+
+
 @njit(cache=True, nogil=True, error_model="numpy")
 def swap_levels(
     ladder: F64,

@@ -1,0 +1,46 @@
+"""The code in README, docs and docstrings runs as it stands."""
+
+import doctest
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+MODULES = ["ising", "logz", "datasets", "model", "samplers.registry"]
+
+
+def blocks(page):
+    return re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p)], ids=lambda p: p.name)
+def test_python_blocks(page, monkeypatch):
+    from scvi_qbm.samplers import registry
+
+    monkeypatch.setattr(registry, "_registered", {})
+    namespace = {}
+    for block in blocks(page):
+        exec(compile(block, str(page), "exec"), namespace)
+
+
+def test_readme_makes_an_embedding(capsys):
+    namespace = {}
+    exec(blocks(ROOT / "README.md")[0], namespace)
+    assert namespace["adata"].obsm["X_qbmvi"].shape == (700, 64)
+    assert 0 < namespace["error"] < 0.1
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
+        assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_docstring_examples(name):
+    results = doctest.testmod(importlib.import_module(f"scvi_qbm.{name}"))
+    assert results.attempted > 0 or name == "datasets"
+    assert results.failed == 0
