@@ -23,7 +23,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path, help="folder of h5ad files with obs['batch']")
     parser.add_argument("table", type=Path, help="CSV to write; a Markdown twin goes beside it")
-    parser.add_argument("--max-epochs", type=int, default=100)
+    parser.add_argument("--max-epochs", type=int, default=40)
     args = parser.parse_args()
     files = sorted(args.data.glob("*.h5ad"))
     if not files:

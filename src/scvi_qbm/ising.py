@@ -32,17 +32,19 @@ def _square_symmetric(matrix: ArrayLike, name: str, *, zero_diagonal: bool = Tru
     if not np.isfinite(out).all():
         raise ValueError(f"`{name}` has NaN or infinite entries.")
     scale = max(1.0, float(np.abs(out).max()))
-    if np.abs(out - out.T).max() > 1e-6 * scale:
+    asymmetry = float(np.abs(out - out.T).max())
+    if asymmetry > 1e-6 * scale:
         raise ValueError(
-            f"`{name}` is not symmetric (largest |{name} - {name}.T| is "
-            f"{np.abs(out - out.T).max():.3g}). Use ({name} + {name}.T) / 2."
+            f"`{name}` is not symmetric (largest |{name} - {name}.T| is {asymmetry:.3g}). "
+            f"Use ({name} + {name}.T) / 2."
         )
     if zero_diagonal and np.abs(np.diag(out)).max() > 1e-6 * scale:
         raise ValueError(
             f"`{name}` has a non-zero diagonal. Move it to the offset (spins, s*s = 1) or to the "
             f"linear term (binary, z*z = z) first."
         )
-    out = (out + out.T) / 2
+    if asymmetry > 0:
+        out = (out + out.T) / 2
     if zero_diagonal:
         np.fill_diagonal(out, 0.0)
     return out
@@ -151,7 +153,19 @@ class Ising:
 
     def scaled(self, beta: float) -> Ising:
         """The model with energies times ``beta``: its law at 1 is the law of this one at beta."""
-        return Ising(beta * self.J, beta * self.b, beta * self.offset)
+        if beta == 1.0:
+            return self
+        return self._trusted(beta * self.J, beta * self.b, beta * self.offset)
+
+    @classmethod
+    def _trusted(cls, J: FloatArray, b: FloatArray, offset: float) -> Ising:
+        """A model from arrays known to be valid and nobody else's: no checks, no copies."""
+        new = object.__new__(cls)
+        J.flags.writeable = b.flags.writeable = False
+        object.__setattr__(new, "J", J)
+        object.__setattr__(new, "b", b)
+        object.__setattr__(new, "offset", float(offset))
+        return new
 
     @classmethod
     def from_boltzmann(cls, W: ArrayLike, h: ArrayLike) -> Ising:
@@ -177,7 +191,7 @@ class Ising:
         weights = _square_symmetric(W, "W")
         bias = _vector(h, weights.shape[0], "h")
         row_sums = weights.sum(axis=1)
-        return cls(
+        return cls._trusted(
             -weights / 4,
             -(bias / 2 + row_sums / 4),
             float(bias.sum() / 2 + weights.sum() / 8),
