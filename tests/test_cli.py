@@ -97,6 +97,19 @@ def test_wrong_usage(capsys):
     capsys.readouterr()
 
 
+def test_interrupt(h5ad, tmp_path, monkeypatch, capsys):
+    """Ctrl-C in training, which Lightning turns into SystemExit."""
+    from scvi_qbm.module import QBMVAE
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(QBMVAE, "loss", interrupt)
+    out = tmp_path / "out.h5ad"
+    assert fit(h5ad, "--layer", "counts", "--out", out) == 130
+    assert "interrupted" in capsys.readouterr().err and not out.exists()
+
+
 def test_debug_shows_the_traceback(tmp_path, capsys):
     assert main(["--debug", "fit", str(tmp_path / "none"), "--out", "o.h5ad"]) == 1
     assert "Traceback" in capsys.readouterr().err

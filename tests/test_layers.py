@@ -23,7 +23,8 @@ ALLOWED = {
         {"anndata", "scvi", "scanpy", "matplotlib"},
     ),
     "model": (
-        {"plan", "module", "prior", "samplers", "ising", "logz", "recipes", "_checks"},
+        {"plan", "module", "prior", "samplers", "ising", "logz", "recipes", "relaxations",
+         "_checks"},
         {"anndata", "scvi", "torch"},
     ),
     "plan": ({"module", "prior", "logz"}, {"scvi", "torch", "lightning"}),

@@ -217,8 +217,60 @@ def test_prefetch_changes_nothing():
             if ahead:
                 prior.prefetch()
             drawn = prior._collect()
+            with torch.no_grad():
+                prior.W_upper.mul_(1.5)
         draws.append(drawn)
     np.testing.assert_array_equal(*draws)
+
+
+def test_restored_weights_bring_their_own_log_z():
+    torch.manual_seed(0)
+    prior = fill(BoltzmannPrior(8))
+    prior.refresh_log_z(final=True)
+    saved = {k: v.clone() for k, v in prior.state_dict().items()}
+    for _ in range(5):
+        prior._collect()
+        fill(prior, seed=9)
+    prior.load_state_dict(saved)
+    prior._collect()
+    assert float(prior.log_z) == pytest.approx(float(saved["log_z"]), abs=1e-6)
+    assert prior.refresh_log_z().is_honest
+
+
+def test_diverged_parameters_say_so():
+    prior = BoltzmannPrior(8)
+    with torch.no_grad():
+        prior.h[2] = np.nan
+    with pytest.raises(ValueError, match="training has diverged"):
+        prior.prefetch()
+
+
+def test_a_samplers_own_threads_are_left_alone():
+    from scvi_qbm import get_sampler
+
+    sampler = get_sampler("gibbs", n_threads=2)
+    BoltzmannPrior(8, sampler)._collect()
+    assert sampler.n_threads == 2
+
+
+def _collect_in_child(prior, queue):
+    queue.put(prior._collect().shape)
+
+
+def test_training_works_in_a_forked_process():
+    import multiprocessing
+
+    prior = fill(BoltzmannPrior(6))
+    prior._collect()
+    prior.prefetch()
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    child = context.Process(target=_collect_in_child, args=(prior, queue))
+    child.start()
+    try:
+        assert queue.get(timeout=60) == (32, 6)
+    finally:
+        child.terminate()
 
 
 def test_prior_can_be_pickled_in_the_middle_of_a_step():

@@ -60,6 +60,9 @@ def fit_h5ad(adata: AnnData, args: argparse.Namespace) -> dict[str, Any]:
         "log_z": round(log_z.value, 3),
         "log_z_se": round(log_z.standard_error, 3),
     }
+    if args.model_dir is not None:
+        # First: should the disk be full, the model is what took long.
+        model.save(args.model_dir, overwrite=args.overwrite)
     adata.obsm["X_qbmvi"] = embedding
     adata.uns["qbmvi"] = summary
     temporary = args.out.with_name(f".{args.out.name}.{os.getpid()}.tmp")
@@ -68,8 +71,6 @@ def fit_h5ad(adata: AnnData, args: argparse.Namespace) -> dict[str, Any]:
         os.replace(temporary, args.out)
     finally:
         temporary.unlink(missing_ok=True)
-    if args.model_dir is not None:
-        model.save(args.model_dir, overwrite=args.overwrite)
     for key, value in summary.items():
         print(f"{key:>16}  {value}")
     print(f"wrote {args.out}" + (f" and {args.model_dir}" if args.model_dir else ""))

@@ -105,8 +105,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     run = {"fit": _fit, "samplers": _samplers, "demo": _demo}[args.command]
     try:
         run(args)
-    except KeyboardInterrupt:
-        print("\nscvi-qbm: interrupted, nothing written", file=sys.stderr)
+    except (KeyboardInterrupt, SystemExit) as stop:
+        # Lightning turns Ctrl-C into SystemExit(1).
+        if not _interrupted(stop):
+            raise
+        print("\nscvi-qbm: interrupted", file=sys.stderr)
         return 130
     except (OSError, KeyError, TypeError, ValueError) as error:
         if args.debug:
@@ -116,6 +119,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"scvi-qbm: error: {message}", file=sys.stderr)
         return 1
     return 0
+
+
+def _interrupted(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        error = error.__context__
+    return False
 
 
 def _fit(args: argparse.Namespace) -> None:

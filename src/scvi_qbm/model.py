@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import is_dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -35,6 +37,7 @@ from scvi_qbm.logz import LogPartition, Method, log_partition
 from scvi_qbm.module import QBMVAE
 from scvi_qbm.plan import QBMTrainingPlan
 from scvi_qbm.recipes import get_recipe
+from scvi_qbm.relaxations import get_relaxation
 
 __all__ = ["QBMVI", "PriorParameters"]
 
@@ -166,9 +169,14 @@ class QBMVI(SCVI):
         n_latent = defaults["n_latent"] if n_latent is None else n_latent
         n_layers = defaults["n_layers"] if n_layers is None else n_layers
         gene_likelihood = gene_likelihood or defaults["gene_likelihood"]
-        if relaxation is None:
-            relaxation = defaults["relaxation"]
-            relaxation_beta = relaxation_beta or defaults["relaxation_beta"]
+        relaxation = relaxation or defaults["relaxation"]
+        if relaxation_beta is None:
+            own = relaxation == defaults["relaxation"]
+            relaxation_beta = (
+                defaults["relaxation_beta"] if own else get_relaxation(relaxation).default_beta
+            )
+        if relaxation_beta <= 0:
+            raise ValueError(f"`relaxation_beta` must be positive, got {relaxation_beta}.")
         normal_variance = normal_variance or defaults["normal_variance"]
         use_batch_norm = use_batch_norm or defaults["use_batch_norm"]
         use_layer_norm = use_layer_norm or defaults["use_layer_norm"]
@@ -227,6 +235,11 @@ class QBMVI(SCVI):
             raise ValueError(
                 "gene_likelihood='normal' models values that are normalised already: leave out "
                 "size_factor_key in setup_anndata."
+            )
+        if gene_likelihood == "normal" and not self.module.use_observed_lib_size:
+            raise ValueError(
+                "gene_likelihood='normal' has a free mean and no library size: leave out "
+                "use_observed_lib_size=False."
             )
         layer = arguments.get("layer")
         where = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
@@ -322,49 +335,70 @@ class QBMVI(SCVI):
             recipe's patience of 10, watching from the end of the KL warm-up on.
         plan_kwargs, plan_config
             Override the recipe; see :class:`~scvi_qbm.plan.QBMTrainingPlan`. An ``lr`` without a
-            ``bm_lr`` scales both.
+            ``bm_lr`` scales both. Of a config object, the fields that differ from its defaults.
         accelerator, devices, train_size, validation_size, shuffle_set_split, load_sparse_tensor,
         datasplitter_kwargs, datamodule, trainer_config, **trainer_kwargs
             As :meth:`scvi.model.SCVI.train`.
 
         Notes
         -----
-        ``model.history`` also has ``log_z``, ``log_z_se``, ``log_z_drift``, ``energy_gap`` and
-        ``energy_gap_se`` (nats): whether the negative phase is honest, see
+        ``model.history`` also has ``log_z``, ``log_z_se``, ``log_z_drift``, ``energy_gap``,
+        ``energy_gap_se`` (nats) and more: whether the negative phase is honest, see
         :class:`~scvi_qbm.prior.NegativePhaseReport`.
         """
         recipe = get_recipe(self.recipe_)
-        given = merge_kwargs(plan_config, plan_kwargs, name="plan")
+        given = merge_kwargs(_changed(plan_config), plan_kwargs, name="plan")
         plan = recipe.plan | given
         if "lr" in given and "bm_lr" not in given:
             plan["bm_lr"] = given["lr"] * recipe.plan["bm_lr"] / recipe.plan["lr"]
         if early_stopping is None:
-            held_out = train_size != 1.0 and validation_size != 0.0
+            n_cells = self.adata.n_obs if datamodule is None else 0
+            share = 1 - (train_size or 0.9) if validation_size is None else validation_size
+            held_out = int(n_cells * share + 1e-9) > 0
             external = (datasplitter_kwargs or {}).get("external_indexing")
             if external is not None:
                 held_out = len(external) > 1 and len(external[1]) > 0
             early_stopping = held_out and datamodule is None
+        trainer_kwargs = merge_kwargs(trainer_config, trainer_kwargs, name="trainer")
         if early_stopping:
             warmup = plan.get("n_epochs_kl_warmup") or 0
             trainer_kwargs.setdefault(
                 "early_stopping_patience", recipe.train["early_stopping_patience"]
             )
             trainer_kwargs.setdefault("early_stopping_warmup_epochs", warmup)
-        super().train(
-            max_epochs=max_epochs,
-            accelerator=accelerator,
-            devices=devices,
-            train_size=train_size,
-            validation_size=validation_size,
-            shuffle_set_split=shuffle_set_split,
-            load_sparse_tensor=load_sparse_tensor,
-            batch_size=batch_size or recipe.train["batch_size"],
-            early_stopping=early_stopping,
-            datasplitter_kwargs=datasplitter_kwargs,
-            plan_kwargs=plan,
-            datamodule=datamodule,
-            trainer_config=trainer_config,
-            **trainer_kwargs,
+        try:
+            super().train(
+                max_epochs=max_epochs,
+                accelerator=accelerator,
+                devices=devices,
+                train_size=train_size,
+                validation_size=validation_size,
+                shuffle_set_split=shuffle_set_split,
+                load_sparse_tensor=load_sparse_tensor,
+                batch_size=batch_size or recipe.train["batch_size"],
+                early_stopping=early_stopping,
+                datasplitter_kwargs=datasplitter_kwargs,
+                plan_kwargs=plan,
+                datamodule=datamodule,
+                **trainer_kwargs,
+            )
+        except BaseException:
+            # What training leaves behind must not quote an old error bar for a new log Z.
+            with suppress(Exception):
+                self.module.prior.refresh_log_z()
+            raise
+
+    def get_importance_weights(self, *args: Any, **kwargs: Any) -> Any:
+        """Not available yet: scvi-tools' weights assume a Gaussian prior.
+
+        Raises
+        ------
+        NotImplementedError
+            Always.
+        """
+        raise NotImplementedError(
+            "weights='importance' is not available yet: scvi-tools computes these weights for a "
+            "Gaussian prior, and this model's is a Boltzmann machine. Use weights='uniform'."
         )
 
     @torch.inference_mode()
@@ -457,6 +491,14 @@ class QBMVI(SCVI):
             prior = self.module.prior
             return LogPartition(float(prior.log_z), float(prior.log_z_se))
         return log_partition(self.prior.ising, method=method, seed=seed)
+
+
+def _changed(config: Any) -> Any:
+    """The fields of a config object that its user has set, so that a recipe keeps the others."""
+    if not is_dataclass(config):
+        return config
+    kwargs, defaults = config.to_kwargs(), type(config)().to_kwargs()
+    return {k: v for k, v in kwargs.items() if k not in defaults or v != defaults[k]}
 
 
 def _represent(qz: Any, representation: str) -> Tensor:

@@ -265,7 +265,7 @@ class QBMVAE(ExpressionVAE):
         observed_lib_size: Tensor,
         n_samples: int = 1,
     ) -> dict[str, Any]:
-        qz = self.z_encoder.posterior(torch.logit(qzm, eps=1e-6))
+        qz = self.z_encoder.posterior(torch.logit(qzm, eps=torch.finfo(qzm.dtype).eps))
         library = torch.log(observed_lib_size)
         if self.gene_likelihood == "normal":
             library = torch.zeros_like(library)
@@ -373,6 +373,9 @@ class QBMVAE(ExpressionVAE):
         x, batch_index = tensors[REGISTRY_KEYS.X_KEY], tensors[REGISTRY_KEYS.BATCH_KEY]
         log_weights = []
         left = n_mc_samples
+        # scvi-tools' batch embedding takes no sample axis.
+        embedded = self.batch_representation == "embedding"
+        n_mc_samples_per_pass = 1 if embedded else n_mc_samples_per_pass
         while left > 0:
             size = min(n_mc_samples_per_pass, left)
             left -= size
@@ -384,6 +387,8 @@ class QBMVAE(ExpressionVAE):
                 mean, variance = self._compute_local_library_params(batch_index)
                 p_l = Normal(mean, variance.sqrt()).log_prob(library)
                 log_weight = log_weight + (p_l - ql.log_prob(library)).sum(-1)
+            if embedded:
+                zeta, library = zeta[0], library[0]
             outputs = inference | {MODULE_KEYS.Z_KEY: zeta, MODULE_KEYS.LIBRARY_KEY: library}
             px = self.generative(**self._get_generative_input(tensors, outputs))
             log_weights.append(log_weight + px[MODULE_KEYS.PX_KEY].log_prob(x).sum(-1))

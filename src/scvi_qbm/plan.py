@@ -58,7 +58,9 @@ class QBMTrainingPlan(TrainingPlan):
     ) -> None:
         # A second call of train() finds the module in eval mode, and Lightning leaves it there:
         # no dropout, frozen batch norm, no gradient for the prior.
-        module.train()
+        # A frozen prior means query mapping, which keeps its frozen batch norm (scArches).
+        if module.prior.h.requires_grad:
+            module.train()
         super().__init__(
             module,
             lr=lr,
@@ -109,12 +111,16 @@ class QBMTrainingPlan(TrainingPlan):
 
     def on_train_end(self) -> None:
         """Estimate log Z afresh, with fresh chains and a small error."""
+        if not self.module.prior.h.requires_grad:
+            return
         report = self.module.prior.refresh_log_z(final=True)
-        if report is not None and not report.is_honest and self._dishonest < 3:
+        if report is not None and not report.is_honest and self._dishonest == 2:
             self._warn(report)
 
     def _refresh_log_z(self) -> None:
         self._log_z_epoch = self.current_epoch
+        if not self.module.prior.h.requires_grad:
+            return
         report = self.module.prior.refresh_log_z()
         if report is None:
             return

@@ -18,6 +18,7 @@ from scvi_qbm.ising import Ising
 
 from ._kernels import refresh_chunk, run_chunk
 from ._rng import lane_states
+from .base import positive_int
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -34,6 +35,13 @@ def default_threads() -> int:
     return int(declared) if declared.isdigit() and int(declared) > 0 else processors()
 
 
+def checked_threads(n_threads: int | None) -> int:
+    """``n_threads`` if given and positive, else the default."""
+    if n_threads is None:
+        return default_threads()
+    return positive_int(n_threads, "n_threads")
+
+
 def processors() -> int:
     """Processors this process may use."""
     if hasattr(os, "sched_getaffinity"):
@@ -41,7 +49,7 @@ def processors() -> int:
     return os.cpu_count() or 1
 
 
-def _pool(n_threads: int) -> ThreadPoolExecutor:
+def pool(n_threads: int) -> ThreadPoolExecutor:
     # Keyed by process: a forked child inherits the object but not its threads.
     key = (os.getpid(), n_threads)
     if key not in _pools:
@@ -237,7 +245,7 @@ def run(chains: Chains, n_sweeps: int, *, record: bool = False, n_threads: int =
             for c in range(n_chunks)
         ]
         if n_threads > 1 and n_chunks > 1:
-            trips = list(_pool(n_threads).map(lambda args: run_chunk(*args), pieces))
+            trips = list(pool(n_threads).map(lambda args: run_chunk(*args), pieces))
         else:
             trips = [run_chunk(*args) for args in pieces]
         chains.round_trips += sum(trips)

@@ -68,7 +68,7 @@ class Gibbs(ChainSampler):
         self.n_chains = positive_int(n_chains, "n_chains")
         self.n_sweeps = positive_int(n_sweeps, "n_sweeps")
         self.n_burn_in = positive_int(n_burn_in, "n_burn_in", 0)
-        self.n_threads = positive_int(n_threads or _chains.default_threads(), "n_threads")
+        self.n_threads = _chains.checked_threads(n_threads)
 
     def init(self, ising: Ising, beta: float = 1.0, seed: int | None = None) -> _chains.Chains:
         """Start ``n_chains`` chains at uniformly random states."""
@@ -79,7 +79,9 @@ class Gibbs(ChainSampler):
 
     def step(self, state: _chains.Chains, n_sweeps: int | None = None) -> _chains.Chains:
         """Advance every chain by ``n_sweeps`` sweeps."""
-        _chains.run(state, n_sweeps or self.n_sweeps, n_threads=self.n_threads)
+        _chains.run(
+            state, self.n_sweeps if n_sweeps is None else n_sweeps, n_threads=self.n_threads
+        )
         return state
 
     def retarget(self, state: _chains.Chains, ising: Ising, beta: float = 1.0) -> _chains.Chains:

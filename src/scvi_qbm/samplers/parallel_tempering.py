@@ -118,7 +118,7 @@ class ParallelTempering(ChainSampler):
         if reference not in _REFERENCES:
             raise ValueError(f"`reference` must be one of {_REFERENCES}, got {reference!r}.")
         self.reference = reference
-        self.n_threads = positive_int(n_threads or _chains.default_threads(), "n_threads")
+        self.n_threads = _chains.checked_threads(n_threads)
 
     def init(self, ising: Ising, beta: float = 1.0, seed: int | None = None) -> _chains.Chains:
         """Start ``n_chains`` ladders on evenly spaced levels; ``adapt`` tunes them."""
@@ -131,7 +131,7 @@ class ParallelTempering(ChainSampler):
 
     def step(self, state: _chains.Chains, n_sweeps: int | None = None) -> _chains.Chains:
         """Advance every ladder by ``n_sweeps`` sweeps, each followed by swaps."""
-        left = n_sweeps or self.n_sweeps
+        left = self.n_sweeps if n_sweeps is None else n_sweeps
         if self.reference != "magnetisation":
             _chains.run(state, left, n_threads=self.n_threads)
             return state
