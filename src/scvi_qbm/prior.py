@@ -296,7 +296,8 @@ class BoltzmannPrior(_BinaryPrior):
 
     def _seed(self) -> int:
         """A seed from torch's generator (scvi.settings.seed sets it), another on each rank."""
-        rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        rank = torch.distributed.get_rank() if distributed else 0
         return int(torch.randint(2**62, ()).item()) + rank
 
     def _draw(self, parameters: Parameters, seed: int) -> NDArray[np.int8]:
