@@ -6,13 +6,14 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 STAMP := $(VENV)/.ready
 THREADS ?= 1
 
-.PHONY: help demo test test-slow lint bench-train table clean
+.PHONY: help demo test test-slow lint bench-train bench-negative table clean
 
 help:
 	@echo "make demo        train QBMVI on 700 real cells, results in demo-output/"
 	@echo "make test        lint, types, tests (CI)"
 	@echo "make test-slow   the statistical tests with rotating seeds and many repetitions"
 	@echo "make bench-train cost of an epoch against scvi.model.SCVI"
+	@echo "make bench-negative  the tables of docs/training.md on the negative phase"
 	@echo "make table       scvi-qbm fit on every data set in ../shared/data"
 
 $(STAMP): pyproject.toml constraints.txt
@@ -38,6 +39,10 @@ lint: $(STAMP)
 
 bench-train: $(STAMP)
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/python benchmarks/bench_train.py
+
+bench-negative: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_negative.py barrier
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_negative.py sweeps
 
 table: $(STAMP)
 	$(BIN)/python benchmarks/fit_all.py ../shared/data docs/fits.csv

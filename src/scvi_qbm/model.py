@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import is_dataclass
@@ -40,8 +39,6 @@ from scvi_qbm.recipes import get_recipe
 from scvi_qbm.relaxations import get_relaxation
 
 __all__ = ["QBMVI", "PriorParameters"]
-
-logger = logging.getLogger(__name__)
 
 Representation = Literal["probabilities", "logits", "zeta", "binary"]
 _LIKELIHOODS = ("nb", "zinb", "poisson", "normal")

@@ -11,7 +11,6 @@ negative phase, needs samples of p and gets them from persistent chains.
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 from collections import deque
@@ -31,8 +30,6 @@ from scvi_qbm.samplers._chains import Chains, adopt, pool, processors
 from scvi_qbm.samplers.parallel_tempering import ParallelTempering
 
 __all__ = ["BernoulliPrior", "BoltzmannPrior", "NegativePhaseReport"]
-
-logger = logging.getLogger(__name__)
 
 _ADAPT_EVERY = 50
 _RECENT = 16

@@ -10,10 +10,12 @@ from __future__ import annotations
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from scvi_qbm.diagnostics import effective_sample_size, split_rhat
 from scvi_qbm.ising import Ising
 
 from ._kernels import refresh_chunk, run_chunk
@@ -50,6 +52,7 @@ def processors() -> int:
 
 
 def pool(n_threads: int) -> ThreadPoolExecutor:
+    """Threads of this process, made on first use."""
     # Keyed by process: a forked child inherits the object but not its threads.
     key = (os.getpid(), n_threads)
     if key not in _pools:
@@ -297,3 +300,20 @@ def adopt(chains: Chains, spins: NDArray[np.int8]) -> None:
     for c in range(n_chunks):
         chains.spins[c][:, chains.lane_at[c, :, -1]] = placed[c].T
     refresh(chains)
+
+
+def collect(
+    chains: Chains, n_samples: int, n_sweeps: int, n_threads: int
+) -> tuple[NDArray[np.int8], dict[str, Any]]:
+    """Keep the target level's states every ``n_sweeps`` sweeps; R-hat and ESS of their energy."""
+    n_rounds = -(-n_samples // chains.n_chains)
+    kept = np.empty((n_rounds, chains.n_chains, chains.ising.n_spins), dtype=np.int8)
+    for t in range(n_rounds):
+        run(chains, n_sweeps, n_threads=n_threads)
+        kept[t] = chains.states()
+    info: dict[str, Any] = {"n_updates": chains.n_updates, "n_chains": chains.n_chains}
+    if n_rounds >= 4:
+        energies = chains.ising.energy(kept).T
+        info["rhat_energy"] = split_rhat(energies)
+        info["ess_energy"] = effective_sample_size(energies)
+    return kept.reshape(-1, chains.ising.n_spins)[:n_samples], info

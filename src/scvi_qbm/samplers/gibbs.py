@@ -7,30 +7,12 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from scvi_qbm.diagnostics import effective_sample_size, split_rhat
 from scvi_qbm.ising import Ising
 
 from . import _chains
 from .base import ChainSampler, positive_int
 
 __all__ = ["Gibbs"]
-
-
-def collect(
-    chains: _chains.Chains, n_samples: int, n_sweeps: int, n_threads: int
-) -> tuple[NDArray[np.int8], dict[str, Any]]:
-    """Keep the target level's states every ``n_sweeps`` sweeps; R-hat and ESS of their energy."""
-    n_rounds = -(-n_samples // chains.n_chains)
-    kept = np.empty((n_rounds, chains.n_chains, chains.ising.n_spins), dtype=np.int8)
-    for t in range(n_rounds):
-        _chains.run(chains, n_sweeps, n_threads=n_threads)
-        kept[t] = chains.states()
-    info: dict[str, Any] = {"n_updates": chains.n_updates, "n_chains": chains.n_chains}
-    if n_rounds >= 4:
-        energies = chains.ising.energy(kept).T
-        info["rhat_energy"] = split_rhat(energies)
-        info["ess_energy"] = effective_sample_size(energies)
-    return kept.reshape(-1, chains.ising.n_spins)[:n_samples], info
 
 
 class Gibbs(ChainSampler):
@@ -98,5 +80,5 @@ class Gibbs(ChainSampler):
     ) -> tuple[NDArray[np.int8], dict[str, Any]]:
         chains = self._start(ising, beta, entropy)
         _chains.run(chains, self.n_burn_in, n_threads=self.n_threads)
-        spins, info = collect(chains, n_samples, self.n_sweeps, self.n_threads)
+        spins, info = _chains.collect(chains, n_samples, self.n_sweeps, self.n_threads)
         return spins, {**info, "n_sweeps": self.n_sweeps, "n_burn_in": self.n_burn_in}

@@ -12,7 +12,6 @@ from scvi_qbm.ising import Ising
 
 from . import _chains
 from .base import ChainSampler, positive_int
-from .gibbs import collect
 
 __all__ = ["ParallelTempering", "tuned_ladder"]
 
@@ -78,7 +77,7 @@ class ParallelTempering(ChainSampler):
         What the ladder starts from at :math:`\lambda = 0`. ``"uniform"`` spins; ``"fields"``,
         independent spins in the model's own fields, so that only the couplings are tempered;
         ``"magnetisation"``, independent spins with the target's mean spins, learned on the way.
-        The last is by far the shortest path (trained priors of 256 units: 4 levels, not 19), but
+        The last is by far the shortest path (a trained prior of 256 units: 5 levels, not 19), but
         if all chains miss a mode so does the path they learn: keep ``"uniform"`` where nothing
         checks on it.
     n_threads
@@ -186,7 +185,7 @@ class ParallelTempering(ChainSampler):
         self, ising: Ising, beta: float, n_samples: int, entropy: np.random.SeedSequence
     ) -> tuple[NDArray[np.int8], dict[str, Any]]:
         chains = self.warm_up(self._start(ising.scaled(beta), entropy), self.n_burn_in)
-        spins, info = collect(chains, n_samples, self.n_sweeps, self.n_threads)
+        spins, info = _chains.collect(chains, n_samples, self.n_sweeps, self.n_threads)
         info |= {
             "n_sweeps": self.n_sweeps,
             "n_burn_in": self.n_burn_in,

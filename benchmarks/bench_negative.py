@@ -1,0 +1,109 @@
+"""The tables of docs/training.md on the negative phase. Run by ``make bench-negative``.
+
+    python benchmarks/bench_negative.py barrier|sweeps|relaxations [--data ../shared/data]
+
+``barrier``: what a ladder starts from, on two trained priors. ``sweeps``: energy gap and drift by
+machine size and sweeps a step. ``relaxations``: held-out bound by relaxation and prior (an hour).
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import warnings
+from pathlib import Path
+
+import numpy as np
+import scanpy as sc
+import scvi
+import torch
+from anndata import AnnData, read_h5ad
+
+from scvi_qbm import QBMVI
+from scvi_qbm.samplers import _chains, get_sampler
+
+SETS = ("pbmc_10x_3techs", "pancreas_panc8_small", "cellmix_lines_6batches_2kgenes",
+        "pbmc_3k_4k_facs", "pbmc_kang_ctrl_8donors")  # fmt: skip
+
+
+def trained(adata: AnnData, max_epochs: int, *, stop: bool = False, **kwargs) -> QBMVI:
+    scvi.settings.seed = 0
+    QBMVI.setup_anndata(adata, batch_key="batch")
+    model = QBMVI(adata, **kwargs)
+    options = {} if stop else {"early_stopping": False, "check_val_every_n_epoch": 1}
+    model.train(max_epochs=max_epochs, enable_progress_bar=False, **options)
+    return model
+
+
+def barrier(data: Path) -> None:
+    counts = read_h5ad(data / "pbmc_kang_ctrl_8donors.h5ad")
+    logged = counts.copy()
+    sc.pp.normalize_total(logged, target_sum=1e4)
+    sc.pp.log1p(logged)
+    for model in (trained(logged, 12, recipe="paper"), trained(counts, 40)):
+        ising = model.prior.ising
+        sampler = get_sampler("parallel_tempering", n_chains=32)
+        chains = sampler.warm_up(sampler.init(ising, seed=0), 1500)
+        means = np.zeros(ising.n_spins)
+        for _ in range(50):
+            means += sampler.spins(sampler.step(chains, 10)).mean(axis=0) / 50
+        fields = np.arctanh(np.clip(means, -0.95, 0.95))
+        bases = {"uniform": 0 * means, "fields": ising.b, "half": fields / 2, "means": fields}
+        for name, base in bases.items():
+            entropy = np.random.SeedSequence(1)
+            chains = _chains.start(ising, np.linspace(0, 1, 20), 32, entropy, base)
+            chains = sampler.step(sampler.warm_up(chains, 1500), 500)
+            total = (1 - chains.swap_rates).sum()
+            print(f"{ising.n_spins} units, {name}: {total:.2f}, {chains.n_levels}", flush=True)
+
+
+def sweeps(data: Path) -> None:
+    for n_latent in (64, 256):
+        for n_sweeps in (5, 20):
+            model = trained(
+                read_h5ad(data / "pbmc_10x_3techs.h5ad"),
+                60,
+                n_latent=n_latent,
+                relaxation_beta=2.0,
+                sampler_options={"n_sweeps": n_sweeps},
+            )
+            gap, drift = (
+                model.history[k].to_numpy(float)[-20:].mean()
+                for k in ("energy_gap", "log_z_drift")
+            )
+            bound = -float(model.get_elbo(indices=model.validation_indices))
+            print(f"{n_latent} {n_sweeps}: {bound:.1f} {gap:.2f} {drift:.2f}", flush=True)
+
+
+def relaxations(data: Path) -> None:
+    spike, overlap = "spike_exponential", "overlapping_exponential"
+    cases = [("bernoulli", spike, 5), ("boltzmann", spike, 5), ("boltzmann", spike, 2),
+             ("boltzmann", overlap, 8), ("boltzmann", overlap, 5)]  # fmt: skip
+    for name in SETS:
+        for prior, relaxation, beta in cases:
+            adata = read_h5ad(data / f"{name}.h5ad")
+            if adata.n_vars > 2000:
+                sc.pp.highly_variable_genes(
+                    adata, n_top_genes=2000, flavor="seurat_v3", subset=True
+                )
+            adata = adata[np.asarray(adata.X.sum(1)).ravel() > 0].copy()
+            options = {"prior": prior, "relaxation": relaxation, "relaxation_beta": float(beta)}
+            model = trained(adata, 150, stop=True, **options)
+            bound = -float(model.get_elbo(indices=model.validation_indices))
+            kl = model.history["kl_local_validation"].iloc[-1].item()
+            print(f"{name} {prior} {relaxation} {beta}: {bound:.1f}, KL {kl:.1f}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("table", choices=["barrier", "sweeps", "relaxations"])
+    parser.add_argument("--data", type=Path, default=Path(__file__).parents[2] / "shared/data")
+    args = parser.parse_args()
+    warnings.simplefilter("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    torch.set_num_threads(1)
+    {"barrier": barrier, "sweeps": sweeps, "relaxations": relaxations}[args.table](args.data)
+
+
+if __name__ == "__main__":
+    main()
