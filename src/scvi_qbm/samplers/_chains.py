@@ -20,6 +20,7 @@ from scvi_qbm.ising import Ising
 
 from ._kernels import refresh_chunk, run_chunk
 from ._rng import lane_states
+from ._simd import aligned_zeros
 from .base import positive_int
 
 F32 = NDArray[np.float32]
@@ -163,7 +164,8 @@ def start(
     rng[:, :, :used] = words.transpose(1, 0, 2)
     generator = np.random.default_rng(init_entropy)
     up = generator.random((n_chunks * per_chunk, n_levels, n)) < 1 / (1 + np.exp(-2 * base))
-    spins = np.ones((n_chunks, n, width), dtype=np.float32)
+    spins = aligned_zeros((n_chunks, n, width), np.float32)
+    spins[:] = 1
     spins[:, :, :used] = np.where(up, 1, -1).reshape(n_chunks, used, n).transpose(0, 2, 1)
     lane_at = np.arange(used, dtype=np.int64).reshape(1, per_chunk, n_levels)
     lam = np.zeros((n_chunks, width), dtype=np.float32)
@@ -173,10 +175,10 @@ def start(
         base=base,
         ladder=np.array(ladder, dtype=np.float64),
         n_chains=n_chains,
-        J=np.zeros((n, stride), dtype=np.float32),
+        J=aligned_zeros((n, stride), np.float32),
         linear=np.zeros(n, dtype=np.float32),
         spins=spins,
-        fields=np.zeros((n_chunks, width, stride), dtype=np.float32),
+        fields=aligned_zeros((n_chunks, width, stride), np.float32),
         energy=np.zeros((n_chunks, width)),
         lam=lam,
         rng=rng,

@@ -7,9 +7,9 @@ the path ``p_lam(s) ~ exp(base.s - lam * U(s))``, with ``U(s) = -s'Js/2 - c.s``.
 * ``fields`` float32 (W, stride), ``(J s + c)`` of each lane: updates are SIMD over spins;
 * ``energy`` float64 (W,), ``U`` of each lane, kept up to date.
 
-Spins are decided in blocks of ``BLOCK``. Inside a block each decision corrects the fields of the
-block's later spins at once; the rest of the fields gets the rows of J of the spins that flipped
-afterwards, four rows a pass. A sweep is thus an exact sequential heat bath, at the cost of
+Spins are decided in blocks of ``BLOCK``. Inside a block each decision first adds what the block's
+earlier spins changed; the fields get the rows of J of the spins that flipped afterwards, summed in
+registers. A sweep is thus an exact sequential heat bath, at the cost of
 ``n * (flips + n_block)`` instead of ``n * n`` multiply-adds.
 """
 
@@ -20,6 +20,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from ._rng import fill_symmetric, next_uniform
+from ._simd import LANE, TILE, add_rows, add_rows_narrow, add_rows_wide
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -28,7 +29,6 @@ I64 = NDArray[np.int64]
 
 BLOCK = 32
 _ONE = np.float32(1.0)
-_TWO = np.float32(2.0)
 # Rational approximation of tanh on |x| < 7.9 (the one Eigen uses; absolute error 1e-7).
 _CLIP = np.float32(7.90531110763549805)
 _A1, _A3, _A5, _A7 = (
@@ -61,23 +61,22 @@ def _decide(
         y2 = y * y
         p = ((((((_A13 * y2 + _A11) * y2 + _A9) * y2 + _A7) * y2 + _A5) * y2 + _A3) * y2 + _A1) * y
         q = ((_B6 * y2 + _B4) * y2 + _B2) * y2 + _B0
-        t = p / q
-        t = _TWO if x >= _CLIP else t
-        t = -_TWO if x <= -_CLIP else t
-        new = _ONE if draw[r] < t else -_ONE
+        # draw < p / q without the division, q being positive.
+        margin = p - draw[r] * q
+        margin = _ONE if x >= _CLIP else margin
+        margin = -_ONE if x <= -_CLIP else margin
+        new = _ONE if margin > 0 else -_ONE
         change[r] = new - spin[r]
         spin[r] = new
         energy[r] -= change[r] * field[r]
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=True)
-def _add_rows(f: F32, J: F32, rows: I64, coef: F32, count: int) -> None:
-    """``f += sum_k coef[k] * J[rows[k]]``, four rows a pass; coef and rows are padded by zeros."""
-    for k in range(0, count, 4):
-        a, b, c, d = coef[k], coef[k + 1], coef[k + 2], coef[k + 3]
-        ja, jb, jc, jd = J[rows[k]], J[rows[k + 1]], J[rows[k + 2]], J[rows[k + 3]]
-        for j in range(f.shape[0]):
-            f[j] += a * ja[j] + b * jb[j] + c * jc[j] + d * jd[j]
+@njit(cache=True, nogil=True, error_model="numpy")
+def _scratch(n_rows: int, width: int) -> F32:
+    """Zeros that start at a cache line."""
+    raw = np.zeros(n_rows * width + 16, dtype=np.float32)
+    first = (-raw.ctypes.data % 64) // 4
+    return raw[first : first + n_rows * width].reshape((n_rows, width))
 
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath=True)
@@ -107,35 +106,41 @@ def sweep_chunk(
         Lanes beyond this one only pad the SIMD width; their fields are not kept up to date.
     """
     n, width = spins.shape
-    fb = np.empty((BLOCK, width), dtype=np.float32)
-    change = np.empty((BLOCK, width), dtype=np.float32)
-    draw = np.empty((BLOCK, width), dtype=np.float32)
+    filled = -(-n // LANE) * LANE
+    fb = _scratch(BLOCK, width)
+    change = _scratch(BLOCK, width)
+    draw = _scratch(BLOCK, width)
     delta = np.zeros(width, dtype=np.float32)
-    rows = np.empty(BLOCK + 4, dtype=np.int64)
-    coef = np.empty(BLOCK + 4, dtype=np.float32)
+    earlier = np.arange(BLOCK)
+    rows = np.empty((width, BLOCK + 1), dtype=np.int64)
+    coef = np.empty((width, BLOCK + 1), dtype=np.float32)
+    count = np.empty(width, dtype=np.int64)
     for start in range(0, n, BLOCK):
         size = min(BLOCK, n - start)
         fill_symmetric(rng, size, draw)
-        for r in range(width):
-            for k in range(size):
+        for k in range(size):
+            for r in range(width):
                 fb[k, r] = fields[r, start + k]
         for k in range(size):
+            add_rows(fb[k], change, earlier, J[start + k, start:], k)
             _decide(fb[k], lam, base[start + k], draw[k], spins[start + k], change[k], delta)
-            for j in range(k + 1, size):
-                c = J[start + k, start + j]
-                target, source = fb[j], change[k]
-                for r in range(width):
-                    target[r] += c * source[r]
         for r in range(used):
-            count = 0
+            c = 0
             for k in range(size):
-                rows[count] = start + k
-                coef[count] = change[k, r]
-                count += change[k, r] != 0
-            for k in range(count, count + 4):
-                rows[k] = 0
-                coef[k] = 0
-            _add_rows(fields[r], J, rows, coef, count)
+                rows[r, c] = start + k
+                coef[r, c] = change[k, r]
+                c += change[k, r] != 0
+            count[r] = c
+        # Columns outside, lanes inside: a tile of the block's rows of J stays in the first cache.
+        column = 0
+        while column + TILE <= filled:
+            for r in range(used):
+                add_rows_wide(fields[r], J, column, rows[r], coef[r], count[r])
+            column += TILE
+        while column < filled:
+            for r in range(used):
+                add_rows_narrow(fields[r], J, column, rows[r], coef[r], count[r])
+            column += LANE
     for r in range(used):
         energy[r] += delta[r]
 
@@ -144,17 +149,15 @@ def sweep_chunk(
 def refresh_chunk(J: F32, linear: F32, spins: F32, fields: F32, energy: F64, used: int) -> None:
     """Fields and energies of the first ``used`` lanes anew from their spins, in place."""
     n = spins.shape[0]
-    rows = np.zeros(n + 4, dtype=np.int64)
-    coef = np.zeros(n + 4, dtype=np.float32)
-    for i in range(n):
-        rows[i] = i
+    rows = np.arange(n)
+    coef = np.zeros(n, dtype=np.float32)
     for r in range(used):
         f = fields[r]
         f[:] = 0
         for i in range(n):
             f[i] = linear[i]
             coef[i] = spins[i, r]
-        _add_rows(f, J, rows, coef, n)
+        add_rows(f, J, rows, coef, n)
         total = 0.0
         for i in range(n):
             total += coef[i] * (f[i] + linear[i])
