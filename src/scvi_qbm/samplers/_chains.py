@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scvi_qbm.diagnostics import effective_sample_size, split_rhat
 from scvi_qbm.ising import Ising
 
-from ._kernels import refresh_chunk, run_chunk
+from ._kernels import anneal_chunk, refresh_chunk, run_chunk
 from ._rng import lane_states
 from ._simd import aligned_zeros
 from .base import positive_int
@@ -266,6 +266,24 @@ def run(chains: Chains, n_sweeps: int, *, record: bool = False, n_threads: int =
     if not record:
         return None
     return trace.transpose(1, 0, 2, 3).reshape(n_sweeps, -1, n_levels)[:, : chains.n_chains]
+
+
+def anneal(chains: Chains, betas: F64, n_threads: int = 1) -> None:
+    """One sweep of every chain (ladders of one level) at each inverse temperature in turn."""
+    used = chains.lane_at.shape[1]
+    base = chains.base.astype(np.float32)
+
+    def work(c: int) -> None:
+        state = chains.spins[c], chains.fields[c], chains.energy[c], chains.lam[c], chains.rng[c]
+        anneal_chunk(chains.J, base, chains.linear, betas, *state, used, REFRESH)
+
+    if n_threads > 1 and len(chains.spins) > 1:
+        list(pool(n_threads).map(work, range(len(chains.spins))))
+    else:
+        for c in range(len(chains.spins)):
+            work(c)
+    chains.sweeps += len(betas)
+    chains.n_updates += len(betas) * used * len(chains.spins) * chains.ising.n_spins
 
 
 def relevel(chains: Chains, ladder: F64) -> Chains:

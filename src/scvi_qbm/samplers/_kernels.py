@@ -165,6 +165,28 @@ def refresh_chunk(J: F32, linear: F32, spins: F32, fields: F32, energy: F64, use
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
+def anneal_chunk(
+    J: F32,
+    base: F32,
+    linear: F32,
+    betas: F64,
+    spins: F32,
+    fields: F32,
+    energy: F64,
+    lam: F32,
+    rng: U32,
+    used: int,
+    refresh_every: int,
+) -> None:
+    """One sweep of all lanes at each of ``betas`` in turn, in place."""
+    for t in range(betas.shape[0]):
+        lam[:] = np.float32(betas[t])
+        sweep_chunk(J, base, lam, spins, fields, energy, rng, used)
+        if (t + 1) % refresh_every == 0:
+            refresh_chunk(J, linear, spins, fields, energy, used)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
 def swap_levels(
     ladder: F64,
     parity: int,

@@ -58,6 +58,8 @@ class Sampler(abc.ABC):
     #: ``"exact"`` draws independently from the Boltzmann law; ``"mcmc"`` converges to it;
     #: ``"heuristic"`` finds low energies and promises nothing about frequencies.
     law: ClassVar[Law]
+    #: Options with which ``check_sampler`` makes it: enough work a sample for peaked targets.
+    conformance: ClassVar[dict[str, Any]] = {}
 
     def sample(
         self,

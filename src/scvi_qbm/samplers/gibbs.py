@@ -39,6 +39,11 @@ class Gibbs(ChainSampler):
     """
 
     name: ClassVar[str] = "gibbs"
+    conformance: ClassVar[dict[str, Any]] = {
+        "n_chains": 2048,
+        "n_sweeps": 500,
+        "n_burn_in": 1500,
+    }
 
     def __init__(
         self,

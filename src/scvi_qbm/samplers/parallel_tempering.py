@@ -96,6 +96,11 @@ class ParallelTempering(ChainSampler):
     """
 
     name: ClassVar[str] = "parallel_tempering"
+    conformance: ClassVar[dict[str, Any]] = {
+        "n_chains": 64,
+        "n_sweeps": 10,
+        "n_burn_in": 300,
+    }
 
     def __init__(
         self,

@@ -13,6 +13,7 @@ from .base import Sampler
 __all__ = [
     "ENTRY_POINT_GROUP",
     "SamplerDescription",
+    "conformance_options",
     "describe_samplers",
     "get_sampler",
     "list_samplers",
@@ -24,9 +25,22 @@ ENTRY_POINT_GROUP = "scvi_qbm.samplers"
 Target = str | Callable[..., Sampler]
 
 _BUILT_IN: dict[str, Target] = {
+    "cim": "scvi_qbm.samplers.cim:MeanFieldCIM",
+    "cim_cac": "scvi_qbm.samplers.cim:AmplitudeCorrectedCIM",
+    "cim_cfc": "scvi_qbm.samplers.cim:ChaoticFeedbackCIM",
+    "cim_gaussian": "scvi_qbm.samplers.cim:GaussianStateCIM",
+    "cim_sfc": "scvi_qbm.samplers.cim:SeparatedFeedbackCIM",
+    "corrected": "scvi_qbm.samplers.corrected:Corrected",
+    "dimod": "scvi_qbm.samplers.dimod_adapter:Dimod",
+    "dwave_annealing": "scvi_qbm.samplers.dimod_adapter:DWaveAnnealing",
     "exact": "scvi_qbm.samplers.exact:Exact",
     "gibbs": "scvi_qbm.samplers.gibbs:Gibbs",
+    "kaiwu": "scvi_qbm.samplers.kaiwu_adapter:Kaiwu",
+    "openjij_annealing": "scvi_qbm.samplers.dimod_adapter:OpenJijAnnealing",
     "parallel_tempering": "scvi_qbm.samplers.parallel_tempering:ParallelTempering",
+    "simulated_annealing": "scvi_qbm.samplers.simulated_annealing:SimulatedAnnealing",
+    "simulated_bifurcation": "scvi_qbm.samplers.bifurcation:SimulatedBifurcation",
+    "solve": "scvi_qbm.samplers.kaiwu_adapter:SolveAdapter",
 }
 _registered: dict[str, Target] = {}
 
@@ -120,6 +134,13 @@ def get_sampler(name: str | Sampler, **options: Any) -> Sampler:
             f"Its options: {', '.join(known) or 'none'}."
         )
     return factory(**options)
+
+
+def conformance_options(name: str) -> dict[str, Any]:
+    """Options with which the conformance kit makes a sampler: its class's ``conformance``."""
+    if name not in list_samplers():
+        raise ValueError(f"Unknown sampler {name!r}. Available: {', '.join(list_samplers())}.")
+    return dict(getattr(_load(name), "conformance", {}))
 
 
 class SamplerDescription(NamedTuple):

@@ -1,0 +1,380 @@
+"""Simulated coherent Ising machines, as samplers; their equations stand in _cim_dynamics.py."""
+
+from __future__ import annotations
+
+import abc
+import math
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+
+from scvi_qbm.ising import Ising
+
+from . import _cim_dynamics as dynamics
+from ._chains import checked_threads, pool
+from .base import Law, Sampler, positive_int
+
+__all__ = [
+    "AmplitudeCorrectedCIM",
+    "CIM",
+    "ChaoticFeedbackCIM",
+    "GaussianStateCIM",
+    "MeanFieldCIM",
+    "SeparatedFeedbackCIM",
+]
+
+_FIELDS = ("ancilla", "scaled")
+_REPLICAS = 64
+# Noise of the mean-field machine matched to beta: cap on sigma, below which coupling gives way,
+# and a^2 / r, chosen on SK and dense peaked machines of 14 spins (effective beta 0.9 to 1.04).
+_MAX_SIGMA, _SATURATION = 1.5, 0.85
+
+
+class CIM(Sampler):
+    """What the simulated machines share: the injected field, replicas, and the read-out of signs.
+
+    A run starts near vacuum, raises the pump through threshold, and reads the signs of the
+    amplitudes once; every sample is a run of its own. Runs minimise the energy: their states are
+    *not* Boltzmann samples at any temperature (docs/samplers.md has distances). Training and
+    :class:`~scvi_qbm.samplers.corrected.Corrected` finish them with Gibbs sweeps.
+
+    Parameters
+    ----------
+    n_steps
+        Euler steps of a run, each of ``dt`` cavity decay times.
+    fields
+        How linear terms enter. ``"ancilla"``: as couplings to one more spin, by whose sign the
+        state is multiplied. ``"scaled"``: injected directly, times the root-mean-square
+        amplitude, so that they keep their weight against the couplings.
+    trajectories
+        Number of runs whose amplitudes are recorded, in ``info["trajectories"]``, float32
+        (trajectories, n_records, n_oscillators), at the times ``info["times"]`` (cavity decay
+        times), with the net gain ``info["gains"]``.
+    n_threads
+        Threads over blocks of runs; ``OMP_NUM_THREADS`` or all processors by default. Results do
+        not depend on it.
+    """
+
+    law: ClassVar[Law] = "heuristic"
+
+    def __init__(
+        self,
+        n_steps: int = 1000,
+        fields: str = "ancilla",
+        trajectories: int = 0,
+        n_threads: int | None = None,
+    ) -> None:
+        self.n_steps = positive_int(n_steps, "n_steps")
+        if fields not in _FIELDS:
+            raise ValueError(f"`fields` must be one of {_FIELDS}, got {fields!r}.")
+        self.fields = fields
+        self.trajectories = positive_int(trajectories, "trajectories", 0)
+        self.n_threads = checked_threads(n_threads)
+
+    @abc.abstractmethod
+    def _dynamics(self, beta: float, strength: float) -> tuple[dynamics.Dynamics, float]:
+        """Fresh dynamics, and the coupling strength; ``strength`` is the normalised one."""
+
+    def _sample(
+        self, ising: Ising, beta: float, n_samples: int, entropy: np.random.SeedSequence
+    ) -> tuple[NDArray[np.int8], dict[str, Any]]:
+        normal = dynamics.normalisation(ising.J, ising.b)
+        machine, strength = self._dynamics(beta, normal)
+        ancilla = self.fields == "ancilla" and bool(np.any(ising.b))
+        matrix = ising.to_ancilla() if ancilla else ising.J
+        J = np.ascontiguousarray(strength * matrix, dtype=np.float32)
+        h = None
+        if not ancilla and np.any(ising.b):
+            h = (strength * ising.b).astype(np.float32)[:, None]
+        n_blocks = -(-n_samples // _REPLICAS)
+        seeds = entropy.spawn(n_blocks)
+
+        def run(k: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+            followed = max(0, min(self.trajectories, n_samples) - k * _REPLICAS)
+            fresh = self._dynamics(beta, normal)[0]
+            return _run(fresh, J, h, self.n_steps, seeds[k], min(followed, _REPLICAS))
+
+        # One BLAS thread a block: ours are over blocks, and more would only wait for each other.
+        with threadpool_limits(1, user_api="blas"):
+            if self.n_threads > 1 and n_blocks > 1:
+                parts = list(pool(self.n_threads).map(run, range(n_blocks)))
+            else:
+                parts = [run(k) for k in range(n_blocks)]
+        spins = np.concatenate([part[0] for part in parts])[:n_samples]
+        if ancilla:
+            spins = spins[:, :-1] * spins[:, -1:]
+        info: dict[str, Any] = {"n_steps": self.n_steps, "coupling_strength": strength}
+        if isinstance(machine, dynamics.MeanField):
+            info["sigma"] = machine.sigma
+        if self.trajectories:
+            steps = np.arange(0, self.n_steps, _record_every(self.n_steps))
+            info["trajectories"] = np.concatenate([part[1] for part in parts])
+            info["times"] = machine.dt * steps
+            info["gains"] = np.array(
+                [dynamics.ramp(t / self.n_steps, *machine.gain) for t in steps]
+            )
+        return spins, info
+
+
+def _record_every(n_steps: int) -> int:
+    return max(1, n_steps // 200)
+
+
+def _run(
+    machine: dynamics.Dynamics,
+    J: NDArray[np.float32],
+    h: NDArray[np.float32] | None,
+    n_steps: int,
+    seed: np.random.SeedSequence,
+    followed: int,
+) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Run one block; signs (replicas, n) and the followed runs' amplitudes."""
+    rng = np.random.Generator(np.random.SFC64(seed))
+    # Always full blocks, so that a run does not depend on how many others there are.
+    shape = (len(J), _REPLICAS)
+
+    def noise() -> NDArray[np.float32]:
+        return rng.standard_normal(shape, dtype=np.float32)
+
+    def couple(x: NDArray[np.float32]) -> NDArray[np.float32]:
+        out: NDArray[np.float32] = J @ x
+        if h is not None:
+            out += h * np.sqrt(np.mean(x * x, axis=0, keepdims=True))
+        return out
+
+    machine.start(noise)
+    every = _record_every(n_steps)
+    records = []
+    for step in range(n_steps):
+        if followed and step % every == 0:
+            records.append(machine.x[:, :followed].T.copy())
+        machine.step(step / n_steps, couple, noise)
+    if not np.isfinite(machine.x).all():
+        raise FloatingPointError(
+            "The machine's amplitudes are not finite: use a smaller step `dt`."
+        )
+    spins = np.where(machine.x >= 0, 1, -1).astype(np.int8).T
+    if not followed:
+        return spins, np.empty((0, 0, len(J)), dtype=np.float32)
+    return spins, np.stack(records, axis=1)
+
+
+def _pair(value: tuple[float, float], name: str) -> tuple[float, float]:
+    first, last = (float(v) for v in value)
+    if not (math.isfinite(first) and math.isfinite(last)):
+        raise ValueError(f"`{name}` must be two finite numbers, got {value}.")
+    return first, last
+
+
+def _positive(value: float, name: str) -> float:
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"`{name}` must be positive, got {value}.")
+    return float(value)
+
+
+class MeanFieldCIM(CIM):
+    r"""Mean-field coherent Ising machine with noise, whose temperature follows ``beta``.
+
+    With ``sigma=None`` the noise is matched to the inverse temperature asked for,
+    :math:`\sigma^2 = 2 \xi a^2 / \beta` with saturation amplitude :math:`a`; where that would
+    exceed 1.5 the coupling is weakened instead. That brings the effective temperature to within
+    some 20 %, not the law to Boltzmann's.
+
+    Parameters
+    ----------
+    n_steps, fields, trajectories, n_threads
+        See :class:`CIM`.
+    dt
+        Step in cavity decay times.
+    gain
+        Net gain (pump minus loss) at the start and after 90 % of the run.
+    sigma
+        Noise amplitude, >= 0; matched to ``beta`` by default, which a number overrides.
+
+    References
+    ----------
+    See :class:`scvi_qbm.samplers._cim_dynamics.MeanField`.
+    """
+
+    name: ClassVar[str] = "cim"
+
+    def __init__(
+        self,
+        n_steps: int = 1500,
+        dt: float = 0.02,
+        gain: tuple[float, float] = (0.0, 2.0),
+        sigma: float | None = None,
+        fields: str = "ancilla",
+        trajectories: int = 0,
+        n_threads: int | None = None,
+    ) -> None:
+        super().__init__(n_steps, fields, trajectories, n_threads)
+        self.dt, self.gain = _positive(dt, "dt"), _pair(gain, "gain")
+        if sigma is not None and not (math.isfinite(sigma) and sigma >= 0):
+            raise ValueError(f"`sigma` must be >= 0, got {sigma}.")
+        if sigma is None and self.gain[1] <= 0:
+            raise ValueError("`sigma` can be matched to beta only if the final gain is positive.")
+        self.sigma = sigma
+
+    def _dynamics(self, beta: float, strength: float) -> tuple[dynamics.Dynamics, float]:
+        if self.sigma is not None:
+            return dynamics.MeanField(self.dt, self.gain, self.sigma), strength
+        height = _SATURATION * self.gain[1]
+        strength = min(strength, beta * _MAX_SIGMA**2 / (2 * height))
+        sigma = math.sqrt(2 * strength * height / beta) if strength > 0 else _MAX_SIGMA
+        return dynamics.MeanField(self.dt, self.gain, sigma), strength
+
+
+class GaussianStateCIM(CIM):
+    """Measurement-feedback coherent Ising machine on Gaussian states: the physics' own noise.
+
+    ``beta`` plays no part: the spread of the states is set by ``g`` and the pump.
+
+    Parameters
+    ----------
+    n_steps, fields, trajectories, n_threads
+        See :class:`CIM`.
+    dt
+        Step in cavity decay times.
+    gain
+        Net gain (pump minus loss) at the start and after 90 % of the run.
+    g
+        Square root of the single-photon saturation: a pulse holds some 1 / g^2 photons. Larger
+        is noisier.
+    j
+        Rate at which pulses are measured, in units of the cavity's decay rate.
+
+    References
+    ----------
+    See :class:`scvi_qbm.samplers._cim_dynamics.GaussianState`.
+    """
+
+    name: ClassVar[str] = "cim_gaussian"
+
+    def __init__(
+        self,
+        n_steps: int = 2000,
+        dt: float = 0.02,
+        gain: tuple[float, float] = (-2.0, 0.0),
+        g: float = 0.2,
+        j: float = 1.0,
+        fields: str = "ancilla",
+        trajectories: int = 0,
+        n_threads: int | None = None,
+    ) -> None:
+        super().__init__(n_steps, fields, trajectories, n_threads)
+        self.dt, self.gain = _positive(dt, "dt"), _pair(gain, "gain")
+        self.g, self.j = _positive(g, "g"), _positive(j, "j")
+
+    def _dynamics(self, beta: float, strength: float) -> tuple[dynamics.Dynamics, float]:
+        return dynamics.GaussianState(self.dt, self.gain, self.g, self.j), strength
+
+
+class AmplitudeCorrectedCIM(CIM):
+    """Coherent Ising machine with amplitude-heterogeneity correction (CAC); ignores ``beta``.
+
+    Parameters
+    ----------
+    n_steps, fields, trajectories, n_threads
+        See :class:`CIM`.
+    dt
+        Step in cavity decay times.
+    gain
+        Net gain (pump minus loss) at the start and after 90 % of the run.
+    rate
+        Rate of the error variables.
+
+    References
+    ----------
+    See :class:`scvi_qbm.samplers._cim_dynamics.AmplitudeCorrected`.
+    """
+
+    name: ClassVar[str] = "cim_cac"
+    _model: ClassVar[type[dynamics.AmplitudeCorrected]] = dynamics.AmplitudeCorrected
+
+    def __init__(
+        self,
+        n_steps: int = 1000,
+        dt: float = 0.075,
+        gain: tuple[float, float] = (-1.5, 0.0),
+        rate: float = 0.3,
+        fields: str = "ancilla",
+        trajectories: int = 0,
+        n_threads: int | None = None,
+    ) -> None:
+        super().__init__(n_steps, fields, trajectories, n_threads)
+        self.dt, self.gain = _positive(dt, "dt"), _pair(gain, "gain")
+        self.rate = _positive(rate, "rate")
+
+    def _dynamics(self, beta: float, strength: float) -> tuple[dynamics.Dynamics, float]:
+        return self._model(self.dt, self.gain, self.rate), strength
+
+
+class ChaoticFeedbackCIM(AmplitudeCorrectedCIM):
+    """Coherent Ising machine with chaotic feedback control (CFC); ignores ``beta``.
+
+    Parameters
+    ----------
+    n_steps, fields, trajectories, n_threads
+        See :class:`CIM`.
+    dt, gain, rate
+        See :class:`AmplitudeCorrectedCIM`.
+
+    References
+    ----------
+    See :class:`scvi_qbm.samplers._cim_dynamics.ChaoticFeedback`.
+    """
+
+    name: ClassVar[str] = "cim_cfc"
+    _model: ClassVar[type[dynamics.AmplitudeCorrected]] = dynamics.ChaoticFeedback
+
+    def __init__(
+        self,
+        n_steps: int = 1000,
+        dt: float = 0.1,
+        gain: tuple[float, float] = (-2.0, 0.0),
+        rate: float = 0.15,
+        fields: str = "ancilla",
+        trajectories: int = 0,
+        n_threads: int | None = None,
+    ) -> None:
+        super().__init__(n_steps, dt, gain, rate, fields, trajectories, n_threads)
+
+
+class SeparatedFeedbackCIM(CIM):
+    """Coherent Ising machine with separated feedback control (SFC); ignores ``beta``.
+
+    Parameters
+    ----------
+    n_steps, fields, trajectories, n_threads
+        See :class:`CIM`.
+    dt, gain
+        See :class:`AmplitudeCorrectedCIM`.
+    k
+        Weight of the injected field against its slow memory.
+
+    References
+    ----------
+    See :class:`scvi_qbm.samplers._cim_dynamics.SeparatedFeedback`.
+    """
+
+    name: ClassVar[str] = "cim_sfc"
+
+    def __init__(
+        self,
+        n_steps: int = 1000,
+        dt: float = 0.1,
+        gain: tuple[float, float] = (-2.0, 0.0),
+        k: float = 0.2,
+        fields: str = "ancilla",
+        trajectories: int = 0,
+        n_threads: int | None = None,
+    ) -> None:
+        super().__init__(n_steps, fields, trajectories, n_threads)
+        self.dt, self.gain = _positive(dt, "dt"), _pair(gain, "gain")
+        self.k = _positive(k, "k")
+
+    def _dynamics(self, beta: float, strength: float) -> tuple[dynamics.Dynamics, float]:
+        return dynamics.SeparatedFeedback(self.dt, self.gain, self.k), strength

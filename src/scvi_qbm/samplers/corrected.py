@@ -1,0 +1,190 @@
+"""Heuristic samplers made fit for training: redraw now and then, finish with Gibbs sweeps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scvi_qbm.diagnostics import effective_beta
+from scvi_qbm.ising import Ising
+
+from . import _chains
+from .base import ChainSampler, Sampler, positive_int
+from .registry import get_sampler
+
+__all__ = ["Corrected", "CorrectedState"]
+
+_SEEDS = 2**62
+
+
+@dataclass
+class CorrectedState:
+    """Chains between redraws; the temperatures are those of the last draw.
+
+    Parameters
+    ----------
+    chains
+        Gibbs chains at the target.
+    target, beta
+        What the sampler is asked for: the model (energies in nats once times beta).
+    entropy
+        Source of the seeds of later draws.
+    beta_drawn
+        Effective inverse temperature of the heuristic's states, in units of the target's (1 is
+        right); infinite if all were local minima.
+    beta_corrected
+        The same after the Gibbs sweeps of the last step.
+    requested
+        Factor by which the heuristic is asked for another beta than the target's, learned.
+    steps
+        Steps since the start.
+    info
+        What the heuristic reported of its last draw.
+    """
+
+    chains: _chains.Chains
+    target: Ising
+    entropy: np.random.Generator
+    beta_drawn: float = float("nan")
+    beta_corrected: float = float("nan")
+    requested: float = 1.0
+    steps: int = 0
+    info: dict[str, Any] = field(default_factory=dict)
+
+
+class Corrected(ChainSampler):
+    r"""States of a heuristic sampler, finished by Gibbs sweeps at the target temperature.
+
+    A machine that minimises energies (CIM, annealers, dimod solvers, Kaiwu) finds valleys, with
+    frequencies of its own and at a temperature of its own. Every ``redraw_every`` steps the
+    chains are started afresh from its states; heat-bath sweeps then bring them towards the
+    Boltzmann law: at once within a valley, not between valleys far apart, where the heuristic's
+    frequencies stay. So the law is Boltzmann's in the limit of many sweeps only.
+
+    The heuristic's effective temperature is estimated by pseudo-likelihood, and the next draw
+    asked for with the beta that would have met the target; a machine that takes no notice of
+    beta is left as it is.
+
+    Parameters
+    ----------
+    sampler
+        Name or instance of the heuristic.
+    sampler_options
+        Its options, where it is given by name.
+    n_chains
+        Chains, that is states a draw.
+    n_sweeps
+        Gibbs sweeps a step, and between kept samples.
+    n_burn_in
+        Gibbs sweeps after each draw.
+    redraw_every
+        Steps between draws; 0 draws once.
+    n_threads
+        Threads of the sweeps; ``OMP_NUM_THREADS`` or all processors by default.
+
+    Notes
+    -----
+    ``info`` reports ``beta_drawn`` and ``beta_corrected`` (effective inverse temperatures in units
+    of the one asked for), ``requested_beta``, and the heuristic's own ``draw``.
+
+    References
+    ----------
+    Raymond, Yarkoni and Andriyash (2016), Front. ICT 3, 23 (global warming: temperature by
+    pseudo-likelihood, post-processing by Gibbs sweeps).
+    """
+
+    name: ClassVar[str] = "corrected"
+    conformance: ClassVar[dict[str, Any]] = {
+        "sampler": "simulated_annealing",
+        "n_chains": 2048,
+        "n_sweeps": 500,
+        "n_burn_in": 500,
+    }
+
+    def __init__(
+        self,
+        sampler: str | Sampler = "cim",
+        sampler_options: dict[str, Any] | None = None,
+        n_chains: int = 64,
+        n_sweeps: int = 10,
+        n_burn_in: int = 50,
+        redraw_every: int = 50,
+        n_threads: int | None = None,
+    ) -> None:
+        self.source = get_sampler(sampler, **(sampler_options or {}))
+        self.n_chains = positive_int(n_chains, "n_chains")
+        self.n_sweeps = positive_int(n_sweeps, "n_sweeps")
+        self.n_burn_in = positive_int(n_burn_in, "n_burn_in", 0)
+        self.redraw_every = positive_int(redraw_every, "redraw_every", 0)
+        self.n_threads = _chains.checked_threads(n_threads)
+
+    def init(self, ising: Ising, beta: float = 1.0, seed: int | None = None) -> CorrectedState:
+        """Draw ``n_chains`` states from the heuristic and sweep them ``n_burn_in`` times."""
+        return self._start(ising.scaled(beta), np.random.SeedSequence(seed), self.n_chains)
+
+    def _start(
+        self, target: Ising, entropy: np.random.SeedSequence, n_chains: int
+    ) -> CorrectedState:
+        chain_entropy, draw_entropy = entropy.spawn(2)
+        chains = _chains.start(target, np.ones(1), n_chains, chain_entropy)
+        state = CorrectedState(chains, target, np.random.default_rng(draw_entropy))
+        self._draw(state)
+        return state
+
+    def _draw(self, state: CorrectedState) -> None:
+        seed = int(state.entropy.integers(_SEEDS))
+        out = self.source.sample(state.target, state.requested, state.chains.n_chains, seed=seed)
+        state.info = out.info
+        state.beta_drawn = effective_beta(state.target, out.spins)[0]
+        if np.isfinite(state.beta_drawn) and state.beta_drawn > 0:
+            # Half way on the log scale: the estimate is noisy, and not every machine listens.
+            factor = np.clip(state.requested / np.sqrt(state.beta_drawn), 0.25, 4.0)
+            state.requested = float(factor)
+        _chains.adopt(state.chains, out.spins)
+        _chains.run(state.chains, self.n_burn_in, n_threads=self.n_threads)
+        self._look(state)
+
+    def _look(self, state: CorrectedState) -> None:
+        state.beta_corrected = effective_beta(state.target, state.chains.states())[0]
+
+    def step(self, state: CorrectedState, n_sweeps: int | None = None) -> CorrectedState:
+        """Sweep every chain; from time to time start all afresh from the heuristic's states."""
+        state.steps += 1
+        if self.redraw_every and state.steps % self.redraw_every == 0:
+            self._draw(state)
+        sweeps = self.n_sweeps if n_sweeps is None else n_sweeps
+        _chains.run(state.chains, sweeps, n_threads=self.n_threads)
+        return state
+
+    def adapt(self, state: CorrectedState) -> CorrectedState:
+        """Estimate the temperature of the corrected states anew."""
+        self._look(state)
+        return state
+
+    def retarget(self, state: CorrectedState, ising: Ising, beta: float = 1.0) -> CorrectedState:
+        """Point the chains at another model of the same size, keeping their states."""
+        state.target = ising.scaled(beta)
+        _chains.retarget(state.chains, state.target)
+        return state
+
+    def spins(self, state: CorrectedState) -> NDArray[np.int8]:
+        """States of the chains, int8 (n_chains, n_spins)."""
+        return state.chains.states()
+
+    def _sample(
+        self, ising: Ising, beta: float, n_samples: int, entropy: np.random.SeedSequence
+    ) -> tuple[NDArray[np.int8], dict[str, Any]]:
+        state = self._start(ising.scaled(beta), entropy, min(self.n_chains, n_samples))
+        spins, info = _chains.collect(state.chains, n_samples, self.n_sweeps, self.n_threads)
+        info |= {
+            "n_sweeps": self.n_sweeps,
+            "n_burn_in": self.n_burn_in,
+            "beta_drawn": state.beta_drawn,
+            "beta_corrected": effective_beta(state.target, spins)[0],
+            "requested_beta": beta * state.requested,
+            "draw": state.info,
+        }
+        return spins, info
