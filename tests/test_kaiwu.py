@@ -14,10 +14,12 @@ from conftest import peaked_ising
 
 from scvi_qbm.diagnostics import total_variation
 from scvi_qbm.ising import Ising
+from scvi_qbm.samplers import _kaiwu_jobs, get_sampler, registry
 from scvi_qbm.samplers import _kaiwu_worker as worker
-from scvi_qbm.samplers import get_sampler, kaiwu_adapter, registry
+from scvi_qbm.samplers._kaiwu_reads import machine_matrix, unfold
 from scvi_qbm.samplers.exact import all_energies, all_states, boltzmann_law
-from scvi_qbm.samplers.kaiwu_adapter import Kaiwu, SolveAdapter, machine_matrix, unfold
+from scvi_qbm.samplers.kaiwu_adapter import Kaiwu, SolveAdapter
+from scvi_qbm.samplers.quantise import quantise
 
 TOKENS = {"KAIWU_USER_ID": "user-4711", "KAIWU_SDK_CODE": "sdk-s3cret"}
 
@@ -204,7 +206,7 @@ def test_law(beta, n_bits):
     model = peaked_ising(6, 2)
     solver = Enumerating()
     if n_bits:  # the temperature of the integers is gain times that of the matrix
-        gain = kaiwu_adapter.quantise(machine_matrix(model)).gain
+        gain = quantise(machine_matrix(model)).gain
         solver.beta = 1 / gain
     out = SolveAdapter(solver, n_bits=n_bits).sample(model, beta, 6000, seed=0)
     distance, floor = total_variation(out.spins, boltzmann_law(model, beta))
@@ -384,7 +386,7 @@ def sdk(tmp_path, monkeypatch):
         monkeypatch.setenv(name, value)
     # The stub seeds its reads with the task's name: names that repeat make tests that repeat.
     nonces = (f"{k:012x}" for k in itertools.count())
-    monkeypatch.setattr(kaiwu_adapter.secrets, "token_hex", lambda n: next(nonces))
+    monkeypatch.setattr(_kaiwu_jobs.secrets, "token_hex", lambda n: next(nonces))
 
     def log(key):
         text = (tmp_path / "log").read_text() if (tmp_path / "log").exists() else ""
@@ -539,7 +541,7 @@ def test_finished_but_never_handed_out(fake):
 
 
 def test_without_a_directory_nothing_is_kept(fake, tmp_path, monkeypatch):
-    monkeypatch.setattr(kaiwu_adapter.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(_kaiwu_jobs.tempfile, "tempdir", str(tmp_path))
     options = {**fake, "directory": None}
     out = Kaiwu(**options).sample(peaked_ising(6, 0), n_samples=30)
     assert out.info["job"] is None and not list(tmp_path.iterdir())
@@ -578,7 +580,7 @@ def test_a_job_at_work_elsewhere_is_left_alone(fake):
     Kaiwu(**fake).sample(model, n_samples=30)
     (folder,) = jobs(fake)
     (folder / "consumed").unlink()
-    with kaiwu_adapter._lock(folder) as ours:
+    with _kaiwu_jobs.lock(folder) as ours:
         assert ours
         assert not Kaiwu(**fake).sample(model, n_samples=30).info["resumed"]
     assert Kaiwu(**fake).sample(model, n_samples=30).info["resumed"]

@@ -6,7 +6,7 @@ import torch
 
 from scvi_qbm.logz import log_partition
 from scvi_qbm.prior import BernoulliPrior, BoltzmannPrior
-from scvi_qbm.samplers import ChainSampler, Sampler
+from scvi_qbm.samplers import ChainSampler
 from scvi_qbm.samplers.exact import all_states, boltzmann_law
 
 
@@ -183,19 +183,37 @@ def test_report_shows_a_negative_phase_that_is_not_honest():
     assert reports["stuck"].energy_gap > 5
 
 
-def test_heuristic_samplers_are_refused():
-    class Heuristic(Sampler):
-        name, law = "guess", "heuristic"
+@pytest.mark.parametrize("name", ["simulated_annealing", "cim"])
+def test_heuristic_samplers_are_corrected(name):
+    """Moments of the negative phase, temperatures and distance, against enumeration."""
+    torch.manual_seed(0)
+    prior = fill(BoltzmannPrior(8, name, {"n_threads": 1}).double())
+    assert prior.sampler.name == "corrected" and prior.sampler.source.name == name
+    q = torch.full((1, 8), 0.5, dtype=torch.float64)
+    grads = []
+    for _ in range(200):
+        prior.zero_grad()
+        prior.surrogate(q).backward()
+        grads.append(prior.h.grad.clone())
+    report = prior.refresh_log_z()
+    exact = 0.5 - torch.from_numpy(boltzmann_law(prior.ising())) @ codes(8)
+    # 200 x 64 correlated states, and what is left of the heuristic's law: near, not exact.
+    assert (torch.stack(grads).mean(0) - exact).abs().max() < 0.05
+    assert 0.5 < report.beta_drawn < 2 and abs(report.beta_corrected - 1) < 0.5
+    assert report.distance < 3 * report.distance_floor and report.distance_floor < 0.1
 
-        def _sample(self, ising, beta, n_samples, entropy):
-            return np.ones((n_samples, ising.n_spins)), {}
 
-    with pytest.raises(ValueError, match="heuristic"):
-        BoltzmannPrior(8, Heuristic())
-    with pytest.raises(ValueError, match="Available: exact, gibbs, parallel_tempering"):
+def test_bad_options():
+    with pytest.raises(ValueError, match="Available: .*exact, gibbs"):
         BoltzmannPrior(8, "quantum")
     with pytest.raises(ValueError, match="at least 2"):
         BoltzmannPrior(1)
+
+
+def test_other_samplers_report_no_temperature():
+    prior = fill(BoltzmannPrior(8, "gibbs"))
+    prior.surrogate(torch.full((1, 8), 0.5)).backward()
+    assert np.isnan(prior.refresh_log_z().beta_drawn)
 
 
 def test_negative_samples_follow_torchs_seed():

@@ -1,4 +1,4 @@
-"""The command line: ``scvi-qbm fit | samplers | demo``. Imports wait until they are needed."""
+"""The command line: ``scvi-qbm fit | samplers | benchmark | demo``. Imports wait until they are needed."""
 
 from __future__ import annotations
 
@@ -74,6 +74,40 @@ def _parser() -> argparse.ArgumentParser:
     actions = samplers.add_subparsers(dest="action", metavar="ACTION", required=True)
     actions.add_parser("list", help="names, laws and one line about each")
 
+    check = actions.add_parser(
+        "check",
+        help="run the conformance kit on one",
+        epilog="example: scvi-qbm samplers check gibbs --option n_sweeps=200",
+    )
+    check.add_argument("name", metavar="NAME", help="a name that list shows")
+    check.add_argument(
+        "--option",
+        action="append",
+        metavar="KEY=VALUE",
+        help="an option of the sampler, as JSON or plain text; may be repeated "
+        "(default: the options that the sampler declares for this test)",
+    )
+    check.add_argument("--seed", type=int, default=1, help="seed of the models and the sampler")
+
+    benchmark = commands.add_parser("benchmark", help="tables and pictures of measured claims")
+    subjects = benchmark.add_subparsers(dest="subject", metavar="SUBJECT", required=True)
+    sampling = subjects.add_parser(
+        "sampling",
+        help="the paper's Figure 2: law, Moebius ladders, time per sample",
+        description="Law of samples (b), success on Moebius ladders beside harder instances (c), "
+        "time per sample at equal quality (d). Rows are kept in DIR as they are measured: an "
+        "interrupted run goes on where it stopped.",
+    )
+    sampling.add_argument("--out", type=Path, default=Path("sampling-output"), metavar="DIR")
+    sampling.add_argument(
+        "--part",
+        choices=["law", "reweighting", "optimum", "time"],
+        action="append",
+        help="only this part; may be repeated",
+    )
+    sampling.add_argument("--quick", action="store_true", help="small sizes, a minute or two")
+    sampling.add_argument("--seed", type=int, default=0, help="seed of everything")
+
     demo = commands.add_parser("demo", help="train on 700 real cells that ship with scanpy")
     demo.add_argument("--out", type=Path, default=Path("demo-output"), help="directory to write")
     demo.add_argument("--seed", type=int, default=0, help="seed of everything")
@@ -102,23 +136,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.command is None:
         parser.print_help()
         return 2
-    run = {"fit": _fit, "samplers": _samplers, "demo": _demo}[args.command]
+    run = {"fit": _fit, "samplers": _samplers, "demo": _demo, "benchmark": _benchmark}
     try:
-        run(args)
+        status = run[args.command](args)
     except (KeyboardInterrupt, SystemExit) as stop:
         # Lightning turns Ctrl-C into SystemExit(1).
         if not _interrupted(stop):
             raise
         print("\nscvi-qbm: interrupted", file=sys.stderr)
         return 130
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (ImportError, OSError, KeyError, TypeError, ValueError) as error:
         if args.debug:
             traceback.print_exc()
         # str() of a KeyError is its repr.
         message = error.args[0] if isinstance(error, KeyError) and error.args else error
         print(f"scvi-qbm: error: {message}", file=sys.stderr)
         return 1
-    return 0
+    return status or 0
 
 
 def _interrupted(error: BaseException | None) -> bool:
@@ -178,13 +212,44 @@ def _prepare(n_threads: int) -> None:
     warnings.filterwarnings("ignore", module=r"lightning\.|torch\.|anndata\.|scvi\.|umap\.")
 
 
-def _samplers(args: argparse.Namespace) -> None:
+def _check(args: argparse.Namespace) -> int:
+    import json
+
+    from scvi_qbm.samplers.testing import check_sampler
+
+    options = None
+    if args.option:
+        options = {}
+        for text in args.option:
+            key, equals, value = text.partition("=")
+            if not equals:
+                raise ValueError(f"--option takes KEY=VALUE, got {text!r}")
+            try:
+                options[key] = json.loads(value)
+            except json.JSONDecodeError:
+                options[key] = value
+    report = check_sampler(args.name, options=options, seed=args.seed, strict=False)
+    print(report)
+    return 0 if report.passed else 1
+
+
+def _benchmark(args: argparse.Namespace) -> None:
+    from scvi_qbm.benchmark.sampling import PARTS, run_sampling
+
+    run_sampling(args.out, parts=args.part or list(PARTS), quick=args.quick, seed=args.seed)
+    print(f"{args.out}: {', '.join(sorted(os.listdir(args.out)))}")
+
+
+def _samplers(args: argparse.Namespace) -> int:
+    if args.action == "check":
+        return _check(args)
     from scvi_qbm.samplers.registry import describe_samplers
 
     rows = describe_samplers()
     width = max(len(row.name) for row in rows)
     for row in rows:
         print(f"{row.name:<{width}}  {row.law:<9}  {row.summary}")
+    return 0
 
 
 def _demo(args: argparse.Namespace) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterable
 from typing import Any
@@ -128,7 +129,8 @@ class QBMTrainingPlan(TrainingPlan):
         report = self.module.prior.refresh_log_z()
         if report is None:
             return
-        self.log_dict(report._asdict(), on_step=False, on_epoch=True, sync_dist=self.use_sync_dist)
+        known = {k: v for k, v in report._asdict().items() if not math.isnan(v)}
+        self.log_dict(known, on_step=False, on_epoch=True, sync_dist=self.use_sync_dist)
         # One or two bad reports may be noise or the rush of the first epochs; three are not.
         self._dishonest = 0 if report.is_honest else self._dishonest + 1
         if self._dishonest == 3:

@@ -23,10 +23,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid, softplus
 
+from scvi_qbm.diagnostics import total_variation
 from scvi_qbm.ising import Ising
 from scvi_qbm.logz import bar_from_chains, log_partition
 from scvi_qbm.samplers import ChainSampler, Sampler, get_sampler
 from scvi_qbm.samplers._chains import Chains, adopt, pool, processors
+from scvi_qbm.samplers.corrected import Corrected, CorrectedState
+from scvi_qbm.samplers.exact import boltzmann_law
 from scvi_qbm.samplers.parallel_tempering import ParallelTempering
 
 __all__ = ["BernoulliPrior", "BoltzmannPrior", "NegativePhaseReport"]
@@ -37,6 +40,8 @@ _TARGET_SE = 0.2
 _RELAX = 32
 _BLOCK = 32
 _MAX_SWEEPS = 128
+# Distance of a corrected heuristic to the exact law: up to so many units, from so many states.
+_ENUMERABLE, _DISTANCE_STATES = 14, 4096
 
 Parameters = tuple[NDArray[np.float64], NDArray[np.float64]]
 
@@ -64,6 +69,12 @@ class NegativePhaseReport(NamedTuple):
         Temperatures in the uniform ladder.
     n_steps
         Training steps since the last estimate.
+    beta_drawn, beta_corrected
+        Heuristic samplers: effective inverse temperatures of their last draw and of the training
+        chains, in units of the machine's (1 is right). NaN for others, as are the next two.
+    distance, distance_floor
+        Total variation of the training chains to the machine's law and what as many independent
+        states would show; up to 14 units.
     """
 
     log_z: float
@@ -73,6 +84,10 @@ class NegativePhaseReport(NamedTuple):
     energy_gap_se: float
     n_levels: float
     n_steps: float
+    beta_drawn: float = math.nan
+    beta_corrected: float = math.nan
+    distance: float = math.nan
+    distance_floor: float = math.nan
 
     @property
     def is_honest(self) -> bool:
@@ -169,16 +184,19 @@ class BoltzmannPrior(_BinaryPrior):
     n_latent
         Number of binary units, >= 2.
     sampler
-        Name or instance, from :func:`scvi_qbm.list_samplers`. Its law must be ``exact`` or
-        ``mcmc``.
+        Name or instance, from :func:`scvi_qbm.list_samplers`. One whose law is ``heuristic``
+        (CIM, annealers, dimod, Kaiwu) is corrected: every 50 steps 64 chains start afresh from its
+        states, and Gibbs sweeps follow, ``max(10, n_latent // 10)`` a step. For other numbers
+        pass ``sampler="corrected"`` or a
+        :class:`~scvi_qbm.samplers.corrected.Corrected`.
     sampler_options
-        Options of the sampler, where it is given by name. Chain samplers run 32 chains (16 above
-        128 units) and ``max(5, n_latent // 25)`` sweeps a step by default.
+        Options of the sampler, where it is given by name. Tempering and Gibbs run 32 chains (16
+        above 128 units) and ``max(5, n_latent // 25)`` sweeps a step by default.
 
     Raises
     ------
     ValueError
-        If ``n_latent`` < 2, the sampler is unknown, or its law is ``heuristic``.
+        If ``n_latent`` < 2 or the sampler is unknown.
     """
 
     W_upper: nn.Parameter
@@ -203,11 +221,7 @@ class BoltzmannPrior(_BinaryPrior):
         self._own_threads = not isinstance(sampler, str) or "n_threads" in options
         self.sampler = get_sampler(sampler, **options)
         if self.sampler.law == "heuristic":
-            raise ValueError(
-                f"Sampler {self.sampler.name!r} is heuristic: its states do not follow the "
-                "Boltzmann law, and a prior trained on them would be wrong. Use one whose law is "
-                "'mcmc' or 'exact', such as 'parallel_tempering'."
-            )
+            self.sampler = Corrected(self.sampler, n_sweeps=max(10, n_latent // 10))
         self._chains: Any = None
         self._reference: Any = None
         self._steps = self._since = 0
@@ -271,7 +285,9 @@ class BoltzmannPrior(_BinaryPrior):
             # and one busy processor too many can make a step 30 times slower.
             spare = self.h.device.type != "cpu" or processors() > torch.get_num_threads()
             if not self._own_threads:
-                self.sampler.n_threads = 1
+                for sampler in (self.sampler, getattr(self.sampler, "source", None)):
+                    if hasattr(sampler, "n_threads"):
+                        sampler.n_threads = 1
             future = pool(1).submit(self._draw, parameters, seed)
             self._pending = (os.getpid(), parameters, future)
             if not spare:
@@ -367,7 +383,25 @@ class BoltzmannPrior(_BinaryPrior):
             gap_se,
             float(chains.n_levels),
             float(n_steps),
+            *self._heuristic_report(ising),
         )
+
+    def _heuristic_report(self, ising: Ising) -> tuple[float, ...]:
+        """Temperatures and distance of a corrected heuristic, as in the report."""
+        state = self._chains
+        if not (isinstance(self.sampler, Corrected) and isinstance(state, CorrectedState)):
+            return ()
+        self.sampler.adapt(self.sampler.retarget(state, ising))
+        temperatures = state.beta_drawn, state.beta_corrected
+        if self.n_latent > _ENUMERABLE:
+            return temperatures
+        rounds = -(-_DISTANCE_STATES // self.sampler.n_chains)
+        kept = []
+        for _ in range(rounds):
+            self.sampler.step(state)
+            kept.append(self.sampler.spins(state))
+        law = boltzmann_law(ising)
+        return *temperatures, *total_variation(np.concatenate(kept), law)
 
     def _reference_chains(self, ising: Ising) -> Chains:
         """Chains of their own, tempered from uniform spins: no path learned in training."""

@@ -1,0 +1,103 @@
+"""Reads of machines that minimise ``-s'Ms``: the matrix they get, what their answers are worth."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scvi_qbm.ising import Ising
+
+__all__ = ["EXPECTED_PAIRS", "audit", "machine_matrix", "thin", "unfold"]
+
+#: Pairs of equal reads expected at least, before their absence is called de-duplication.
+EXPECTED_PAIRS = 10
+
+F64 = NDArray[np.float64]
+Reads = NDArray[np.int8]
+
+
+def machine_matrix(ising: Ising, scale: float = 1.0) -> F64:
+    r""":math:`M` with :math:`-\tilde s^\top M \tilde s` = ``scale * (E(s) - offset)``."""
+    return 0.5 * scale * ising.to_ancilla()
+
+
+def unfold(reads: Reads, matrix: F64, ising: Ising, scale: float, who: str) -> Reads:
+    """States of the model from a machine's reads; its energies must be the model's.
+
+    Raises
+    ------
+    RuntimeError
+        If ``-s'Ms`` of a read is not ``scale * (energy - offset)``: a wrong mapping.
+    """
+    spins: Reads = reads[:, :-1] * reads[:, -1:]
+    machine = -np.einsum("ri,ri->r", reads @ matrix, reads)
+    model = scale * (ising.energy(spins) - ising.offset)
+    size = np.abs(matrix).sum() + scale * abs(ising.offset)
+    if not np.allclose(machine, model, rtol=0, atol=1e-9 * size):
+        worst = float(np.abs(machine - model).max())
+        raise RuntimeError(f"Energies of {who} differ from the model's by up to {worst:.3g}.")
+    # Uniform states have mean 0 and variance 2 |M|^2: nothing that looks for low energies is
+    # above that, unless it has the other sign.
+    noise = np.sqrt(2 / len(reads)) * np.linalg.norm(matrix)
+    if machine.mean() > 5 * noise:
+        warnings.warn(
+            f"Reads of {who} have higher energies than random states: does it minimise -s'Ms?",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+    return spins
+
+
+def audit(blocks: list[Reads], who: str) -> dict[str, Any]:
+    """Whether blocks of reads, one a call, could be independent draws; warns where not.
+
+    Returns
+    -------
+    ``n_distinct``; ``deduplicated``, no state twice within a block although equal pairs were to
+    be expected, from pairs across blocks or from the number of states; ``repeated``, two blocks
+    are equal read for read.
+    """
+    reads = np.concatenate(blocks)
+    # Pools are made unique before the ancilla is folded away, or after: look at reads as they are.
+    _, ids = np.unique(reads, axis=0, return_inverse=True)
+    ids = ids.reshape(-1)
+    labels = np.split(ids, np.cumsum([len(block) for block in blocks])[:-1])
+
+    def pairs(counts: NDArray[np.int64]) -> float:
+        return float((counts * (counts - 1.0)).sum() / 2)
+
+    sizes = np.array([len(block) for block in blocks])
+    equal_within = sum(pairs(np.unique(x, return_counts=True)[1]) for x in labels)
+    across = pairs(np.array([len(ids)])) - pairs(sizes)
+    equal_across = pairs(np.bincount(ids)) - equal_within
+    n_free = reads.shape[1] - bool((reads[:, -1] == reads[0, -1]).all())
+    chance = max(0.5**n_free, equal_across / across if across else 0.0)
+    deduplicated = equal_within == 0 and chance * pairs(sizes) >= EXPECTED_PAIRS
+
+    # Equal blocks by chance: every read must meet its like, with the chance seen within blocks.
+    meets = (equal_within + 1) / (pairs(sizes) + 1)
+    telling = [x.tobytes() for x in labels if len(x) * np.log(meets) < np.log(1e-6)]
+    repeated = len(set(telling)) < len(telling)
+    n_distinct = len(np.unique(reads * reads[:, -1:], axis=0))
+
+    faults = []
+    if n_distinct == 1 and len(ids) > 1 and reads.shape[1] > 2:
+        faults.append(f"all {len(ids)} reads are the same state")
+    elif sizes.max() > 1 and all((x == x[0]).all() for x in labels):
+        faults.append("each call returned one state only")
+    if deduplicated:
+        faults.append("no state comes twice: the pool is de-duplicated, frequencies mean nothing")
+    if repeated:
+        faults.append("two calls returned the same reads")
+    for fault in faults:
+        warnings.warn(f"Reads of {who}: {fault}.", RuntimeWarning, stacklevel=4)
+    return {"n_distinct": n_distinct, "deduplicated": deduplicated, "repeated": repeated}
+
+
+def thin(reads: Reads, n_samples: int, rng: np.random.Generator) -> Reads:
+    """``n_samples`` reads in their order, left out at random: pools may come sorted by energy."""
+    kept = np.sort(rng.permutation(len(reads))[:n_samples])
+    return reads[kept]
