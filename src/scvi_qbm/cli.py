@@ -1,4 +1,4 @@
-"""The command line: ``scvi-qbm fit | samplers | benchmark | demo``. Imports wait until they are needed."""
+"""The command line: ``scvi-qbm fit | samplers | benchmark | demo``; imports wait till needed."""
 
 from __future__ import annotations
 

@@ -26,6 +26,7 @@ __all__ = [
 ]
 
 _FIELDS = ("ancilla", "scaled")
+_VACUUM = np.float32(0.02)
 _REPLICAS = 64
 # Noise of the mean-field machine matched to beta: cap on sigma, below which coupling gives way,
 # and a^2 / r, chosen on SK and dense peaked machines of 14 spins (effective beta 0.9 to 1.04).
@@ -141,7 +142,8 @@ def _run(
     def couple(x: NDArray[np.float32]) -> NDArray[np.float32]:
         out: NDArray[np.float32] = J @ x
         if h is not None:
-            out += h * np.sqrt(np.mean(x * x, axis=0, keepdims=True))
+            # Never below vacuum's amplitude: fields that fade with it cannot turn a spin round.
+            out += h * np.sqrt(np.mean(x * x, axis=0, keepdims=True) + _VACUUM**2)
         return out
 
     machine.start(noise)

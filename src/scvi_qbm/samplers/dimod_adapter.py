@@ -89,6 +89,9 @@ class Dimod(Sampler):
 
     name: ClassVar[str] = "dimod"
     law: ClassVar[Law] = "heuristic"
+    conformance: ClassVar[dict[str, Any]] = {
+        "sampler": "dwave.samplers:SimulatedAnnealingSampler",
+    }
 
     def __init__(
         self,
@@ -267,6 +270,7 @@ class DWaveAnnealing(Dimod):
     """
 
     name: ClassVar[str] = "dwave_annealing"
+    conformance: ClassVar[dict[str, Any]] = {}
 
     def __init__(
         self,
@@ -307,6 +311,7 @@ class OpenJijAnnealing(Dimod):
     """
 
     name: ClassVar[str] = "openjij_annealing"
+    conformance: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, n_sweeps: int = 1000, beta_range: tuple[float, float] = (0.1, 1.0)) -> None:
         hot, cold = _hot_to_cold(beta_range, zero_allowed=False)
