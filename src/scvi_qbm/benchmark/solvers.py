@@ -69,6 +69,12 @@ _STEPS = (300, 1000, 3000)
 
 SOLVERS: dict[str, Solver] = {
     "SA": Solver("simulated_annealing", "n_sweeps", _SWEEPS, lambda _: {"end": "ground"}),
+    "SA Metropolis": Solver(
+        "simulated_annealing",
+        "n_sweeps",
+        _SWEEPS,
+        lambda _: {"end": "ground", "acceptance": "metropolis"},
+    ),
     "CIM mean field": Solver(
         "cim", "n_steps", _STEPS, lambda _: {"sigma": 0.1, "gain": (-1.5, 0.0), "dt": 0.05}
     ),

@@ -268,14 +268,14 @@ def run(chains: Chains, n_sweeps: int, *, record: bool = False, n_threads: int =
     return trace.transpose(1, 0, 2, 3).reshape(n_sweeps, -1, n_levels)[:, : chains.n_chains]
 
 
-def anneal(chains: Chains, betas: F64, n_threads: int = 1) -> None:
+def anneal(chains: Chains, betas: F64, n_threads: int = 1, *, metropolis: bool = False) -> None:
     """One sweep of every chain (ladders of one level) at each inverse temperature in turn."""
     used = chains.lane_at.shape[1]
     base = chains.base.astype(np.float32)
 
     def work(c: int) -> None:
         state = chains.spins[c], chains.fields[c], chains.energy[c], chains.lam[c], chains.rng[c]
-        anneal_chunk(chains.J, base, chains.linear, betas, *state, used, REFRESH)
+        anneal_chunk(chains.J, base, chains.linear, betas, *state, used, REFRESH, metropolis)
 
     if n_threads > 1 and len(chains.spins) > 1:
         list(pool(n_threads).map(work, range(len(chains.spins))))

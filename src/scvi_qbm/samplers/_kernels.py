@@ -1,4 +1,4 @@
-"""Numba kernels: heat-bath sweeps and replica swaps on a chunk of replicas ("lanes").
+"""Numba kernels: sequential sweeps and replica swaps on a chunk of replicas ("lanes").
 
 A chunk holds W lanes that share the couplings; lane r sits at inverse temperature ``lam[r]`` of
 the path ``p_lam(s) ~ exp(base.s - lam * U(s))``, with ``U(s) = -s'Js/2 - c.s``. Layout:
@@ -9,7 +9,7 @@ the path ``p_lam(s) ~ exp(base.s - lam * U(s))``, with ``U(s) = -s'Js/2 - c.s``.
 
 Spins are decided in blocks of ``BLOCK``. Inside a block each decision first adds what the block's
 earlier spins changed; the fields get the rows of J of the spins that flipped afterwards, summed in
-registers. A sweep is thus an exact sequential heat bath, at the cost of
+registers. A sweep is thus an exact sequential heat bath (or Metropolis), at the cost of
 ``n * (flips + n_block)`` instead of ``n * n`` multiply-adds.
 """
 
@@ -28,6 +28,7 @@ U32 = NDArray[np.uint32]
 I64 = NDArray[np.int64]
 
 BLOCK = 32
+_HALF = np.float32(0.5)
 _ONE = np.float32(1.0)
 # Rational approximation of tanh on |x| < 7.9 (the one Eigen uses; absolute error 1e-7).
 _CLIP = np.float32(7.90531110763549805)
@@ -51,22 +52,48 @@ _B0, _B2, _B4, _B6 = (
 
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath=True)
+def _tanh(x: np.float32) -> tuple[np.float32, np.float32]:
+    """Numerator and positive denominator of tanh x, x clipped to where the fraction holds."""
+    y = min(max(x, -_CLIP), _CLIP)
+    y2 = y * y
+    p = ((((((_A13 * y2 + _A11) * y2 + _A9) * y2 + _A7) * y2 + _A5) * y2 + _A3) * y2 + _A1) * y
+    q = ((_B6 * y2 + _B4) * y2 + _B2) * y2 + _B0
+    return p, q
+
+
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=True)
 def _decide(
     field: F32, lam: F32, base: np.float32, draw: F32, spin: F32, change: F32, energy: F32
 ) -> None:
     """Heat bath for one spin in all lanes: up where ``draw < tanh(lam * field + base)``."""
     for r in range(field.shape[0]):
         x = lam[r] * field[r] + base
-        y = min(max(x, -_CLIP), _CLIP)
-        y2 = y * y
-        p = ((((((_A13 * y2 + _A11) * y2 + _A9) * y2 + _A7) * y2 + _A5) * y2 + _A3) * y2 + _A1) * y
-        q = ((_B6 * y2 + _B4) * y2 + _B2) * y2 + _B0
+        p, q = _tanh(x)
         # draw < p / q without the division, q being positive.
         margin = p - draw[r] * q
         margin = _ONE if x >= _CLIP else margin
         margin = -_ONE if x <= -_CLIP else margin
         new = _ONE if margin > 0 else -_ONE
         change[r] = new - spin[r]
+        spin[r] = new
+        energy[r] -= change[r] * field[r]
+
+
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=True)
+def _decide_metropolis(
+    field: F32, lam: F32, base: np.float32, draw: F32, spin: F32, change: F32, energy: F32
+) -> None:
+    """Metropolis for one spin in all lanes: flip where ``(draw + 1) / 2 < exp(-2 s x)``."""
+    for r in range(field.shape[0]):
+        old = spin[r]
+        x = old * (lam[r] * field[r] + base)
+        p, q = _tanh(x)
+        # exp(-2x) = (1 - tanh x) / (1 + tanh x), again without dividing.
+        margin = (q - p) - _HALF * (draw[r] + _ONE) * (q + p)
+        margin = _ONE if x <= 0 else margin
+        margin = -_ONE if x >= _CLIP else margin
+        new = -old if margin > 0 else old
+        change[r] = new - old
         spin[r] = new
         energy[r] -= change[r] * field[r]
 
@@ -89,8 +116,9 @@ def sweep_chunk(
     energy: F64,
     rng: U32,
     used: int,
+    metropolis: bool = False,
 ) -> None:
-    """One sequential heat-bath sweep of the first ``used`` lanes of a chunk, in place.
+    """One sequential sweep of the first ``used`` lanes of a chunk, in place.
 
     Parameters
     ----------
@@ -104,6 +132,9 @@ def sweep_chunk(
         The chunk's state, see the module's docstring.
     used
         Lanes beyond this one only pad the SIMD width; their fields are not kept up to date.
+    metropolis
+        Metropolis decisions instead of heat bath. Where spins are free these flip all of them at
+        every sweep, which does not mix.
     """
     n, width = spins.shape
     filled = -(-n // LANE) * LANE
@@ -123,7 +154,11 @@ def sweep_chunk(
                 fb[k, r] = fields[r, start + k]
         for k in range(size):
             add_rows(fb[k], change, earlier, J[start + k, start:], k)
-            _decide(fb[k], lam, base[start + k], draw[k], spins[start + k], change[k], delta)
+            lanes = spins[start + k]
+            if metropolis:
+                _decide_metropolis(fb[k], lam, base[start + k], draw[k], lanes, change[k], delta)
+            else:
+                _decide(fb[k], lam, base[start + k], draw[k], lanes, change[k], delta)
         for r in range(used):
             c = 0
             for k in range(size):
@@ -177,11 +212,12 @@ def anneal_chunk(
     rng: U32,
     used: int,
     refresh_every: int,
+    metropolis: bool = False,
 ) -> None:
     """One sweep of all lanes at each of ``betas`` in turn, in place."""
     for t in range(betas.shape[0]):
         lam[:] = np.float32(betas[t])
-        sweep_chunk(J, base, lam, spins, fields, energy, rng, used)
+        sweep_chunk(J, base, lam, spins, fields, energy, rng, used, metropolis)
         if (t + 1) % refresh_every == 0:
             refresh_chunk(J, linear, spins, fields, energy, used)
 

@@ -16,6 +16,7 @@ __all__ = ["SimulatedAnnealing", "annealing_betas"]
 
 _SCHEDULES = ("geometric", "linear")
 _ENDS = ("target", "ground")
+_ACCEPTANCES = ("heat_bath", "metropolis")
 # In units of the largest root-mean-square field: spins are nearly free above, frozen below.
 _HOT, _COLD = 0.2, 10.0
 _QUENCH = 2
@@ -53,7 +54,7 @@ def annealing_betas(
 
 
 class SimulatedAnnealing(Sampler):
-    """Heat-bath chains cooled from nearly free spins; one independent chain a sample.
+    """Chains cooled from nearly free spins; one independent chain a sample.
 
     The slower the cooling the lower the energies. The states are not Boltzmann samples: where
     cooling was too fast they keep the frequencies with which valleys caught them on the way.
@@ -70,6 +71,8 @@ class SimulatedAnnealing(Sampler):
         ``end`` and ``beta``.
     schedule
         ``"geometric"`` or ``"linear"`` in the inverse temperature.
+    acceptance
+        ``"heat_bath"`` or ``"metropolis"``, which flips more readily.
     n_threads
         Threads over chains; ``OMP_NUM_THREADS`` or all processors by default. Results do not
         depend on it.
@@ -88,6 +91,7 @@ class SimulatedAnnealing(Sampler):
         end: str = "target",
         beta_range: tuple[float, float] | None = None,
         schedule: str = "geometric",
+        acceptance: str = "heat_bath",
         n_threads: int | None = None,
     ) -> None:
         self.n_sweeps = positive_int(n_sweeps, "n_sweeps")
@@ -95,6 +99,9 @@ class SimulatedAnnealing(Sampler):
             raise ValueError(f"`end` must be one of {_ENDS}, got {end!r}.")
         if schedule not in _SCHEDULES:
             raise ValueError(f"`schedule` must be one of {_SCHEDULES}, got {schedule!r}.")
+        if acceptance not in _ACCEPTANCES:
+            raise ValueError(f"`acceptance` must be one of {_ACCEPTANCES}, got {acceptance!r}.")
+        self.acceptance = acceptance
         if beta_range is not None:
             hot, cold = (float(x) for x in beta_range)
             if not (0 <= hot <= cold and np.isfinite(cold)):
@@ -121,7 +128,8 @@ class SimulatedAnnealing(Sampler):
     ) -> tuple[NDArray[np.int8], dict[str, Any]]:
         betas = self.betas(ising, beta)
         chains = _chains.start(ising, np.ones(1), n_samples, entropy)
-        _chains.anneal(chains, betas, self.n_threads)
+        metropolis = self.acceptance == "metropolis"
+        _chains.anneal(chains, betas, self.n_threads, metropolis=metropolis)
         info = {
             "n_updates": chains.n_updates,
             "n_sweeps": self.n_sweeps,
