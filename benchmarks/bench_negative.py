@@ -1,15 +1,17 @@
 """The tables of docs/training.md on the negative phase. Run by ``make bench-negative``.
 
-    python benchmarks/bench_negative.py barrier|sweeps|relaxations [--data ../shared/data]
+    python benchmarks/bench_negative.py barrier|chains|sweeps|relaxations [--data ../shared/data]
 
-``barrier``: what a ladder starts from, on two trained priors. ``sweeps``: energy gap and drift by
-machine size and sweeps a step. ``relaxations``: held-out bound by relaxation and prior (an hour).
+``barrier``: what a ladder starts from, on two trained priors. ``chains``: chains against sweeps at
+256 units. ``sweeps``: energy gap and drift by machine size and sweeps a step. ``relaxations``:
+held-out bound by relaxation and prior (an hour).
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+import time
 import warnings
 from pathlib import Path
 
@@ -20,6 +22,7 @@ import torch
 from anndata import AnnData, read_h5ad
 
 from scvi_qbm import QBMVI
+from scvi_qbm.prior import BoltzmannPrior
 from scvi_qbm.samplers import _chains, get_sampler
 
 SETS = ("pbmc_10x_3techs", "pancreas_panc8_small", "cellmix_lines_6batches_2kgenes",
@@ -75,6 +78,37 @@ def sweeps(data: Path) -> None:
             print(f"{n_latent} {n_sweeps}: {bound:.1f} {gap:.2f} {drift:.2f}", flush=True)
 
 
+def chains(data: Path) -> None:
+    """More chains with fewer sweeps: the same work, how honest, what share of the time?"""
+    for n_chains, n_sweeps in ((16, 10), (128, 1), (128, 2), (64, 2), (128, 10)):
+        options = {"n_chains": n_chains, "n_sweeps": n_sweeps, "n_threads": 1}
+        spent: list[float] = []
+        draw = BoltzmannPrior._draw
+
+        def timed(*args, draw=draw, spent=spent):
+            start = time.perf_counter()
+            out = draw(*args)
+            spent.append(time.perf_counter() - start)
+            return out
+
+        BoltzmannPrior._draw = timed
+        start = time.perf_counter()
+        adata = read_h5ad(data / "pbmc_10x_3techs.h5ad")
+        model = trained(adata, 40, n_latent=256, relaxation_beta=2.0, sampler_options=options)
+        total = time.perf_counter() - start
+        BoltzmannPrior._draw = draw
+        gap = model.history["energy_gap"].to_numpy(float)[-20:]
+        drift = model.history["log_z_drift"].to_numpy(float)[-20:].mean()
+        bound = -float(model.get_elbo(indices=model.validation_indices))
+        levels = model.module.prior._chains.n_levels
+        print(
+            f"{n_chains} x {n_sweeps}: bound {bound:.1f}, gap {gap.mean():.2f} "
+            f"(sd {gap.std():.2f}), drift {drift:.2f}, {levels} levels, "
+            f"draw {1e3 * np.median(spent):.2f} ms of {1e3 * total / len(spent):.2f}",
+            flush=True,
+        )
+
+
 def relaxations(data: Path) -> None:
     spike, overlap = "spike_exponential", "overlapping_exponential"
     cases = [("bernoulli", spike, 5), ("boltzmann", spike, 5), ("boltzmann", spike, 2),
@@ -96,13 +130,14 @@ def relaxations(data: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("table", choices=["barrier", "sweeps", "relaxations"])
+    parser.add_argument("table", choices=["barrier", "chains", "sweeps", "relaxations"])
     parser.add_argument("--data", type=Path, default=Path(__file__).parents[2] / "shared/data")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     torch.set_num_threads(1)
-    {"barrier": barrier, "sweeps": sweeps, "relaxations": relaxations}[args.table](args.data)
+    tables = {"barrier": barrier, "chains": chains, "sweeps": sweeps, "relaxations": relaxations}
+    tables[args.table](args.data)
 
 
 if __name__ == "__main__":

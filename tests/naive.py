@@ -40,15 +40,19 @@ def energy(J, linear, s):
     return total
 
 
-def sweep(J, linear, base, lam, s, rng):
-    """One sequential heat-bath sweep of one lane, in place, blocks of 32 drawing ahead."""
+def sweep(J, linear, base, lam, s, rng, metropolis=False):
+    """One sequential sweep of one lane, in place, blocks of 32 drawing ahead."""
     n = len(s)
     for start in range(0, n, 32):
         draws = [rng.symmetric() for _ in range(min(32, n - start))]
         for k, draw in enumerate(draws):
             i = start + k
             field = linear[i] + sum(J[i][j] * s[j] for j in range(n))
-            s[i] = 1 if draw < np.tanh(lam * field + base[i]) else -1
+            drive = lam * field + base[i]
+            if not metropolis:
+                s[i] = 1 if draw < np.tanh(drive) else -1
+            elif (draw + 1) / 2 < min(1.0, np.exp(-2 * s[i] * drive)):
+                s[i] = -s[i]
 
 
 def swaps(ladder, parity, lane_at, J, linear, spins, rngs):
@@ -63,22 +67,27 @@ def swaps(ladder, parity, lane_at, J, linear, spins, rngs):
     return probabilities
 
 
-def flip_matrix(ising, i):
-    """Transition matrix of the heat bath of spin i over all 2**n states (bit i of the index)."""
+def flip_matrix(ising, i, metropolis=False):
+    """Transition matrix of one decision on spin i over all 2**n states (bit i of the index)."""
     n = ising.n_spins
     states = np.array([[2 * ((x >> k) & 1) - 1 for k in range(n)] for x in range(2**n)])
     out = np.zeros((2**n, 2**n))
     for x, s in enumerate(states):
         field = ising.b[i] + ising.J[i] @ s
+        if metropolis:
+            flip = min(1.0, np.exp(-2 * s[i] * field))
+            out[x, x ^ (1 << i)] += flip
+            out[x, x] += 1 - flip
+            continue
         up = 1 / (1 + np.exp(-2 * field))
         out[x, x | (1 << i)] += up
         out[x, x & ~(1 << i)] += 1 - up
     return out
 
 
-def sweep_matrix(ising):
+def sweep_matrix(ising, metropolis=False):
     """Transition matrix of one sequential sweep."""
     out = np.eye(2**ising.n_spins)
     for i in range(ising.n_spins):
-        out = out @ flip_matrix(ising, i)
+        out = out @ flip_matrix(ising, i, metropolis)
     return out

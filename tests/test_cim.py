@@ -413,7 +413,6 @@ def test_success_on_spin_glasses(name, floor):
         model = sk(14, seed)
         energies = get_sampler(name).sample(model, n_samples=128, seed=seed).energies
         found.append((energies < all_energies(model).min() + 1e-9).mean())
-    print(name, found)
     assert np.mean(found) > floor
 
 
@@ -427,5 +426,4 @@ def test_ground_states_of_the_moebius_ladder(name):
     ).sum() == 16  # of them, a wall in the alternating pattern at each place
     out = get_sampler(name).sample(model, 10.0, 256, seed=0)
     ground = np.unique(out.spins[out.energies < -19.5], axis=0)
-    print(name, len(ground), (out.energies < -19.5).mean())
     assert (out.energies < -19.5).mean() > 0.3 and len(ground) == 16

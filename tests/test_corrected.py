@@ -79,6 +79,8 @@ def test_nothing_is_learned_from_frozen_or_inverted_states():
             corrected.step(state)
         assert state.beta_drawn == beta and state.requested == 1.0
     assert np.isfinite(state.beta_corrected)  # swept since
+    state = Corrected(Thermostat(fixed=-0.5), n_chains=2000).init(MODEL, seed=0)
+    assert state.beta_drawn == pytest.approx(-0.5, abs=0.1) and state.requested == 1.0
 
 
 @pytest.mark.parametrize("seed", [1, 2])

@@ -1,7 +1,16 @@
 import numpy as np
 import pytest
+from conftest import peaked_ising
 
-from scvi_qbm.diagnostics import effective_sample_size, split_rhat, total_variation
+from scvi_qbm.diagnostics import (
+    effective_beta,
+    effective_sample_size,
+    split_rhat,
+    total_variation,
+)
+from scvi_qbm.ising import Ising
+from scvi_qbm.samplers import get_sampler
+from scvi_qbm.samplers.exact import all_energies, all_states
 
 
 def ar1(rho, n_chains=16, n_draws=4000, seed=0):
@@ -61,3 +70,77 @@ def test_total_variation_of_the_wrong_law():
     assert total_variation(np.ones((10, 2)), law)[0] == pytest.approx(1.0)
     with pytest.raises(ValueError, match="3 spins"):
         total_variation(np.ones((10, 3)), law)
+
+
+@pytest.mark.parametrize("beta", [0.2, 0.5, 1.0, 2.0])
+def test_effective_beta_of_boltzmann_samples(beta):
+    """Right on average, and its standard error is that of its repetitions."""
+    model = peaked_ising(8, 1, sd=0.5)
+    exact = get_sampler("exact")
+    z = []
+    for seed in range(60):
+        estimate, error = effective_beta(model, exact.sample(model, beta, 1000, seed=seed).spins)
+        assert estimate == pytest.approx(beta, rel=0.25)
+        z.append((estimate - beta) / error)
+    assert abs(np.mean(z)) < 4 / np.sqrt(60)
+    assert 0.7 < np.std(z) < 1.35
+
+
+def test_effective_beta_is_consistent():
+    model = peaked_ising(10, 2, sd=0.5)
+    spins = get_sampler("exact").sample(model, 0.8, 200_000, seed=0).spins
+    estimate, error = effective_beta(model, spins)
+    assert error < 0.005 and abs(estimate - 0.8) < 4 * error
+
+
+def test_effective_beta_solves_its_equation():
+    model = peaked_ising(7, 3)
+    spins = np.random.default_rng(0).choice([-1, 1], size=(40, 7))
+    beta, _ = effective_beta(model, spins)
+    gains = spins * model.local_fields(spins)
+    slope = (gains**2 / np.cosh(beta * gains) ** 2).sum()
+    assert abs((gains * (1 - np.tanh(beta * gains))).sum()) < 1e-8 * slope
+
+
+@pytest.mark.parametrize("scale", [1e-6, 0.1, 10.0, 1e6])
+def test_effective_beta_is_in_units_of_one_over_energy(scale):
+    model = peaked_ising(8, 1, sd=0.5)
+    spins = get_sampler("exact").sample(model, 1.3, 500, seed=0).spins
+    beta, error = effective_beta(model, spins)
+    scaled = Ising(scale * model.J, scale * model.b, offset=5.0)
+    assert effective_beta(scaled, spins) == pytest.approx((beta / scale, error / scale), rel=1e-6)
+
+
+def test_effective_beta_of_states_that_avoid_low_energies():
+    model = peaked_ising(8, 1, sd=0.5)
+    upside_down = Ising(-model.J, -model.b)
+    spins = get_sampler("exact").sample(upside_down, 0.7, 4000, seed=0).spins
+    beta, error = effective_beta(model, spins)
+    assert abs(beta + 0.7) < 4 * error < 0.2
+
+
+def test_effective_beta_of_coins_is_zero():
+    model = peaked_ising(8, 1)
+    spins = np.random.default_rng(0).choice([-1, 1], size=(5000, 8))
+    beta, error = effective_beta(model, spins)
+    assert abs(beta) < 4 * error
+
+
+def test_effective_beta_at_the_ends():
+    model = peaked_ising(8, 1)
+    states, energies = all_states(8), all_energies(model)
+    for pick, expected in ((np.argmin, np.inf), (np.argmax, -np.inf)):
+        beta, error = effective_beta(model, states[pick(energies)])
+        assert beta == expected and np.isnan(error)
+    nothing = Ising(np.zeros((3, 3)), np.zeros(3))
+    assert np.isnan(effective_beta(nothing, np.ones((4, 3)))).all()
+    # All but one state in a minimum: finite, large, and found.
+    many = np.repeat(states[[np.argmin(energies)]], 10_000, axis=0)
+    many[0, 0] *= -1
+    beta, _ = effective_beta(model, many)
+    assert 1 < beta < np.inf
+
+
+def test_effective_beta_of_the_wrong_shape():
+    with pytest.raises(ValueError, match="8"):
+        effective_beta(peaked_ising(8, 1), np.ones((10, 7)))

@@ -5,6 +5,7 @@ from conftest import peaked_ising
 
 from scvi_qbm.samplers import _chains
 from scvi_qbm.samplers._rng import fill_symmetric, lane_states, next_uniform
+from scvi_qbm.samplers._simd import add_rows, aligned_zeros
 
 
 def test_rng_is_xoshiro128plus():
@@ -37,6 +38,59 @@ def test_uniforms_are_uniform():
     assert abs(out.mean()) < 5 * (1 / np.sqrt(3)) / np.sqrt(out.size)
     lanes = np.corrcoef(out.T)
     assert np.abs(lanes[np.triu_indices(64, 1)]).max() < 5.5 / np.sqrt(4000)
+
+
+def floats(shape, rng, shift):
+    """Normal floats that start ``shift`` floats after a cache line."""
+    size = int(np.prod(shape))
+    out = aligned_zeros((size + shift,), np.float32)[shift:].reshape(shape)
+    out[:] = rng.normal(size=shape)
+    return out
+
+
+@pytest.mark.parametrize("shift", [0, 1, 7])
+@pytest.mark.parametrize("width", range(16, 321, 16))
+def test_rows_are_added(width, shift):
+    """Tiles of four vectors and what is left over, any number of rows, wherever memory starts."""
+    rng = np.random.default_rng(width)
+    A = floats((45, width), rng, shift)
+    kept = A.copy()
+    for count in range(41):
+        rows = rng.integers(0, 45, size=41)
+        coef = floats((41,), rng, shift)
+        f = floats((width + 32,), rng, shift)
+        before = f.copy()
+        add_rows(f[:width], A, rows, coef, count)
+        terms = coef[:count, None].astype(float) * A[rows[:count]]
+        error = 1e-6 * (1 + np.abs(terms).sum(axis=0) + np.abs(before[:width]))
+        assert (np.abs(f[:width] - before[:width] - terms.sum(axis=0)) < error).all()
+        np.testing.assert_array_equal(f[width:], before[width:])
+        if count == 0:
+            np.testing.assert_array_equal(f, before)
+    np.testing.assert_array_equal(A, kept)
+
+
+def test_rows_of_a_wider_matrix():
+    """As the kernel calls it: a matrix with more columns, coefficients inside a row of another."""
+    rng = np.random.default_rng(0)
+    A, J = floats((10, 96), rng, 0), floats((3, 50), rng, 0)
+    f = floats((64,), rng, 0)
+    expected = f + J[1, 5:15] @ A[:, :64]
+    add_rows(f, A, np.arange(10), J[1, 5:], 10)
+    np.testing.assert_allclose(f, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int8])
+@pytest.mark.parametrize("shape", [(1,), (3, 5), (2, 7, 48)])
+def test_aligned_zeros(shape, dtype):
+    arrays = [aligned_zeros(shape, dtype) for _ in range(20)]
+    for array in arrays:
+        assert array.ctypes.data % 64 == 0
+        assert array.shape == shape and array.dtype == dtype
+        assert array.flags.c_contiguous and array.flags.writeable
+        assert not array.any()
+        array[:] = 1
+    assert all((array == 1).all() for array in arrays)
 
 
 @pytest.mark.parametrize("n", [1, 5, 32, 45, 70])
@@ -82,28 +136,33 @@ def test_run_equals_its_slow_twin(n, with_base):
     assert chains.proposed.tolist() == [4 * per_ladder, 3 * per_ladder, 4 * per_ladder]
 
 
+@pytest.mark.parametrize("metropolis", [False, True])
 @pytest.mark.parametrize("n", [2, 3, 4])
-def test_heat_bath_is_reversible_and_its_sweep_stationary(n):
+def test_decisions_are_reversible_and_their_sweep_stationary(n, metropolis):
     from scvi_qbm.samplers.exact import boltzmann_law
 
     model = peaked_ising(n, n, sd=1.0)
     law = boltzmann_law(model)
     for i in range(n):
-        flow = law[:, None] * naive.flip_matrix(model, i)
+        flow = law[:, None] * naive.flip_matrix(model, i, metropolis)
         np.testing.assert_allclose(flow, flow.T, atol=1e-14)
-    np.testing.assert_allclose(law @ naive.sweep_matrix(model), law, atol=1e-14)
+    np.testing.assert_allclose(law @ naive.sweep_matrix(model, metropolis), law, atol=1e-14)
 
 
-def test_kernel_has_the_enumerated_transition_matrix():
+@pytest.mark.parametrize("metropolis", [False, True])
+def test_kernel_has_the_enumerated_transition_matrix(metropolis):
     n = 3
     model = peaked_ising(n, 8, sd=1.0)
-    matrix = naive.sweep_matrix(model)
+    matrix = naive.sweep_matrix(model, metropolis)
     weights = 1 << np.arange(n)
     chains = _chains.start(model, np.ones(1), 4000, np.random.SeedSequence(2))
     counts = np.zeros((8, 8))
     for _ in range(50):
         before = (chains.states() > 0) @ weights
-        _chains.run(chains, 1)
+        if metropolis:
+            _chains.anneal(chains, np.ones(1), metropolis=True)
+        else:
+            _chains.run(chains, 1)
         np.add.at(counts, (before, (chains.states() > 0) @ weights), 1)
     visits = counts.sum(axis=1, keepdims=True)
     se = np.sqrt(matrix * (1 - matrix) / np.maximum(visits, 1))

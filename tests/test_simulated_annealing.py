@@ -7,11 +7,13 @@ from scvi_qbm.ising import Ising
 from scvi_qbm.samplers import _chains, get_sampler
 from scvi_qbm.samplers.exact import all_energies
 from scvi_qbm.samplers.simulated_annealing import annealing_betas, field_scale
+from scvi_qbm.samplers.testing import check_sampler
 
 
+@pytest.mark.parametrize("metropolis", [False, True])
 @pytest.mark.parametrize("n", [1, 6, 32, 45])
 @pytest.mark.parametrize("refresh", [3, 256])
-def test_annealing_equals_its_slow_twin(n, refresh, monkeypatch):
+def test_annealing_equals_its_slow_twin(n, refresh, metropolis, monkeypatch):
     """Every sweep at its own temperature, draw for draw, with and without refreshed fields."""
     monkeypatch.setattr(_chains, "REFRESH", refresh)
     model = peaked_ising(n, n, sd=1.5 / np.sqrt(n))
@@ -23,10 +25,10 @@ def test_annealing_equals_its_slow_twin(n, refresh, monkeypatch):
     per_chunk = chains.lane_at.shape[1]
     lanes = [(chain, *divmod(chain, per_chunk)) for chain in (0, 1, 33, 35, 69)]
     rngs = {chain: naive.Xoshiro128Plus(chains.rng[c, :, r]) for chain, c, r in lanes}
-    _chains.anneal(chains, betas)
+    _chains.anneal(chains, betas, metropolis=metropolis)
     for chain, chunk, lane in lanes:
         for beta in betas:
-            naive.sweep(model.J, model.b, np.zeros(n), beta, spins[chain], rngs[chain])
+            naive.sweep(model.J, model.b, np.zeros(n), beta, spins[chain], rngs[chain], metropolis)
         np.testing.assert_array_equal(chains.states()[chain], spins[chain])
         energy = naive.energy(model.J, model.b, spins[chain])
         assert chains.energy[chunk, lane] == pytest.approx(energy, abs=1e-3)
@@ -71,15 +73,19 @@ def test_to_the_ground_whatever_beta():
     assert (spins * peaked_ising(60, 1).local_fields(spins) > 0).all()
 
 
+@pytest.mark.parametrize("acceptance", ["heat_bath", "metropolis"])
 @pytest.mark.parametrize("seed", range(4))
-def test_finds_ground_states(seed):
+def test_finds_ground_states(seed, acceptance):
     model = peaked_ising(16, seed)
     ground = all_energies(model).min()
-    out = get_sampler("simulated_annealing", n_sweeps=500, end="ground").sample(
-        model, n_samples=64, seed=0
-    )
+    sampler = get_sampler("simulated_annealing", n_sweeps=500, end="ground", acceptance=acceptance)
+    out = sampler.sample(model, n_samples=64, seed=0)
     assert out.energies.min() == pytest.approx(ground)
-    assert (out.energies < ground + 1e-9).mean() > 0.5
+    assert (out.energies < ground + 1e-9).mean() > 0.3
+
+
+def test_metropolis_conforms_too():
+    assert check_sampler("simulated_annealing", options={"acceptance": "metropolis"}).passed
 
 
 def test_slower_cooling_ends_lower():
@@ -105,11 +111,13 @@ def test_beta_range_overrides(end):
     np.testing.assert_allclose(from_zero.betas(model), [0, 0.2, 0.4])
 
 
-def test_beta_range_at_one_temperature_is_gibbs():
+@pytest.mark.parametrize("acceptance", ["heat_bath", "metropolis"])
+def test_at_one_temperature_it_is_a_markov_chain(acceptance):
     model = peaked_ising(9, 0, sd=0.2)
-    out = get_sampler("simulated_annealing", n_sweeps=100, beta_range=(0.5, 0.5)).sample(
-        model, beta=9.0, n_samples=8192, seed=0
+    sampler = get_sampler(
+        "simulated_annealing", n_sweeps=100, beta_range=(0.5, 0.5), acceptance=acceptance
     )
+    out = sampler.sample(model, beta=9.0, n_samples=8192, seed=0)
     energies = all_energies(model)
     law = np.exp(-0.5 * (energies - energies.min()))
     law /= law.sum()
@@ -124,6 +132,7 @@ def test_beta_range_at_one_temperature_is_gibbs():
         ({"n_sweeps": 0}, "n_sweeps"),
         ({"end": "melt"}, "'target', 'ground'"),
         ({"schedule": "cosine"}, "'geometric', 'linear'"),
+        ({"acceptance": "glauber"}, "'heat_bath', 'metropolis'"),
         ({"beta_range": (1.0, 0.5)}, "beta_range"),
         ({"beta_range": (-0.1, 0.5)}, "beta_range"),
         ({"beta_range": (0.1, np.inf)}, "beta_range"),

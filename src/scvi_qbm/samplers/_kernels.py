@@ -20,7 +20,8 @@ from numba import njit
 from numpy.typing import NDArray
 
 from ._rng import fill_symmetric, next_uniform
-from ._simd import LANE, TILE, add_rows, add_rows_narrow, add_rows_wide
+from ._simd import LANE, TILE, add_rows, add_rows_narrow, add_rows_wide, heat_bath
+from ._simd import metropolis as decide_metropolis
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -28,74 +29,6 @@ U32 = NDArray[np.uint32]
 I64 = NDArray[np.int64]
 
 BLOCK = 32
-_HALF = np.float32(0.5)
-_ONE = np.float32(1.0)
-# Rational approximation of tanh on |x| < 7.9 (the one Eigen uses; absolute error 1e-7).
-_CLIP = np.float32(7.90531110763549805)
-_A1, _A3, _A5, _A7 = (
-    np.float32(4.89352455891786e-03),
-    np.float32(6.37261928875436e-04),
-    np.float32(1.48572235717979e-05),
-    np.float32(5.12229709037114e-08),
-)
-_A9, _A11, _A13 = (
-    np.float32(-8.60467152213735e-11),
-    np.float32(2.00018790482477e-13),
-    np.float32(-2.76076847742355e-16),
-)
-_B0, _B2, _B4, _B6 = (
-    np.float32(4.89352518554385e-03),
-    np.float32(2.26843463243900e-03),
-    np.float32(1.18534705686654e-04),
-    np.float32(1.19825839466702e-06),
-)
-
-
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=True)
-def _tanh(x: np.float32) -> tuple[np.float32, np.float32]:
-    """Numerator and positive denominator of tanh x, x clipped to where the fraction holds."""
-    y = min(max(x, -_CLIP), _CLIP)
-    y2 = y * y
-    p = ((((((_A13 * y2 + _A11) * y2 + _A9) * y2 + _A7) * y2 + _A5) * y2 + _A3) * y2 + _A1) * y
-    q = ((_B6 * y2 + _B4) * y2 + _B2) * y2 + _B0
-    return p, q
-
-
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=True)
-def _decide(
-    field: F32, lam: F32, base: np.float32, draw: F32, spin: F32, change: F32, energy: F32
-) -> None:
-    """Heat bath for one spin in all lanes: up where ``draw < tanh(lam * field + base)``."""
-    for r in range(field.shape[0]):
-        x = lam[r] * field[r] + base
-        p, q = _tanh(x)
-        # draw < p / q without the division, q being positive.
-        margin = p - draw[r] * q
-        margin = _ONE if x >= _CLIP else margin
-        margin = -_ONE if x <= -_CLIP else margin
-        new = _ONE if margin > 0 else -_ONE
-        change[r] = new - spin[r]
-        spin[r] = new
-        energy[r] -= change[r] * field[r]
-
-
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=True)
-def _decide_metropolis(
-    field: F32, lam: F32, base: np.float32, draw: F32, spin: F32, change: F32, energy: F32
-) -> None:
-    """Metropolis for one spin in all lanes: flip where ``(draw + 1) / 2 < exp(-2 s x)``."""
-    for r in range(field.shape[0]):
-        old = spin[r]
-        x = old * (lam[r] * field[r] + base)
-        p, q = _tanh(x)
-        # exp(-2x) = (1 - tanh x) / (1 + tanh x), again without dividing.
-        margin = (q - p) - _HALF * (draw[r] + _ONE) * (q + p)
-        margin = _ONE if x <= 0 else margin
-        margin = -_ONE if x >= _CLIP else margin
-        new = -old if margin > 0 else old
-        change[r] = new - old
-        spin[r] = new
-        energy[r] -= change[r] * field[r]
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -154,11 +87,18 @@ def sweep_chunk(
                 fb[k, r] = fields[r, start + k]
         for k in range(size):
             add_rows(fb[k], change, earlier, J[start + k, start:], k)
-            lanes = spins[start + k]
-            if metropolis:
-                _decide_metropolis(fb[k], lam, base[start + k], draw[k], lanes, change[k], delta)
-            else:
-                _decide(fb[k], lam, base[start + k], draw[k], lanes, change[k], delta)
+            field, now, u, flip, fixed = (
+                fb[k],
+                spins[start + k],
+                draw[k],
+                change[k],
+                base[start + k],
+            )
+            for at in range(0, width, LANE):
+                if metropolis:
+                    decide_metropolis(field, lam, fixed, u, now, flip, delta, at)
+                else:
+                    heat_bath(field, lam, fixed, u, now, flip, delta, at)
         for r in range(used):
             c = 0
             for k in range(size):

@@ -182,7 +182,7 @@ class MeanFieldCIM(CIM):
     With ``sigma=None`` the noise is matched to the inverse temperature asked for,
     :math:`\sigma^2 = 2 \xi a^2 / \beta` with saturation amplitude :math:`a`; where that would
     exceed 1.5 the coupling is weakened instead. That brings the effective temperature to within
-    some 20 %, not the law to Boltzmann's.
+    some 25 %, not the law to Boltzmann's.
 
     Parameters
     ----------
@@ -254,6 +254,7 @@ class GaussianStateCIM(CIM):
     """
 
     name: ClassVar[str] = "cim_gaussian"
+    conformance: ClassVar[dict[str, Any]] = {"n_steps": 1000}
 
     def __init__(
         self,

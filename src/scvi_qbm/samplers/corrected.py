@@ -65,8 +65,8 @@ class Corrected(ChainSampler):
     frequencies stay. So the law is Boltzmann's in the limit of many sweeps only.
 
     The heuristic's effective temperature is estimated by pseudo-likelihood, and the next draw
-    asked for with the beta that would have met the target; a machine that takes no notice of
-    beta is left as it is.
+    asked for with the beta that would have met the target (0.25 to 4 times it). A machine that
+    takes no notice of beta takes none of this either.
 
     Parameters
     ----------

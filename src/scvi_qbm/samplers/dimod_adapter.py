@@ -311,7 +311,7 @@ class OpenJijAnnealing(Dimod):
     """
 
     name: ClassVar[str] = "openjij_annealing"
-    conformance: ClassVar[dict[str, Any]] = {}
+    conformance: ClassVar[dict[str, Any]] = {"n_sweeps": 300}
 
     def __init__(self, n_sweeps: int = 1000, beta_range: tuple[float, float] = (0.1, 1.0)) -> None:
         hot, cold = _hot_to_cold(beta_range, zero_allowed=False)
