@@ -58,7 +58,7 @@ def test_same_seed_same_file(h5ad, tmp_path):
         ([], "not integers"),
         (["--layer", "raw"], "'raw' is not in adata.layers. Available: 'counts'"),
         (["--batch-key", "donor"], "'donor' is not in adata.obs"),
-        (["--sampler", "qpu"], "Unknown sampler 'qpu'. Available: exact"),
+        (["--sampler", "qpu"], "Unknown sampler 'qpu'. Available: cim"),
         (["--likelihood", "gamma"], "nb, zinb, poisson, normal"),
         (["--relaxation", "gumbel"], "overlapping_exponential"),
         (["--recipe", "best"], "default, paper"),
@@ -154,3 +154,29 @@ def test_fit_on_real_batches(shared_data, tmp_path, name):
     out = tmp_path / "out.h5ad"
     assert fit(shared_data / f"{name}.h5ad", "--batch-key", "batch", "--out", out) == 0
     assert np.isfinite(anndata.read_h5ad(out).obsm["X_qbmvi"]).all()
+
+
+def test_samplers_check(capsys):
+    assert main(["samplers", "check", "exact"]) == 0
+    assert "conforms" in capsys.readouterr().out
+    # Two sweeps between samples: the law's test finds too few effective samples.
+    options = ["--option", "n_sweeps=1", "--option", "n_chains=4", "--option", "n_burn_in=0"]
+    assert main(["samplers", "check", "gibbs", *options]) == 1
+    assert "DOES NOT CONFORM" in capsys.readouterr().out
+    for wrong, message in (
+        (["nonsense"], "Unknown sampler"),
+        (["gibbs", "--option", "n_sweeps"], "KEY=VALUE"),
+        (["gibbs", "--option", "speed=3"], "no option 'speed'"),
+    ):
+        assert main(["samplers", "check", *wrong]) == 1
+        assert message in capsys.readouterr().err
+
+
+def test_benchmark_sampling(tmp_path, capsys, monkeypatch):
+    from scvi_qbm.benchmark import sampling
+
+    monkeypatch.setattr(sampling, "LAW", {"PT": sampling.LAW["PT"]})
+    out = tmp_path / "deep" / "out"
+    argv = ["benchmark", "sampling", "--quick", "--part", "reweighting", "--out", str(out)]
+    assert main(argv) == 0
+    assert {"reweighting.csv", "reweighting.png"} <= {p.name for p in out.iterdir()}

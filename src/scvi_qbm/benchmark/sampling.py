@@ -245,21 +245,27 @@ def time_to_solution(rate: float, seconds: float) -> float:
 
 
 def _success(
-    solver: Solver, ising: Ising, effort: int, ground: float, seconds: float, seed: int
+    solver: Solver,
+    ising: Ising,
+    effort: int,
+    ground: float,
+    seconds: float,
+    seed: int,
+    batch: int | None = None,
 ) -> tuple[int, int, float, float]:
     """Successes, runs, seconds a run and the least energy within a budget of time."""
     run_solver(solver, ising, solver.efforts[0], 2, seed + 10_000_000)  # compile, warm caches
     successes = trials = 0
     spent, best, tolerance = 0.0, math.inf, 1e-6 * max(1.0, abs(ground))
-    batch = 1000 if solver.sampler == "spectral" else solver.batch
+    batch = solver.batch if batch is None else batch
     while spent < seconds:
         energies, took = run_solver(solver, ising, effort, batch, seed + trials)
         successes += int((energies <= ground + tolerance).sum())
         best = min(best, float(energies.min()))
         trials, spent = trials + batch, spent + took
         # A first batch tells how much fits into what is left.
-        batch = int(np.clip(batch * (seconds - spent) / max(took, 1e-9), 1, 4096))
-        if solver.ours and batch > 64:
+        batch = int(np.clip(batch * (seconds - spent) / max(took, 1e-9), solver.smallest, 4096))
+        if batch > 64:
             batch -= batch % 64
     return successes, trials, spent / trials, best
 
@@ -267,18 +273,30 @@ def _success(
 def success_row(
     solver: Solver, ising: Ising, ground: float, seconds: float, seed: int
 ) -> dict[str, Any]:
-    """Tune the effort on one seed, measure the success rate on another, equal time for both."""
-    tuned = {}
+    """Tune the effort on one seed, measure the success rate on another, equal time for both.
+
+    Efforts of which not even the smallest batch would fit are left out.
+    """
+    tuned: dict[int, float] = {}
+    share, batch = seconds / len(solver.efforts), solver.batch
+    batches: dict[int, int] = {}
+    met: dict[int, int] = {}
+    previous, each = solver.efforts[0], 0.0
     for effort in solver.efforts:
-        s, t, each, _ = _success(
-            solver, ising, effort, ground, seconds / len(solver.efforts), seed + 1_000_000
-        )
+        expected = each * effort / max(previous, 1)
+        if expected * solver.smallest > seconds:
+            break
+        if expected > 0:
+            batch = int(np.clip(share / expected, solver.smallest, solver.batch))
+        s, t, each, _ = _success(solver, ising, effort, ground, share, seed + 1_000_000, batch)
         # Half a success more than seen keeps efforts without any apart.
         tuned[effort] = time_to_solution((s + 0.5) / (t + 1), each)
-        if each > seconds:
-            break
-    effort = min(tuned, key=lambda e: tuned[e])
-    successes, trials, each, best = _success(solver, ising, effort, ground, seconds, seed)
+        batches[effort], met[effort], previous = batch, s, effort
+    # Where no effort met the optimum, the largest: less haste.
+    effort = min(tuned, key=lambda e: tuned[e]) if any(met.values()) else max(tuned)
+    successes, trials, each, best = _success(
+        solver, ising, effort, ground, seconds, seed, batches[effort]
+    )
     low, high = wilson(successes, trials)
     return {
         "budget": seconds,
@@ -306,7 +324,7 @@ def _optimum_instances(
         yield "planted", n, *planted(n, alpha, seed)
     for n in (100,) if quick else (256, 512):
         ising = sherrington_kirkpatrick(n, seed)
-        yield "SK", n, ising, _best_known(directory, ising, n, seed, 4 if quick else 60)
+        yield "SK", n, ising, _best_known(directory, ising, n, seed, 1 if quick else 60)
 
 
 def _best_known(directory: Path, ising: Ising, n: int, seed: int, seconds: float) -> float:
@@ -325,10 +343,10 @@ def _best_known(directory: Path, ising: Ising, n: int, seed: int, seconds: float
 def optimum(directory: Path, *, quick: bool, seed: int) -> pd.DataFrame:
     """Part (c): success rate and time to solution on Moebius ladders, planted and SK models."""
     rows = Rows(directory, "optimum")
-    seconds = 1.0 if quick else 8.0
     for family, n, ising, ground in _optimum_instances(directory, quick, seed):
         for name, solver in track(list(available().items()), f"{family} {n}"):
             key = {"family": family, "n_spins": n, "solver": name, "seed": seed}
+            seconds = 0.3 if quick else 30.0 if n >= 800 else 8.0
             if key not in rows and (name != "spectral" or family == "Moebius"):
                 rows.add(key, success_row(solver, ising, ground, seconds, seed))
     return rows.frame()

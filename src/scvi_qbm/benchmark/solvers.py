@@ -51,6 +51,11 @@ class Solver:
         """Whether it is this package's."""
         return self.needs is None
 
+    @property
+    def smallest(self) -> int:
+        """Least batch: ours share the width of the processor's vectors between runs."""
+        return 16 if self.ours else 1
+
 
 def _cold(ising: Ising) -> dict[str, Any]:
     """The range our annealing uses for the ground state, for the peers' annealing too."""
@@ -94,7 +99,7 @@ SOLVERS: dict[str, Solver] = {
         lambda _: {"mode": "discrete"},
         "simulated_bifurcation",
     ),
-    "spectral": Solver("spectral", "n", (0,), _nothing),
+    "spectral": Solver("spectral", "n", (0,), _nothing, batch=1000),
 }
 
 
