@@ -189,7 +189,10 @@ class Ising:
             As :class:`Ising`.
         """
         weights = _square_symmetric(W, "W")
-        bias = _vector(h, weights.shape[0], "h")
+        return cls._from_valid_boltzmann(weights, _vector(h, weights.shape[0], "h"))
+
+    @classmethod
+    def _from_valid_boltzmann(cls, weights: FloatArray, bias: FloatArray) -> Ising:
         row_sums = weights.sum(axis=1)
         return cls._trusted(
             -weights / 4,

@@ -314,7 +314,8 @@ class BoltzmannPrior(_BinaryPrior):
         return int(torch.randint(2**62, ()).item()) + rank
 
     def _draw(self, parameters: Parameters, seed: int) -> NDArray[np.int8]:
-        sampler, ising = self.sampler, Ising.from_boltzmann(*parameters)
+        # Checked in prefetch: validation would cost a tenth of the draw.
+        sampler, ising = self.sampler, Ising._from_valid_boltzmann(*parameters)
         if not isinstance(sampler, ChainSampler):
             return sampler.sample(ising, n_samples=256, seed=seed).spins
         if self._chains is None:

@@ -29,6 +29,7 @@ U32 = NDArray[np.uint32]
 I64 = NDArray[np.int64]
 
 BLOCK = 32
+_REFRESH_ROWS = 128
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -124,18 +125,31 @@ def sweep_chunk(
 def refresh_chunk(J: F32, linear: F32, spins: F32, fields: F32, energy: F64, used: int) -> None:
     """Fields and energies of the first ``used`` lanes anew from their spins, in place."""
     n = spins.shape[0]
+    filled = -(-n // LANE) * LANE
     rows = np.arange(n)
-    coef = np.zeros(n, dtype=np.float32)
+    coef = np.empty((used, n), dtype=np.float32)
     for r in range(used):
-        f = fields[r]
-        f[:] = 0
+        fields[r, :] = 0
         for i in range(n):
-            f[i] = linear[i]
-            coef[i] = spins[i, r]
-        add_rows(f, J, rows, coef, n)
+            fields[r, i] = linear[i]
+            coef[r, i] = spins[i, r]
+    # Lanes inside: a tile of J, 128 rows by 64 columns, stays in the first cache.
+    for start in range(0, n, _REFRESH_ROWS):
+        count = min(_REFRESH_ROWS, n - start)
+        some = rows[start : start + count]
+        column = 0
+        while column + TILE <= filled:
+            for r in range(used):
+                add_rows_wide(fields[r], J, column, some, coef[r, start:], count)
+            column += TILE
+        while column < filled:
+            for r in range(used):
+                add_rows_narrow(fields[r], J, column, some, coef[r, start:], count)
+            column += LANE
+    for r in range(used):
         total = 0.0
         for i in range(n):
-            total += coef[i] * (f[i] + linear[i])
+            total += coef[r, i] * (fields[r, i] + linear[i])
         energy[r] = -0.5 * total
 
 
