@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from numpy.typing import ArrayLike
 
 __all__ = [
+    "amplitude_trajectories",
     "embedding_scatter",
     "sampling_law",
     "sampling_optimum",
@@ -123,6 +124,41 @@ def embedding_scatter(
     ax.legend(
         frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5), markerscale=2, fontsize=8
     )
+    return ax
+
+
+def amplitude_trajectories(info: Mapping[str, Any], run: int = 0, ax: Axes | None = None) -> Axes:
+    """Amplitudes of one run of a coherent Ising machine, and the net gain that drives them.
+
+    Parameters
+    ----------
+    info
+        ``SampleSet.info`` of a machine made with ``trajectories`` >= 1.
+    run
+        Which of the recorded runs.
+    ax
+        Axes to draw into; a new figure if None.
+
+    Returns
+    -------
+    The axes.
+
+    Raises
+    ------
+    ValueError
+        If no trajectories were recorded.
+    """
+    if "trajectories" not in info:
+        raise ValueError("No trajectories here: get_sampler('cim', trajectories=1) records one.")
+    if ax is None:
+        ax = plt.subplots(figsize=(5.0, 3.2), layout="constrained")[1]
+    amplitudes = np.asarray(info["trajectories"])[run]
+    up = amplitudes[-1] >= 0
+    for signs, colour in ((up, PALETTE[0]), (~up, PALETTE[3])):
+        ax.plot(info["times"], amplitudes[:, signs], color=colour, lw=0.6, alpha=0.6)
+    ax.plot(info["times"], info["gains"], color="0.3", lw=1, ls="--", label="net gain")
+    ax.set(xlabel="time (cavity decay times)", ylabel="amplitude")
+    ax.legend(frameon=False)
     return ax
 
 

@@ -27,7 +27,7 @@ from scvi_qbm.diagnostics import total_variation
 from scvi_qbm.ising import Ising
 from scvi_qbm.logz import bar_from_chains, log_partition
 from scvi_qbm.samplers import ChainSampler, Sampler, get_sampler
-from scvi_qbm.samplers._chains import Chains, adopt, pool, processors
+from scvi_qbm.samplers._chains import Chains, adopt, pool, processors, run
 from scvi_qbm.samplers.corrected import Corrected, CorrectedState
 from scvi_qbm.samplers.exact import boltzmann_law
 from scvi_qbm.samplers.parallel_tempering import ParallelTempering
@@ -399,7 +399,8 @@ class BoltzmannPrior(_BinaryPrior):
         rounds = -(-_DISTANCE_STATES // self.sampler.n_chains)
         kept = []
         for _ in range(rounds):
-            self.sampler.step(state)
+            # Not by step(), which would ask the machine for more states.
+            run(state.chains, self.sampler.n_sweeps, n_threads=self.sampler.n_threads)
             kept.append(self.sampler.spins(state))
         law = boltzmann_law(ising)
         return *temperatures, *total_variation(np.concatenate(kept), law)
