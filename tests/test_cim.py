@@ -427,3 +427,9 @@ def test_ground_states_of_the_moebius_ladder(name):
     out = get_sampler(name).sample(model, 10.0, 256, seed=0)
     ground = np.unique(out.spins[out.energies < -19.5], axis=0)
     assert (out.energies < -19.5).mean() > 0.3 and len(ground) == 16
+
+
+def test_few_trajectories_of_many_runs():
+    model = peaked_ising(6, 0)
+    out = get_sampler("cim", n_steps=100, trajectories=3).sample(model, n_samples=200, seed=1)
+    assert out.info["trajectories"].shape == (3, 100, 7)

@@ -111,7 +111,7 @@ class CIM(Sampler):
             info["sigma"] = machine.sigma
         if self.trajectories:
             steps = np.arange(0, self.n_steps, _record_every(self.n_steps))
-            info["trajectories"] = np.concatenate([part[1] for part in parts])
+            info["trajectories"] = np.concatenate([part[1] for part in parts if len(part[1])])
             info["times"] = machine.dt * steps
             info["gains"] = np.array(
                 [dynamics.ramp(t / self.n_steps, *machine.gain) for t in steps]
