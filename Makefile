@@ -5,6 +5,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 STAMP := $(VENV)/.ready
 THREADS ?= 1
+# Numba's cache does not notice changes in code that a kernel inlines from another file.
+KERNELS := $(wildcard src/scvi_qbm/samplers/_kernels.py src/scvi_qbm/samplers/_rng.py \
+	src/scvi_qbm/samplers/_simd.py)
+export NUMBA_CACHE_DIR ?= $(CURDIR)/$(VENV)/numba-$(shell cat $(KERNELS) | cksum | cut -d' ' -f1)
 
 .PHONY: help demo test test-slow lint bench-train bench-negative bench-samplers bench-sampling \
 	table clean

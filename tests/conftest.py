@@ -1,10 +1,21 @@
+import hashlib
 import logging
 import os
+import tempfile
 import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+# Numba's cache of a kernel does not notice that code it inlines has changed in another file: tests
+# of stale code prove nothing.
+_kernels = Path(__file__).parents[1] / "src" / "scvi_qbm" / "samplers"
+_sources = b"".join((_kernels / f"_{name}.py").read_bytes() for name in ("kernels", "rng", "simd"))
+os.environ.setdefault(
+    "NUMBA_CACHE_DIR",
+    str(Path(tempfile.gettempdir()) / f"scvi-qbm-{hashlib.sha256(_sources).hexdigest()[:16]}"),
+)
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 

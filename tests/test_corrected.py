@@ -70,14 +70,14 @@ def test_a_source_that_does_not_listen_is_harmless(fixed):
     assert distance < 1.3 * floor
 
 
-def test_nothing_is_learned_from_frozen_or_inverted_states():
+def test_minima_ask_for_less_and_inverted_states_for_nothing():
     ferromagnet = Ising(1 - np.eye(6), np.zeros(6))
-    for sign, beta in ((1, np.inf), (-1, -np.inf)):
+    for sign, beta, asked in ((1, np.inf, 0.25), (-1, -np.inf, 1.0)):
         corrected = Corrected(Constant(np.ones(6)), n_chains=10, redraw_every=1)
         state = corrected.init(Ising(sign * ferromagnet.J, ferromagnet.b), seed=0)
         for _ in range(3):
             corrected.step(state)
-        assert state.beta_drawn == beta and state.requested == 1.0
+        assert state.beta_drawn == beta and state.requested == asked
     assert np.isfinite(state.beta_corrected)  # swept since
     state = Corrected(Thermostat(fixed=-0.5), n_chains=2000).init(MODEL, seed=0)
     assert state.beta_drawn == pytest.approx(-0.5, abs=0.1) and state.requested == 1.0
@@ -103,7 +103,7 @@ def test_both_temperatures_are_reported():
     info = corrected.sample(MODEL, beta=0.8, n_samples=4000, seed=0).info
     assert info["beta_drawn"] == pytest.approx(0.4, abs=0.05)
     assert info["beta_corrected"] == pytest.approx(1.0, abs=0.07)
-    assert info["requested_beta"] == pytest.approx(0.8 / np.sqrt(info["beta_drawn"]))
+    assert info["requested_beta"] == 0.8
     assert info["draw"]["sampler"] == "thermostat" and info["draw"]["call"] == 1
     (asked,) = source.asked
     assert asked[1] == 1.0 and asked[0].J == pytest.approx(0.8 * MODEL.J)
@@ -178,3 +178,25 @@ def test_sources_by_name_and_bad_options():
     for option in ("n_chains", "n_sweeps", "n_burn_in", "redraw_every", "n_threads"):
         with pytest.raises(ValueError, match=option):
             Corrected("simulated_annealing", **{option: -1})
+
+
+def test_nearly_free_spins_teach_nothing():
+    """Their temperature is noise; a right source must not be asked for another one."""
+    model = peaked_ising(10, 0, sd=0.003, field_sd=0.0)
+    asked = []
+    for seed in range(20):
+        state = Corrected("exact", n_chains=64, redraw_every=1).init(model, seed=seed)
+        asked.append(state.requested)
+    assert np.median(asked) == 1.0
+
+
+def test_info_has_the_beta_that_was_asked_for():
+    out = Corrected("exact", n_chains=500).sample(MODEL, 2.0, 500, seed=0)
+    assert out.info["requested_beta"] == 2.0
+
+
+def test_cancel_reaches_the_source():
+    source = Constant(np.ones(6))
+    source.cancel = lambda: setattr(source, "cancelled", True)
+    Corrected(source).cancel()
+    assert source.cancelled

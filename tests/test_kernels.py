@@ -4,6 +4,7 @@ import pytest
 from conftest import peaked_ising
 
 from scvi_qbm.samplers import _chains
+from scvi_qbm.samplers._blas import one_blas_thread
 from scvi_qbm.samplers._rng import fill_symmetric, lane_states, next_uniform
 from scvi_qbm.samplers._simd import add_rows, aligned_zeros
 
@@ -217,3 +218,24 @@ def test_relevel_keeps_states():
     np.testing.assert_allclose(
         np.take_along_axis(new.energy, lanes, axis=1).ravel()[:7], energies, atol=1e-4
     )
+
+
+def test_overlapping_blas_limits_are_undone_once():
+    """The one that ends last must not restore what the other had set."""
+    threadpoolctl = pytest.importorskip("threadpoolctl")
+
+    def threads():
+        return [
+            p["num_threads"] for p in threadpoolctl.threadpool_info() if p["user_api"] == "blas"
+        ]
+
+    np.ones((2, 2)) @ np.ones((2, 2))
+    before = threads()
+    first, second = one_blas_thread(), one_blas_thread()
+    first.__enter__()
+    second.__enter__()
+    assert set(threads()) <= {1}
+    first.__exit__(None, None, None)
+    assert set(threads()) <= {1}
+    second.__exit__(None, None, None)
+    assert threads() == before

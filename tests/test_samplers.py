@@ -197,3 +197,12 @@ def test_chains_refuse_a_model_of_another_size():
     state = sampler.init(peaked_ising(5, 0), seed=0)
     with pytest.raises(ValueError, match="start anew"):
         sampler.retarget(state, peaked_ising(6, 0))
+
+
+def test_bad_values_say_what_is_wrong():
+    with pytest.raises(ValueError, match="single precision"):
+        get_sampler("gibbs").sample(peaked_ising(4, 0), beta=1e40)
+    with pytest.raises(ValueError, match="cannot start at 0"):
+        get_sampler("simulated_annealing", beta_range=(0, 2))
+    with pytest.raises(ValueError, match="pair"):
+        get_sampler("cim", gain=1.0)

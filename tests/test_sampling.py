@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from conftest import peaked_ising
 
-from scvi_qbm.benchmark import sampling
+from scvi_qbm.benchmark import optimum, sampling
 from scvi_qbm.benchmark.instances import (
     moebius_ladder,
     moebius_optimum,
@@ -12,15 +12,9 @@ from scvi_qbm.benchmark.instances import (
     sherrington_kirkpatrick,
     spectral,
 )
-from scvi_qbm.benchmark.sampling import (
-    PARTS,
-    Rows,
-    energy_slope,
-    run_sampling,
-    success_row,
-    time_to_solution,
-    wilson,
-)
+from scvi_qbm.benchmark.optimum import success_row, time_to_solution, wilson
+from scvi_qbm.benchmark.rows import Rows
+from scvi_qbm.benchmark.sampling import PARTS, energy_slope, run_sampling
 from scvi_qbm.benchmark.solvers import SOLVERS, available, run_solver
 from scvi_qbm.samplers import get_sampler
 from scvi_qbm.samplers.exact import all_energies
@@ -119,12 +113,12 @@ def test_rows_survive_an_interruption(tmp_path):
 def few(monkeypatch):
     """The whole benchmark with two solvers and three samplers."""
     kept = {k: SOLVERS[k] for k in ("SA", "spectral")}
-    monkeypatch.setattr(sampling, "available", lambda: kept)
     laws = {k: sampling.LAW[k] for k in ("exact", "PT", "CIM mean field")}
     monkeypatch.setattr(sampling, "LAW", laws)
     monkeypatch.setitem(laws, "CIM mean field", ("cim", {"n_steps": 100}))
     monkeypatch.setattr(sampling, "trained_machine", lambda *_: peaked_ising(12, 3, sd=0.2))
-    monkeypatch.setattr(sampling, "available", lambda: dict(kept))
+    for module in (sampling, optimum):
+        monkeypatch.setattr(module, "available", lambda: dict(kept))
     monkeypatch.setattr(sampling, "SOLVERS", kept)
 
 

@@ -8,7 +8,7 @@ from scvi_qbm.samplers import get_sampler, registry
 from scvi_qbm.samplers.base import SampleSet
 from scvi_qbm.samplers.exact import Exact
 from scvi_qbm.samplers.gibbs import Gibbs
-from scvi_qbm.samplers.testing import check_sampler, chi_square
+from scvi_qbm.samplers.testing import check_sampler, chi_square, law_pvalues
 
 
 def report_on(sampler, seed=1):
@@ -328,3 +328,14 @@ def test_chi_square_pools_rare_states():
     assert 0.02 < np.mean(np.array(pvalues) < 0.05) < 0.09
     index = rng.choice(4, size=2000, p=law[[1, 0, 2, 3]])
     assert chi_square(2 * ((index[:, None] >> np.arange(2)) & 1) - 1, law) < 1e-10
+
+
+def test_more_chains_than_samples_and_frozen_chains():
+    from scvi_qbm.samplers.gibbs import Gibbs
+
+    many = Gibbs(n_chains=5000, n_sweeps=40, n_burn_in=200)
+    assert min(law_pvalues(many, 1)) > 1e-4
+    frozen = Gibbs(n_chains=1, n_sweeps=1, n_burn_in=10)
+    frozen._sample = lambda ising, beta, n, entropy: (np.ones((n, 8)), {"n_chains": 1})
+    with pytest.raises(AssertionError, match="frozen"):
+        law_pvalues(frozen, 1)

@@ -380,6 +380,7 @@ class QBMVI(SCVI):
                 **trainer_kwargs,
             )
         except BaseException:
+            self.module.prior.cancel()
             # What training leaves behind must not quote an old error bar for a new log Z.
             with suppress(Exception):
                 self.module.prior.refresh_log_z()

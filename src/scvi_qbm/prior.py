@@ -141,6 +141,9 @@ class _BinaryPrior(nn.Module):
     def prefetch(self) -> None:
         """Start drawing negative samples in the background, if the prior needs any."""
 
+    def cancel(self) -> None:
+        """Give up what is drawn in the background, if anything is."""
+
     def refresh_log_z(self, *, final: bool = False) -> NegativePhaseReport | None:
         """Bring ``log_z`` up to date with the parameters."""
         raise NotImplementedError
@@ -221,7 +224,11 @@ class BoltzmannPrior(_BinaryPrior):
         self._own_threads = not isinstance(sampler, str) or "n_threads" in options
         self.sampler = get_sampler(sampler, **options)
         if self.sampler.law == "heuristic":
-            self.sampler = Corrected(self.sampler, n_sweeps=max(10, n_latent // 10))
+            self.sampler = Corrected(
+                self.sampler,
+                n_sweeps=max(10, n_latent // 10),
+                n_threads=options.get("n_threads"),
+            )
         self._chains: Any = None
         self._reference: Any = None
         self._steps = self._since = 0
@@ -232,6 +239,20 @@ class BoltzmannPrior(_BinaryPrior):
     def __getstate__(self) -> dict[str, Any]:
         self._settle()
         return self.__dict__ | {"_pending": None}
+
+    def _wait(self, future: Future[NDArray[np.int8]]) -> None:
+        try:
+            wait([future])
+        except (KeyboardInterrupt, SystemExit):
+            self.cancel()
+            raise
+
+    def cancel(self) -> None:
+        """Give up the draw under way: a machine's queue must not keep the process alive."""
+        self.sampler.cancel()
+        if self._pending is not None and self._pending[0] == os.getpid():
+            wait([self._pending[2]], timeout=10)
+        self._pending = None
 
     def _settle(self) -> None:
         """Wait for the thread, whatever comes of it."""
@@ -283,6 +304,7 @@ class BoltzmannPrior(_BinaryPrior):
                 )
             # Beside torch only on a processor of its own: OpenMP's threads spin while they wait,
             # and one busy processor too many can make a step 30 times slower.
+            # Nor beside anyone where it reseeds generators that are not its own.
             spare = self.h.device.type != "cpu" or processors() > torch.get_num_threads()
             if not self._own_threads:
                 for sampler in (self.sampler, getattr(self.sampler, "source", None)):
@@ -290,8 +312,8 @@ class BoltzmannPrior(_BinaryPrior):
                         sampler.n_threads = 1
             future = pool(1).submit(self._draw, parameters, seed)
             self._pending = (os.getpid(), parameters, future)
-            if not spare:
-                wait([future])
+            if not spare or self.sampler.touches_global_state:
+                self._wait(future)
 
     @torch.compiler.disable
     def _collect(self) -> NDArray[np.int8]:
@@ -299,6 +321,7 @@ class BoltzmannPrior(_BinaryPrior):
         self.prefetch()
         assert self._pending is not None
         (_, parameters, future), self._pending = self._pending, None
+        self._wait(future)
         spins = future.result()
         z = ((spins + 1) // 2).astype(np.float32)
         # At the parameters they were drawn for: the step that follows lifts these very samples.

@@ -50,7 +50,8 @@ def planted(n_spins: int, alpha: float, seed: int) -> tuple[Ising, float]:
     n_spins
         Number of spins.
     alpha
-        Patterns per spin. Small values are hard: a rugged landscape with a hidden minimum.
+        Patterns per spin. Hardest below 1: with very few there are many ground states, with many
+        the landscape is smooth.
     seed
         Seed of the planted state and the patterns.
 

@@ -6,7 +6,6 @@ goes on where it stopped; ``DIR/PART.csv`` and ``DIR/PART.png`` are made from th
 
 from __future__ import annotations
 
-import json
 import math
 import time
 import warnings
@@ -24,10 +23,12 @@ from scvi_qbm.ising import Ising
 from scvi_qbm.samplers import get_sampler
 from scvi_qbm.samplers.exact import all_energies, boltzmann_law
 
-from .instances import moebius_ladder, moebius_optimum, planted, sherrington_kirkpatrick
+from .instances import sherrington_kirkpatrick
+from .optimum import optimum
+from .rows import Rows
 from .solvers import SOLVERS, Solver, available, run_solver
 
-__all__ = ["PARTS", "Rows", "energy_slope", "run_sampling", "success_row", "wilson"]
+__all__ = ["PARTS", "energy_slope", "run_sampling"]
 
 F64 = NDArray[np.float64]
 
@@ -46,36 +47,6 @@ LAW: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-class Rows:
-    """Measured rows of one part, kept on disk as they come."""
-
-    def __init__(self, directory: Path, part: str) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
-        self.path = directory / f"{part}.jsonl"
-        self.rows: list[dict[str, Any]] = []
-        if self.path.exists():
-            for line in self.path.read_text().splitlines():
-                try:
-                    self.rows.append(json.loads(line))
-                except json.JSONDecodeError:
-                    break  # cut off while it was written: measured again
-
-    def __contains__(self, key: dict[str, Any]) -> bool:
-        return any(all(row.get(k) == v for k, v in key.items()) for row in self.rows)
-
-    def add(self, key: dict[str, Any], values: dict[str, Any]) -> None:
-        """Append a row."""
-        self.rows.append({**key, **values})
-        text = "".join(json.dumps(row) + "\n" for row in self.rows)
-        partial = self.path.with_suffix(".part")
-        partial.write_text(text)
-        partial.replace(self.path)
-
-    def frame(self) -> pd.DataFrame:
-        """All rows."""
-        return pd.DataFrame(self.rows)
-
-
 def _law_samplers() -> Iterator[tuple[str, str, dict[str, Any]]]:
     for name, (sampler, options) in LAW.items():
         if name not in SOLVERS or name in available():
@@ -84,7 +55,7 @@ def _law_samplers() -> Iterator[tuple[str, str, dict[str, Any]]]:
 
 def trained_machine(directory: Path, n_latent: int, seed: int) -> Ising:
     """The prior of a QBMVI trained on the 700 cells that scanpy ships; made once, then kept."""
-    path = directory / f"trained_{n_latent}.npz"
+    path = directory / f"trained_{n_latent}_{seed}.npz"
     if not path.exists():
         import scvi
 
@@ -120,7 +91,8 @@ def law(directory: Path, *, quick: bool, seed: int) -> pd.DataFrame:
             index = (spins > 0) @ (1 << np.arange(n))
             counts = np.bincount(index, minlength=2**n)
             # States by what is expected, not by what was seen: that would flatter rare ones.
-            seen = exact * n_samples >= 10
+            seen = np.flatnonzero(exact * n_samples >= 10)
+            seen = seen[np.argsort(-exact[seen])]
             frequency = np.log((counts[seen] + 0.5) / n_samples)
             slope, r = _weighted_line(-energies[seen], frequency, exact[seen])
             distance, floor = total_variation(spins, exact)
@@ -129,7 +101,7 @@ def law(directory: Path, *, quick: bool, seed: int) -> pd.DataFrame:
                 {
                     "slope": slope,
                     "r": r,
-                    "n_states": int(seen.sum()),
+                    "n_states": len(seen),
                     "effective_beta": effective_beta(ising, spins)[0],
                     "total_variation": distance,
                     "floor": floor,
@@ -214,6 +186,9 @@ def reweighting(directory: Path, *, quick: bool, seed: int) -> pd.DataFrame:
                 for k, b in enumerate((beta + step, beta))
             ]
             slope, error = energy_slope(*sets)
+            if sampler == "parallel_tempering":
+                sizes = [effective_sample_size(x.reshape(-1, 100).T) for x in sets]
+                error *= math.sqrt(n_samples / min(sizes))
             rows.add(
                 key,
                 {
@@ -227,135 +202,10 @@ def reweighting(directory: Path, *, quick: bool, seed: int) -> pd.DataFrame:
     return rows.frame()
 
 
-def wilson(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's interval of a success rate (95 % by default)."""
-    if trials == 0:
-        return 0.0, 1.0
-    p, spread = successes / trials, z * z / trials
-    centre = (p + spread / 2) / (1 + spread)
-    half = z * math.sqrt(p * (1 - p) / trials + spread / trials / 4) / (1 + spread)
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def time_to_solution(rate: float, seconds: float) -> float:
-    """Seconds to have seen the optimum with probability 0.99, at ``seconds`` a run."""
-    if rate <= 0:
-        return math.inf
-    return seconds * max(1.0, math.log(0.01) / math.log1p(-min(rate, 1 - 1e-12)))
-
-
-def _success(
-    solver: Solver,
-    ising: Ising,
-    effort: int,
-    ground: float,
-    seconds: float,
-    seed: int,
-    batch: int | None = None,
-) -> tuple[int, int, float, float]:
-    """Successes, runs, seconds a run and the least energy within a budget of time."""
-    run_solver(solver, ising, solver.efforts[0], 2, seed + 10_000_000)  # compile, warm caches
-    successes = trials = 0
-    spent, best, tolerance = 0.0, math.inf, 1e-6 * max(1.0, abs(ground))
-    batch = solver.batch if batch is None else batch
-    while spent < seconds:
-        energies, took = run_solver(solver, ising, effort, batch, seed + trials)
-        successes += int((energies <= ground + tolerance).sum())
-        best = min(best, float(energies.min()))
-        trials, spent = trials + batch, spent + took
-        # A first batch tells how much fits into what is left.
-        batch = int(np.clip(batch * (seconds - spent) / max(took, 1e-9), solver.smallest, 4096))
-        if batch > 64:
-            batch -= batch % 64
-    return successes, trials, spent / trials, best
-
-
-def success_row(
-    solver: Solver, ising: Ising, ground: float, seconds: float, seed: int
-) -> dict[str, Any]:
-    """Tune the effort on one seed, measure the success rate on another, equal time for both.
-
-    Efforts of which not even the smallest batch would fit are left out.
-    """
-    tuned: dict[int, float] = {}
-    share, batch = seconds / len(solver.efforts), solver.batch
-    batches: dict[int, int] = {}
-    met: dict[int, int] = {}
-    previous, each = solver.efforts[0], 0.0
-    for effort in solver.efforts:
-        expected = each * effort / max(previous, 1)
-        if expected * solver.smallest > seconds:
-            break
-        if expected > 0:
-            batch = int(np.clip(share / expected, solver.smallest, solver.batch))
-        s, t, each, _ = _success(solver, ising, effort, ground, share, seed + 1_000_000, batch)
-        # Half a success more than seen keeps efforts without any apart.
-        tuned[effort] = time_to_solution((s + 0.5) / (t + 1), each)
-        batches[effort], met[effort], previous = batch, s, effort
-    # Where no effort met the optimum, the largest: less haste.
-    effort = min(tuned, key=lambda e: tuned[e]) if any(met.values()) else max(tuned)
-    successes, trials, each, best = _success(
-        solver, ising, effort, ground, seconds, seed, batches[effort]
-    )
-    low, high = wilson(successes, trials)
-    return {
-        "budget": seconds,
-        "effort": effort,
-        "successes": successes,
-        "runs": trials,
-        "rate": successes / trials,
-        "rate_low": low,
-        "rate_high": high,
-        "seconds_a_run": each,
-        "tts99": time_to_solution(successes / trials, each),
-        "tts99_low": time_to_solution(high, each),
-        "tts99_high": time_to_solution(low, each),
-        "best_energy": best,
-        "ground_energy": ground,
-    }
-
-
-def _optimum_instances(
-    directory: Path, quick: bool, seed: int
-) -> Iterator[tuple[str, int, Ising, float]]:
-    for n in (200,) if quick else (200, 400, 800, 1000):
-        yield "Moebius", n, moebius_ladder(n), moebius_optimum(n)
-    for n, alpha in ((64, 0.75),) if quick else ((64, 0.75), (128, 0.75)):
-        yield "planted", n, *planted(n, alpha, seed)
-    for n in (100,) if quick else (256, 512):
-        ising = sherrington_kirkpatrick(n, seed)
-        yield "SK", n, ising, _best_known(directory, ising, n, seed, 1 if quick else 60)
-
-
-def _best_known(directory: Path, ising: Ising, n: int, seed: int, seconds: float) -> float:
-    """Least energy of a long annealing with seeds of its own: no proof of optimality."""
-    rows = Rows(directory, "best_known")
-    key = {"n_spins": n, "seed": seed}
-    if key not in rows:
-        found = [
-            _success(SOLVERS["SA"], ising, effort, -math.inf, seconds / 2, seed + 77_000_000)[3]
-            for effort in (3000, 30_000)
-        ]
-        rows.add(key, {"energy": min(found)})
-    return float(next(r["energy"] for r in rows.rows if key.items() <= r.items()))
-
-
-def optimum(directory: Path, *, quick: bool, seed: int) -> pd.DataFrame:
-    """Part (c): success rate and time to solution on Moebius ladders, planted and SK models."""
-    rows = Rows(directory, "optimum")
-    for family, n, ising, ground in _optimum_instances(directory, quick, seed):
-        for name, solver in track(list(available().items()), f"{family} {n}"):
-            key = {"family": family, "n_spins": n, "solver": name, "seed": seed}
-            seconds = 0.3 if quick else 30.0 if n >= 800 else 8.0
-            if key not in rows and (name != "spectral" or family == "Moebius"):
-                rows.add(key, success_row(solver, ising, ground, seconds, seed))
-    return rows.frame()
-
-
 def _at_equal_quality(
     solver: Solver, ising: Ising, beta: float, level: float, seed: int
 ) -> tuple[int, float, float]:
-    """Least effort whose states reach a mean energy; effort, seconds a sample, mean energy."""
+    """Least effort whose states reach a mean energy: effort, seconds a sample, mean energy."""
     options = {"end": "target"} if solver.sampler == "simulated_annealing" else {}
     if solver.needs in ("dwave.samplers", "openjij"):
         options = {"beta_range": (0.1, 1.0)}
@@ -375,11 +225,12 @@ def _at_equal_quality(
 
 
 def per_sample(directory: Path, *, quick: bool, seed: int) -> pd.DataFrame:
-    """Part (d): seconds a sample of equal quality at 33 to 1,025 spins (the ancilla included).
+    """Part (d): seconds a sample at 33 to 1,025 spins (the ancilla included), SK with fields.
 
-    Quality is the mean energy at beta = 2 on SK with fields: heuristics get the least effort
-    (doubled from 10) whose states lie within 1 % of the equilibrium energy; parallel tempering
-    counts effective samples, with and without its burn-in.
+    Heuristics get the least effort (doubled from 10) whose states reach, within 1 %, the mean
+    energy of equilibrium at beta = 2 or a lower one: equal depth, not an equal law. Parallel
+    tempering counts effective samples of the law, by the slower of energy and overlap, with and
+    without its burn-in.
     """
     rows = Rows(directory, "time")
     beta = 2.0
@@ -396,7 +247,12 @@ def per_sample(directory: Path, *, quick: bool, seed: int) -> pd.DataFrame:
             start = time.perf_counter()
             out = sampler.sample(ising, beta, 3200, seed=seed)
             took = time.perf_counter() - start
-            size = effective_sample_size(out.energies.reshape(-1, 32).T)
+            # The slowest of energy and overlap counts: an energy decorrelates within a valley.
+            mode = np.linalg.eigh(ising.J)[1][:, -1]
+            size = min(
+                effective_sample_size(x.reshape(-1, 32).T)
+                for x in (out.energies, out.spins @ np.sign(mode))
+            )
             rows.add(
                 key,
                 {
@@ -407,7 +263,7 @@ def per_sample(directory: Path, *, quick: bool, seed: int) -> pd.DataFrame:
                     "rhat": out.info["rhat_energy"],
                 },
             )
-        reference = next(r for r in rows.rows if key.items() <= r.items())["mean_energy"]
+        reference = (rows.find(key) or {})["mean_energy"]
         for name, solver in track(list(available().items()), f"{n} spins"):
             key = {"n_spins": n + 1, "sampler": name, "seed": seed}
             if key in rows or name == "spectral":

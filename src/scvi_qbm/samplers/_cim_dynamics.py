@@ -116,7 +116,8 @@ class AmplitudeCorrected(Dynamics):
 
     References
     ----------
-    Leleu, Yamamoto, McMahon and Aihara (2019), Phys. Rev. Lett. 122, 040607.
+    Leleu, Yamamoto, McMahon and Aihara (2019), Phys. Rev. Lett. 122, 040607; Leleu et al. (2021),
+    Commun. Phys. 4, 266.
     """
 
     dt: float = 0.075
@@ -152,8 +153,7 @@ class ChaoticFeedback(AmplitudeCorrected):
 
     References
     ----------
-    Leleu et al. (2021), Commun. Phys. 4, 266; Reifenstein, Kako, Khoyratee, Leleu and Yamamoto
-    (2021), Adv. Quantum Technol. 4, 2100077.
+    Reifenstein, Kako, Khoyratee, Leleu and Yamamoto (2021), Adv. Quantum Technol. 4, 2100077.
     """
 
     dt: float = 0.1

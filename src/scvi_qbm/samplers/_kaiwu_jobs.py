@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import os
@@ -110,6 +111,20 @@ def open_job(
         yield folder, False
 
 
+_cancelled = 0
+
+
+def cancel() -> None:
+    """End all waiting for workers in this process; their jobs stay resumable."""
+    global _cancelled
+    _cancelled += 1
+
+
+# Threads of a pool are joined at exit, before ordinary atexit handlers: a worker in the cloud's
+# queue would keep the interpreter alive for an hour.
+getattr(threading, "_register_atexit", atexit.register)(cancel)
+
+
 def finish(
     folder: Path, python: Callable[[], str], poll_interval: float, timeout: float, kept: str
 ) -> dict[str, Any]:
@@ -147,8 +162,9 @@ def finish(
     reader = threading.Thread(target=lambda: tail.extend(process.stdout or ()), daemon=True)
     reader.start()
     deadline = time.monotonic() + timeout
+    at_start = _cancelled
     try:
-        while time.monotonic() < deadline:
+        while time.monotonic() < deadline and _cancelled == at_start:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(min(poll_interval, 0.1))
             job = worker.read_json(path)
@@ -164,6 +180,8 @@ def finish(
     said = worker.scrub("".join(list(tail))).strip()
     if job["state"] == "failed":
         raise RuntimeError(f"The Kaiwu worker failed: {job['error']} {kept}")
+    if _cancelled != at_start:
+        raise RuntimeError(f"Waiting for Kaiwu was cancelled. {kept}")
     if time.monotonic() >= deadline:
         raise TimeoutError(f"No answer from Kaiwu within {timeout:g} s. {kept}")
     raise RuntimeError(

@@ -14,6 +14,8 @@ from scvi_qbm.ising import Ising
 
 __all__ = ["ChainSampler", "Law", "SampleSet", "Sampler"]
 
+_LARGEST = 1e30
+
 Law = Literal["exact", "mcmc", "heuristic"]
 
 
@@ -60,6 +62,11 @@ class Sampler(abc.ABC):
     law: ClassVar[Law]
     #: Options with which ``check_sampler`` makes it: enough work a sample for peaked targets.
     conformance: ClassVar[dict[str, Any]] = {}
+    #: Reseeds a generator that belongs to the whole process, so it must not run beside others.
+    touches_global_state: ClassVar[bool] = False
+
+    def cancel(self) -> None:  # noqa: B027 - most have nothing to end
+        """End what is under way in another thread or process; does nothing by default."""
 
     def sample(
         self,
@@ -90,7 +97,8 @@ class Sampler(abc.ABC):
         TypeError
             If ``ising`` is not an :class:`~scvi_qbm.ising.Ising`.
         ValueError
-            If ``beta`` is negative or not finite, or ``n_samples`` < 1.
+            If ``beta`` is negative, not finite or too large for single precision, or
+            ``n_samples`` < 1.
         """
         if not isinstance(ising, Ising):
             raise TypeError(
@@ -100,6 +108,12 @@ class Sampler(abc.ABC):
         beta = float(beta)
         if not (np.isfinite(beta) and beta >= 0):
             raise ValueError(f"`beta` must be finite and >= 0, got {beta}.")
+        largest = float((np.abs(ising.J).sum(axis=1) + np.abs(ising.b)).max())
+        if not beta * largest < _LARGEST:
+            raise ValueError(
+                f"beta times the largest possible field is {beta * largest:.1e}: too large for "
+                "single precision. Above 1e3 it makes no difference: spins are frozen."
+            )
         n_samples = operator.index(n_samples)
         if n_samples < 1:
             raise ValueError(f"`n_samples` must be at least 1, got {n_samples}.")

@@ -77,6 +77,7 @@ class SimulatedBifurcation(Sampler):
 
     name: ClassVar[str] = "simulated_bifurcation"
     law: ClassVar[Law] = "heuristic"
+    touches_global_state: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
 from scvi_qbm.ising import Ising
 
 from . import _cim_dynamics as dynamics
+from ._blas import one_blas_thread
 from ._chains import checked_threads, pool
 from .base import Law, Sampler, positive_int
 
@@ -98,7 +98,7 @@ class CIM(Sampler):
             return _run(fresh, J, h, self.n_steps, seeds[k], min(followed, _REPLICAS))
 
         # One BLAS thread a block: ours are over blocks, and more would only wait for each other.
-        with threadpool_limits(1, user_api="blas"):
+        with one_blas_thread():
             if self.n_threads > 1 and n_blocks > 1:
                 parts = list(pool(self.n_threads).map(run, range(n_blocks)))
             else:
@@ -164,7 +164,10 @@ def _run(
 
 
 def _pair(value: tuple[float, float], name: str) -> tuple[float, float]:
-    first, last = (float(v) for v in value)
+    try:
+        first, last = (float(v) for v in value)
+    except TypeError:
+        raise ValueError(f"`{name}` must be a pair (start, end), got {value!r}.") from None
     if not (math.isfinite(first) and math.isfinite(last)):
         raise ValueError(f"`{name}` must be two finite numbers, got {value}.")
     return first, last
@@ -181,8 +184,10 @@ class MeanFieldCIM(CIM):
 
     With ``sigma=None`` the noise is matched to the inverse temperature asked for,
     :math:`\sigma^2 = 2 \xi a^2 / \beta` with saturation amplitude :math:`a`; where that would
-    exceed 1.5 the coupling is weakened instead. That brings the effective temperature to within
-    some 25 %, not the law to Boltzmann's.
+    exceed 1.5 the coupling is weakened instead. On densely coupled machines near beta = 1 the
+    effective temperature is then within some 25 % of it; where fields dominate, at low
+    temperature or with large machines it can be off by a factor of 2 and more. The law is not
+    Boltzmann's at any.
 
     Parameters
     ----------

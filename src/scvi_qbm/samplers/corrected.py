@@ -12,6 +12,7 @@ from scvi_qbm.diagnostics import effective_beta
 from scvi_qbm.ising import Ising
 
 from . import _chains
+from ._blas import one_blas_thread
 from .base import ChainSampler, Sampler, positive_int
 from .registry import get_sampler
 
@@ -38,7 +39,9 @@ class CorrectedState:
     beta_corrected
         The same after the Gibbs sweeps of the last step.
     requested
-        Factor by which the heuristic is asked for another beta than the target's, learned.
+        Factor by which the next draw will ask for another beta than the target's, learned.
+    drawn_with
+        The factor of the last draw.
     steps
         Steps since the start.
     info
@@ -51,6 +54,7 @@ class CorrectedState:
     beta_drawn: float = float("nan")
     beta_corrected: float = float("nan")
     requested: float = 1.0
+    drawn_with: float = 1.0
     steps: int = 0
     info: dict[str, Any] = field(default_factory=dict)
 
@@ -62,11 +66,13 @@ class Corrected(ChainSampler):
     frequencies of its own and at a temperature of its own. Every ``redraw_every`` steps the
     chains are started afresh from its states; heat-bath sweeps then bring them towards the
     Boltzmann law: at once within a valley, not between valleys far apart, where the heuristic's
-    frequencies stay. So the law is Boltzmann's in the limit of many sweeps only.
+    frequencies stay. So the law is Boltzmann's in the limit of many sweeps only, and with
+    ``redraw_every`` > 0 the chains never get there: between far valleys they keep, for good, what
+    is left of the heuristic's bias after that many steps.
 
-    The heuristic's effective temperature is estimated by pseudo-likelihood, and the next draw
-    asked for with the beta that would have met the target (0.25 to 4 times it). A machine that
-    takes no notice of beta takes none of this either.
+    The heuristic's effective temperature is estimated by pseudo-likelihood, and later draws are
+    asked for with a beta (0.25 to 4 times the target's) that moves towards meeting it. A machine
+    that takes no notice of beta takes none of this either.
 
     Parameters
     ----------
@@ -115,11 +121,16 @@ class Corrected(ChainSampler):
         n_threads: int | None = None,
     ) -> None:
         self.source = get_sampler(sampler, **(sampler_options or {}))
+        self.touches_global_state = self.source.touches_global_state  # type: ignore[misc]
         self.n_chains = positive_int(n_chains, "n_chains")
         self.n_sweeps = positive_int(n_sweeps, "n_sweeps")
         self.n_burn_in = positive_int(n_burn_in, "n_burn_in", 0)
         self.redraw_every = positive_int(redraw_every, "redraw_every", 0)
         self.n_threads = _chains.checked_threads(n_threads)
+
+    def cancel(self) -> None:
+        """End what the heuristic is waiting for."""
+        self.source.cancel()
 
     def init(self, ising: Ising, beta: float = 1.0, seed: int | None = None) -> CorrectedState:
         """Draw ``n_chains`` states from the heuristic and sweep them ``n_burn_in`` times."""
@@ -135,20 +146,29 @@ class Corrected(ChainSampler):
         return state
 
     def _draw(self, state: CorrectedState) -> None:
+        with one_blas_thread():
+            self._redraw(state)
+
+    def _redraw(self, state: CorrectedState) -> None:
         seed = int(state.entropy.integers(_SEEDS))
         out = self.source.sample(state.target, state.requested, state.chains.n_chains, seed=seed)
-        state.info = out.info
-        state.beta_drawn = effective_beta(state.target, out.spins)[0]
-        if np.isfinite(state.beta_drawn) and state.beta_drawn > 0:
-            # Half way on the log scale: the estimate is noisy, and not every machine listens.
-            factor = np.clip(state.requested / np.sqrt(state.beta_drawn), 0.25, 4.0)
-            state.requested = float(factor)
+        state.info, state.drawn_with = out.info, state.requested
+        state.beta_drawn, error = effective_beta(state.target, out.spins)
+        # Half way on the log scale, and only where the estimate says something: nearly free
+        # spins have no temperature. All in minima: much too cold.
+        factor = 1.0
+        if state.beta_drawn == np.inf:
+            factor = 0.5
+        elif state.beta_drawn > 0 and error < 0.25 * state.beta_drawn:
+            factor = state.beta_drawn**-0.5
+        state.requested = float(np.clip(state.requested * factor, 0.25, 4.0))
         _chains.adopt(state.chains, out.spins)
         _chains.run(state.chains, self.n_burn_in, n_threads=self.n_threads)
-        self._look(state)
+        state.beta_corrected = effective_beta(state.target, state.chains.states())[0]
 
     def _look(self, state: CorrectedState) -> None:
-        state.beta_corrected = effective_beta(state.target, state.chains.states())[0]
+        with one_blas_thread():
+            state.beta_corrected = effective_beta(state.target, state.chains.states())[0]
 
     def step(self, state: CorrectedState, n_sweeps: int | None = None) -> CorrectedState:
         """Sweep every chain; from time to time start all afresh from the heuristic's states."""
@@ -184,7 +204,7 @@ class Corrected(ChainSampler):
             "n_burn_in": self.n_burn_in,
             "beta_drawn": state.beta_drawn,
             "beta_corrected": effective_beta(state.target, spins)[0],
-            "requested_beta": beta * state.requested,
+            "requested_beta": beta * state.drawn_with,
             "draw": state.info,
         }
         return spins, info

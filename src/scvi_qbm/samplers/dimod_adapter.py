@@ -89,6 +89,7 @@ class Dimod(Sampler):
 
     name: ClassVar[str] = "dimod"
     law: ClassVar[Law] = "heuristic"
+    touches_global_state: ClassVar[bool] = True
     conformance: ClassVar[dict[str, Any]] = {
         "sampler": "dwave.samplers:SimulatedAnnealingSampler",
     }

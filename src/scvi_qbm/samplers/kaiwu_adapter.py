@@ -262,6 +262,10 @@ class Kaiwu(Sampler):
         self.options = dict(optimizer_options or {})
         self._cloud = optimizer.partition(".")[0] == "cim"
 
+    def cancel(self) -> None:
+        """End the waiting for machines in this process; jobs stay resumable."""
+        jobs.cancel()
+
     def _sample(
         self, ising: Ising, beta: float, n_samples: int, entropy: np.random.SeedSequence
     ) -> tuple[Reads, dict[str, Any]]:

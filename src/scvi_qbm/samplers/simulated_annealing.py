@@ -106,6 +106,8 @@ class SimulatedAnnealing(Sampler):
             hot, cold = (float(x) for x in beta_range)
             if not (0 <= hot <= cold and np.isfinite(cold)):
                 raise ValueError(f"`beta_range` must be 0 <= hot <= cold, got {beta_range}.")
+            if schedule == "geometric" and hot == 0:
+                raise ValueError("A geometric schedule cannot start at 0; use schedule='linear'.")
             beta_range = (hot, cold)
         self.end, self.beta_range, self.schedule = end, beta_range, schedule
         self.n_threads = _chains.checked_threads(n_threads)

@@ -75,6 +75,12 @@ class _Note(Exception):
     pass
 
 
+def _require(condition: object, message: str) -> None:
+    """``assert``, under ``python -O`` too."""
+    if not condition:
+        raise AssertionError(message)
+
+
 def random_model(n_spins: int, seed: int, sd: float = 0.7, field_sd: float = 0.4) -> Ising:
     """Normal couplings and fields; peaked, so that a wrong law shows."""
     rng = np.random.default_rng(seed)
@@ -109,7 +115,7 @@ def law_pvalues(
     seed
         Seed of the model and of the sampler.
     n_samples
-        Number of states.
+        Number of states, at least; four rounds of a chain sampler's chains.
     beta
         Inverse temperature.
 
@@ -120,6 +126,7 @@ def law_pvalues(
     """
     model = random_model(8, seed)
     law = boltzmann_law(model, beta)
+    n_samples = max(n_samples, 4 * getattr(sampler, "n_chains", 0))
     out = sampler.sample(model, beta, n_samples, seed=seed)
     independent = sampler.law != "mcmc"
     n_chains = int(out.info.get("n_chains", n_samples if independent else 1))
@@ -138,6 +145,7 @@ def law_pvalues(
     for i, j in ((0, 1), (2, 5), (6, 7)):
         exact = float(law @ (states[:, i] * states[:, j]))
         moments.append(pvalue((out.spins[:, i] * out.spins[:, j]).astype(float), exact))
+    _require(np.isfinite(sizes).any(), "all states are the same: the chains are frozen")
     thin = int(np.ceil(n_samples / np.nanmin(sizes) - 0.2)) if n_rounds >= 4 else 1
     if n_samples // thin < 500:
         raise AssertionError(
@@ -151,15 +159,15 @@ def law_pvalues(
 def _interface(sampler: Sampler, seed: int) -> str:
     model = random_model(6, seed)
     out = sampler.sample(model, 0.7, 97, seed=seed)
-    assert isinstance(out, SampleSet) and len(out) == 97, "97 samples were asked for"
-    assert out.spins.dtype == np.int8, f"spins are {out.spins.dtype}, not int8"
-    assert (np.abs(out.spins) == 1).all(), "spins other than -1 and +1"
+    _require(isinstance(out, SampleSet) and len(out) == 97, "97 samples were asked for")
+    _require(out.spins.dtype == np.int8, f"spins are {out.spins.dtype}, not int8")
+    _require((np.abs(out.spins) == 1).all(), "spins other than -1 and +1")
     np.testing.assert_allclose(out.energies, model.energy(out.spins), atol=1e-9)
     for key in ("sampler", "law", "beta"):
-        assert key in out.info, f"info lacks {key!r}"
+        _require(key in out.info, f"info lacks {key!r}")
     laws = ("exact", "mcmc", "heuristic")
-    assert out.info["law"] == sampler.law, f"info says {out.info['law']!r}, law {sampler.law!r}"
-    assert sampler.law in laws, f"law is {sampler.law!r}, not one of {laws}"
+    _require(out.info["law"] == sampler.law, f"info says {out.info['law']!r}, law {sampler.law!r}")
+    _require(sampler.law in laws, f"law is {sampler.law!r}, not one of {laws}")
     return ""
 
 
@@ -167,12 +175,12 @@ def _signs(sampler: Sampler, seed: int) -> str:
     fields = np.array([3.0, -3.0, 3.0, -3.0])
     spins = sampler.sample(Ising(np.zeros((4, 4)), fields), 2.0, 100, seed=seed).spins
     agree = float((spins == np.sign(fields)).mean())
-    assert agree > 0.95, f"only {agree:.0%} of spins follow their field"
+    _require(agree > 0.95, f"only {agree:.0%} of spins follow their field")
     for sign in (1, -1):
         pair = Ising(np.array([[0.0, sign], [sign, 0.0]]), np.zeros(2))
         spins = sampler.sample(pair, 4.0, 100, seed=seed).spins
         right = float((spins[:, 0] * spins[:, 1] == sign).mean())
-        assert right > 0.95, f"a coupling of {sign:+} is obeyed in {right:.0%} of states only"
+        _require(right > 0.95, f"a coupling of {sign:+} is obeyed in {right:.0%} of states only")
     return ""
 
 
@@ -189,13 +197,13 @@ def _seeds(sampler: Sampler, seed: int) -> str:
     model = _many_minima(sampler, 12, seed)
     first = sampler.sample(model, n_samples=64, seed=seed)
     fresh = [sampler.sample(model, n_samples=64).spins for _ in range(2)]
-    assert (fresh[0] != fresh[1]).any(), "without a seed two calls give the same states"
+    _require((fresh[0] != fresh[1]).any(), "without a seed two calls give the same states")
     if first.info.get("seeded") is False:
         raise _Skip("the back end takes no seed, and info says so")
     again = sampler.sample(model, n_samples=64, seed=seed).spins
     other = sampler.sample(model, n_samples=64, seed=seed + 1).spins
-    assert (first.spins == again).all(), "the same seed gives other states"
-    assert (first.spins != other).any(), "another seed gives the same states"
+    _require((first.spins == again).all(), "the same seed gives other states")
+    _require((first.spins != other).any(), "another seed gives the same states")
     return ""
 
 
@@ -204,14 +212,16 @@ def _distinct(sampler: Sampler, seed: int) -> str:
     distinct = len(np.unique(spins, axis=0))
     # Ten free pairs have 1,024 minima, of which 200 fair draws see 182.
     wanted = 100 if sampler.law == "heuristic" else 190
-    assert distinct >= wanted, f"{distinct} distinct states among 200 where nearly all should be"
+    _require(
+        distinct >= wanted, f"{distinct} distinct states among 200 where nearly all should be"
+    )
     return f"{distinct} of 200"
 
 
 def _global_state(sampler: Sampler, seed: int) -> str:
     before = _numpy_state()
     sampler.sample(random_model(6, seed), n_samples=8, seed=seed)
-    assert before == _numpy_state(), "numpy's global generator was used"
+    _require(before == _numpy_state(), "numpy's global generator was used")
     return ""
 
 
@@ -225,7 +235,7 @@ def _low_energies(sampler: Sampler, seed: int) -> str:
     energies = all_energies(model)
     found = sampler.sample(model, 5.0, 64, seed=seed).energies.mean()
     depth = float((energies.mean() - found) / (energies.mean() - energies.min()))
-    assert depth > 0.7, f"at beta = 5 states reach {depth:.0%} of the ground state's depth"
+    _require(depth > 0.7, f"at beta = 5 states reach {depth:.0%} of the ground state's depth")
     return f"{depth:.1%} of the ground state's depth at beta = 5"
 
 
@@ -234,9 +244,9 @@ def _one_spin(sampler: Sampler, seed: int) -> str:
     expected = float(np.tanh(0.5))
     z = (spins.mean() - expected) / np.sqrt((1 - expected**2) / 4096)
     if sampler.law == "heuristic":
-        assert spins.mean() > 0, "a single spin does not follow its field"
+        _require(spins.mean() > 0, "a single spin does not follow its field")
         raise _Note(f"mean {spins.mean():.3f}, Boltzmann's is {expected:.3f}")
-    assert abs(z) < 5, f"mean spin is {z:.1f} standard errors off"
+    _require(abs(z) < 5, f"mean spin is {z:.1f} standard errors off")
     return ""
 
 
@@ -246,20 +256,20 @@ def _free_spins(sampler: Sampler, seed: int) -> str:
         mean = sampler.sample(model, beta, 4096, seed=seed).spins.mean(axis=0)
         if sampler.law != "heuristic":
             largest = float(np.abs(mean).max())
-            assert largest < 5 / np.sqrt(4096), f"mean spin {largest:.3f} of free spins"
+            _require(largest < 5 / np.sqrt(4096), f"mean spin {largest:.3f} of free spins")
     return "zero couplings, beta = 0"
 
 
 def _cold_and_frozen(sampler: Sampler, seed: int) -> str:
     fields = np.array([60.0, -60.0, 60.0, -60.0])
     spins = sampler.sample(Ising(np.zeros((4, 4)), fields), 1.0, 50, seed=seed).spins
-    assert (spins == np.sign(fields)).all(), "spins in fields of 60 do not follow them"
+    _require((spins == np.sign(fields)).all(), "spins in fields of 60 do not follow them")
     model = random_model(8, seed)
     for beta in (30.0, 1e6):
         out = sampler.sample(model, beta, 50, seed=seed)
         if sampler.law == "exact":
             ground = float(all_energies(model).min())
-            assert np.abs(out.energies - ground).max() < 1e-6, f"excited at beta = {beta:g}"
+            _require(np.abs(out.energies - ground).max() < 1e-6, f"excited at beta = {beta:g}")
     return "fields of 60, beta = 30 and 1e6"
 
 
@@ -273,14 +283,14 @@ def _chains(sampler: Sampler, seed: int) -> str:
         state = sampler.adapt(sampler.step(state))
     spins = sampler.spins(state)
     wanted = (sampler.n_chains, 7)
-    assert spins.shape == wanted, f"spins() has shape {spins.shape}, expected {wanted}"
-    assert (np.abs(spins) == 1).all(), "spins() other than -1 and +1"
-    assert (spins != before).any(), "step() moves nothing"
+    _require(spins.shape == wanted, f"spins() has shape {spins.shape}, expected {wanted}")
+    _require((np.abs(spins) == 1).all(), "spins() other than -1 and +1")
+    _require((spins != before).any(), "step() moves nothing")
     state = sampler.step(sampler.retarget(state, other))
-    assert sampler.spins(state).shape == wanted, "retarget() changes the number of chains"
+    _require(sampler.spins(state).shape == wanted, "retarget() changes the number of chains")
     strong = Ising(np.zeros((7, 7)), np.full(7, 20.0))
     state = sampler.step(sampler.retarget(state, strong))
-    assert (sampler.spins(state) == 1).mean() > 0.99, "retarget() does not change the target"
+    _require((sampler.spins(state) == 1).mean() > 0.99, "retarget() does not change the target")
     try:
         sampler.retarget(state, random_model(6, seed))
     except ValueError:
@@ -305,7 +315,7 @@ def _law(sampler: Sampler, seed: int) -> str:
         for k, beta in enumerate((1.0, 1.0, 0.6))
         for p in law_pvalues(sampler, seed + k, beta=beta)
     ]
-    assert min(pvalues) > _ALARM, f"smallest of {len(pvalues)} p-values is {min(pvalues):.1e}"
+    _require(min(pvalues) > _ALARM, f"smallest of {len(pvalues)} p-values is {min(pvalues):.1e}")
     return f"smallest of {len(pvalues)} p-values {min(pvalues):.3f}"
 
 

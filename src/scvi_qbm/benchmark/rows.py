@@ -1,0 +1,44 @@
+"""Measured rows that survive an interruption."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+__all__ = ["Rows"]
+
+
+class Rows:
+    """Rows of one part, each with its key, kept in ``DIR/PART.jsonl`` as they come."""
+
+    def __init__(self, directory: Path, part: str) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self.path = directory / f"{part}.jsonl"
+        self.rows: list[dict[str, Any]] = []
+        if self.path.exists():
+            for line in self.path.read_text().splitlines():
+                try:
+                    self.rows.append(json.loads(line))
+                except json.JSONDecodeError:
+                    break  # cut off while it was written: measured again
+
+    def __contains__(self, key: dict[str, Any]) -> bool:
+        return self.find(key) is not None
+
+    def find(self, key: dict[str, Any]) -> dict[str, Any] | None:
+        """The row with this key, if it was measured."""
+        return next((r for r in self.rows if key.items() <= r.items()), None)
+
+    def add(self, key: dict[str, Any], values: dict[str, Any]) -> None:
+        """Append a row."""
+        self.rows.append({**key, **values})
+        partial = self.path.with_suffix(".part")
+        partial.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
+        partial.replace(self.path)
+
+    def frame(self) -> pd.DataFrame:
+        """All rows."""
+        return pd.DataFrame(self.rows)
