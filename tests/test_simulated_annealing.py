@@ -107,7 +107,8 @@ def test_beta_range_overrides(end):
     for beta in (0.0, 1.0, 9.0):
         betas = sampler.betas(model, beta)
         assert (betas[0], betas[-1]) == pytest.approx((0.05, 0.4))
-    from_zero = get_sampler("simulated_annealing", n_sweeps=3, beta_range=(0.0, 0.4))
+    options = {"n_sweeps": 3, "beta_range": (0.0, 0.4), "schedule": "linear"}
+    from_zero = get_sampler("simulated_annealing", **options)
     np.testing.assert_allclose(from_zero.betas(model), [0, 0.2, 0.4])
 
 

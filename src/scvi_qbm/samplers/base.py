@@ -14,7 +14,7 @@ from scvi_qbm.ising import Ising
 
 __all__ = ["ChainSampler", "Law", "SampleSet", "Sampler"]
 
-_LARGEST = 1e30
+_LARGEST = 1e37
 
 Law = Literal["exact", "mcmc", "heuristic"]
 
