@@ -181,9 +181,10 @@ class ParallelTempering(ChainSampler):
         for i in range(rounds):
             self.step(state, max(2, tuning >> (rounds - i)))
             state = self.adapt(state)
+        # Swaps and round trips count from here on, where the ladder stays as it is.
+        state.forget()
         if n_sweeps > tuning:
             self.step(state, n_sweeps - tuning)
-        state.forget()
         return state
 
     def _sample(
@@ -200,7 +201,10 @@ class ParallelTempering(ChainSampler):
             "round_trips": chains.round_trips,
         }
         rhat = info.get("rhat_energy", np.nan)
-        if rhat > 1.1 or (np.nanmin(chains.swap_rates) < 0.02 and chains.proposed.min() > 100):
+        blocked = np.nanmin(chains.swap_rates) < 0.02 and chains.proposed.min() > 100
+        # A round trip takes 4 (1 + barrier) sweeps at best; of many ladders not one made it.
+        stuck = chains.round_trips == 0 and chains.proposed.min() > 20 * (1 + info["barrier"])
+        if rhat > 1.1 or blocked or stuck:
             warnings.warn(
                 f"Parallel tempering has not mixed: R-hat of the energy {rhat:.2f} (wanted < "
                 f"1.1), lowest swap rate {np.nanmin(chains.swap_rates):.2f}, round trips "
