@@ -166,10 +166,6 @@ class Corrected(ChainSampler):
         _chains.run(state.chains, self.n_burn_in, n_threads=self.n_threads)
         state.beta_corrected = effective_beta(state.target, state.chains.states())[0]
 
-    def _look(self, state: CorrectedState) -> None:
-        with one_blas_thread():
-            state.beta_corrected = effective_beta(state.target, state.chains.states())[0]
-
     def step(self, state: CorrectedState, n_sweeps: int | None = None) -> CorrectedState:
         """Sweep every chain; from time to time start all afresh from the heuristic's states."""
         state.steps += 1
@@ -181,7 +177,8 @@ class Corrected(ChainSampler):
 
     def adapt(self, state: CorrectedState) -> CorrectedState:
         """Estimate the temperature of the corrected states anew."""
-        self._look(state)
+        with one_blas_thread():
+            state.beta_corrected = effective_beta(state.target, state.chains.states())[0]
         return state
 
     def retarget(self, state: CorrectedState, ising: Ising, beta: float = 1.0) -> CorrectedState:
