@@ -483,13 +483,6 @@ def test_no_early_stopping_where_no_cell_is_held_out(pbmc):
     fitted(pbmc, train={"train_size": 0.999})
 
 
-def test_importance_weights_say_why_not(trained):
-    with pytest.raises(NotImplementedError, match="Boltzmann machine"):
-        trained.get_normalized_expression(weights="importance", n_samples_overall=10)
-    scores = trained.differential_expression(groupby="cell_type", group1="CD19+ B", mode="change")
-    assert scores.loc["CD79A", "lfc_mean"] > 1
-
-
 def test_query_mapping_leaves_the_machine_alone(trained, pbmc):
     query = pbmc[:200].copy()
     query.obs["batch"] = "new"

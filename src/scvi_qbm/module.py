@@ -17,6 +17,7 @@ from scvi.utils import unsupported_if_adata_minified
 from torch import Tensor, nn
 from torch.distributions import Normal
 
+from scvi_qbm.distributions import FreeNormal, ScaledPoisson
 from scvi_qbm.prior import BernoulliPrior, BoltzmannPrior
 from scvi_qbm.relaxations import BinaryRelaxation, get_relaxation
 
@@ -71,6 +72,17 @@ class ExpressionVAE(VAE):
             out[MODULE_KEYS.LIBRARY_KEY] = torch.zeros_like(out[MODULE_KEYS.LIBRARY_KEY])
         return out
 
+    @auto_move_data
+    def generative(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Decode continuous codes, see :meth:`scvi.module.VAE.generative`."""
+        out = super().generative(*args, **kwargs)
+        px = out[MODULE_KEYS.PX_KEY]
+        if self.gene_likelihood == "normal":
+            out[MODULE_KEYS.PX_KEY] = FreeNormal(px.loc, px.scale)
+        elif self.gene_likelihood == "poisson":
+            out[MODULE_KEYS.PX_KEY] = ScaledPoisson(px.rate, px.scale)
+        return out
+
 
 class BinaryEncoder(nn.Module):
     """Fully connected layers to the logits of binary units.
@@ -117,7 +129,10 @@ class BinaryEncoder(nn.Module):
         self.relaxation_beta = relaxation_beta
 
     def posterior(self, logits: Tensor) -> BinaryRelaxation:
-        """The relaxed posterior with these logits."""
+        """The relaxed posterior with these logits, in float32 at least."""
+        # Under autocast logits come in half precision, too coarse for a sum of many entropies.
+        if logits.dtype in (torch.bfloat16, torch.float16):
+            logits = logits.float()
         return self.relaxation(logits, self.relaxation_beta)
 
     def forward(self, x: Tensor, *cat_list: Tensor) -> tuple[BinaryRelaxation, Tensor]:
@@ -265,7 +280,7 @@ class QBMVAE(ExpressionVAE):
         observed_lib_size: Tensor,
         n_samples: int = 1,
     ) -> dict[str, Any]:
-        qz = self.z_encoder.posterior(torch.logit(qzm, eps=torch.finfo(qzm.dtype).eps))
+        qz = self.z_encoder.relaxation.from_moments(qzm, qzv, self.z_encoder.relaxation_beta)
         library = torch.log(observed_lib_size)
         if self.gene_likelihood == "normal":
             library = torch.zeros_like(library)

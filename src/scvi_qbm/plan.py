@@ -8,12 +8,16 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from scvi import REGISTRY_KEYS
 from scvi.train import TrainingPlan
 
 from scvi_qbm.module import QBMVAE
-from scvi_qbm.prior import NegativePhaseReport
+from scvi_qbm.prior import BoltzmannPrior, NegativePhaseReport
 
 __all__ = ["QBMTrainingPlan"]
+
+_LOOK_EVERY = 50
+_CHECKPOINT_KEY = "scvi_qbm_prior"
 
 
 class QBMTrainingPlan(TrainingPlan):
@@ -74,6 +78,7 @@ class QBMTrainingPlan(TrainingPlan):
         self.bm_weight_decay = bm_weight_decay
         self.log_z_every_n_epochs = log_z_every_n_epochs
         self._log_z_epoch = -1
+        self._resumed: dict[str, Any] | None = None
         self._dishonest = 0
 
     def get_optimizer_creator(self) -> Any:
@@ -95,10 +100,68 @@ class QBMTrainingPlan(TrainingPlan):
         return [group for group in groups.values() if group["params"]]
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
-        """One step; negative samples are drawn beside the forward pass."""
+        """One step; negative samples are drawn beside the forward pass.
+
+        Raises
+        ------
+        ValueError
+            If the loss is not finite.
+        """
         if self.module.prior.h.requires_grad:
             self.module.prior.prefetch()
-        return super().training_step(batch, batch_idx)
+        try:
+            out = super().training_step(batch, batch_idx)
+        except ValueError as error:
+            # torch's distributions refuse NaN before there is a loss.
+            cause = self._not_finite(batch)
+            if cause is None:
+                raise
+            raise self._diverged(cause) from error
+        loss = out["loss"] if isinstance(out, dict) else out
+        # Elsewhere a look at the loss would stop the accelerator's queue.
+        if loss.device.type == "cpu" or batch_idx % _LOOK_EVERY == 0:
+            self._check_finite(loss, batch)
+        return out
+
+    def _check_finite(self, loss: torch.Tensor, batch: dict[str, torch.Tensor]) -> None:
+        if not torch.isfinite(loss):
+            cause = self._not_finite(batch)
+            raise self._diverged(
+                cause or "Data and weights are finite, but the likelihood overflowed."
+            )
+
+    def _not_finite(self, batch: dict[str, torch.Tensor]) -> str | None:
+        x = batch[REGISTRY_KEYS.X_KEY]
+        if not torch.isfinite(x if x.layout == torch.strided else x.to_dense()).all():
+            return "The data have NaN or infinite values in this minibatch."
+        if not all(torch.isfinite(p).all() for p in self.module.parameters()):
+            return "Weights are not finite: an earlier step diverged."
+        return None
+
+    def _diverged(self, cause: str) -> ValueError:
+        return ValueError(
+            f"The loss is not finite in epoch {self.current_epoch}, step {self.global_step}. "
+            f"{cause} Try a lower learning rate (plan_kwargs={{'lr': {self.lr / 5:g}}}), "
+            "gradient_clip_val=10 in train(), or look for cells with extreme counts."
+        )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the prior's chains to a Lightning checkpoint."""
+        super().on_save_checkpoint(checkpoint)
+        if isinstance(self.module.prior, BoltzmannPrior):
+            checkpoint[_CHECKPOINT_KEY] = self.module.prior.training_state()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the prior's chains from a Lightning checkpoint."""
+        super().on_load_checkpoint(checkpoint)
+        self._resumed = checkpoint.get(_CHECKPOINT_KEY)
+
+    def on_train_start(self) -> None:
+        """Put chains of a checkpoint in place: after the weights, whose loading forgets them."""
+        super().on_train_start()
+        if self._resumed is not None:
+            self.module.prior.load_training_state(self._resumed)
+            self._resumed = None
 
     def on_validation_epoch_start(self) -> None:
         """Bring log Z up to date, so that ``elbo_validation`` is never stale."""

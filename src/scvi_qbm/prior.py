@@ -25,9 +25,10 @@ from torch.nn.functional import logsigmoid, softplus
 
 from scvi_qbm.diagnostics import total_variation
 from scvi_qbm.ising import Ising
-from scvi_qbm.logz import bar_from_chains, log_partition
+from scvi_qbm.logz import LogPartition, bar_from_chains, log_partition
 from scvi_qbm.samplers import ChainSampler, Sampler, get_sampler
 from scvi_qbm.samplers._chains import Chains, adopt, pool, processors, run
+from scvi_qbm.samplers._saved import pack, unpack
 from scvi_qbm.samplers.corrected import Corrected, CorrectedState
 from scvi_qbm.samplers.exact import boltzmann_law
 from scvi_qbm.samplers.parallel_tempering import ParallelTempering
@@ -96,6 +97,33 @@ class NegativePhaseReport(NamedTuple):
         return gap_ok and abs(self.log_z_drift) <= max(5.0, 0.1 * self.n_steps)
 
 
+def _to_tensors(saved: Any) -> Any:
+    if isinstance(saved, dict):
+        return {k: _to_tensors(v) for k, v in saved.items()}
+    return torch.from_numpy(saved) if isinstance(saved, np.ndarray) else saved
+
+
+def _to_arrays(saved: Any) -> Any:
+    if isinstance(saved, dict):
+        return {k: _to_arrays(v) for k, v in saved.items()}
+    return saved.cpu().numpy() if isinstance(saved, Tensor) else saved
+
+
+def _over_ranks(value: LogPartition) -> LogPartition:
+    """Mean of the ranks' independent estimates: all must quote, and stop by, the same bound."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return value
+    n_ranks = torch.distributed.get_world_size()
+    backend = torch.distributed.get_backend()
+    device = "cuda" if backend == "nccl" else "cpu"
+    parts = torch.tensor(
+        [value.value, value.standard_error**2], dtype=torch.float64, device=device
+    )
+    torch.distributed.all_reduce(parts)
+    mean, variance = (parts / n_ranks).tolist()
+    return LogPartition(mean, math.sqrt(variance / n_ranks))
+
+
 def _entropy_term(logits: Tensor) -> Tensor:
     q = torch.sigmoid(logits)
     return (q * logsigmoid(logits) + (1 - q) * logsigmoid(-logits)).sum(-1)
@@ -144,7 +172,9 @@ class _BinaryPrior(nn.Module):
     def cancel(self) -> None:
         """Give up what is drawn in the background, if anything is."""
 
-    def refresh_log_z(self, *, final: bool = False) -> NegativePhaseReport | None:
+    def refresh_log_z(
+        self, *, final: bool = False, over_ranks: bool = True
+    ) -> NegativePhaseReport | None:
         """Bring ``log_z`` up to date with the parameters."""
         raise NotImplementedError
 
@@ -170,7 +200,7 @@ class BernoulliPrior(_BinaryPrior):
         self.log_z.copy_(log_z.detach())
         return self.energy(q).mean() + log_z
 
-    def refresh_log_z(self, *, final: bool = False) -> None:
+    def refresh_log_z(self, *, final: bool = False, over_ranks: bool = True) -> None:
         """Log Z in closed form."""
         self.log_z.copy_(self._exact_log_z().detach())
 
@@ -258,6 +288,51 @@ class BoltzmannPrior(_BinaryPrior):
         """Wait for the thread, whatever comes of it."""
         if self._pending is not None and self._pending[0] == os.getpid():
             wait([self._pending[2]])
+
+    def training_state(self) -> dict[str, Any]:
+        """What :meth:`load_training_state` needs to go on: chains and what log Z is tracked by.
+
+        Tensors, numbers and lists only, as a Lightning checkpoint wants them. A corrected
+        heuristic's chains are not kept: they start afresh from its states every so often anyway.
+        """
+        self._settle()
+        chains = {
+            name: _to_tensors(pack(value))
+            for name, value in (("chains", self._chains), ("reference", self._reference))
+            if isinstance(value, Chains)
+        }
+        return {
+            "chains": chains,
+            "steps": self._steps,
+            "since": self._since,
+            "recent": [torch.from_numpy(x) for x in self._recent],
+            "tracked": None if self._tracked is None else [*map(torch.tensor, self._tracked)],
+        }
+
+    def load_training_state(self, state: dict[str, Any]) -> None:
+        """Go on where :meth:`training_state` was taken.
+
+        Raises
+        ------
+        ValueError
+            If the chains belong to a machine of another size.
+        """
+        self._settle()
+        self._pending = None
+        chains = {name: unpack(_to_arrays(value)) for name, value in state["chains"].items()}
+        for value in chains.values():
+            if value.ising.n_spins != self.n_latent:
+                raise ValueError(
+                    f"The checkpoint's chains have {value.ising.n_spins} units, this model "
+                    f"{self.n_latent}."
+                )
+        if not isinstance(self.sampler, Corrected):
+            self._chains = chains.get("chains")
+        self._reference = chains.get("reference")
+        self._steps, self._since = state["steps"], state["since"]
+        self._recent = deque((x.numpy() for x in state["recent"]), maxlen=_RECENT)
+        tracked = state["tracked"]
+        self._tracked = None if tracked is None else (tracked[0].numpy(), tracked[1].numpy())
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         # log Z comes with the weights; what was tracked and seen belongs to those they replace.
@@ -364,7 +439,9 @@ class BoltzmannPrior(_BinaryPrior):
             self.log_z -= float(np.logaddexp.reduce(change) - math.log(len(change)))
         self._tracked = current
 
-    def refresh_log_z(self, *, final: bool = False) -> NegativePhaseReport:
+    def refresh_log_z(
+        self, *, final: bool = False, over_ranks: bool = True
+    ) -> NegativePhaseReport:
         """Estimate log Z by BAR on tempered chains, and check the negative phase against them.
 
         Parameters
@@ -372,6 +449,8 @@ class BoltzmannPrior(_BinaryPrior):
         final
             Start afresh from random states with long burn-in, so that nothing is taken over
             from the training chains: for the value that is reported in the end.
+        over_ranks
+            Average over the ranks of distributed training, which must all call this.
 
         Returns
         -------
@@ -397,6 +476,7 @@ class BoltzmannPrior(_BinaryPrior):
         n_steps, self._since = self._since, 0
         self._tracked = parameters
         self._recent.clear()
+        value = _over_ranks(value) if over_ranks else value
         self.log_z.fill_(value.value)
         self.log_z_se.fill_(value.standard_error)
         return NegativePhaseReport(

@@ -47,6 +47,7 @@ class BinaryRelaxation(Distribution, abc.ABC):
     support = constraints.unit_interval
     has_rsample = True
     default_beta: float
+    _probs: Tensor | None = None
 
     def __init__(
         self,
@@ -58,17 +59,35 @@ class BinaryRelaxation(Distribution, abc.ABC):
         self.logits, self.beta = broadcast_all(logits, beta)
         super().__init__(self.logits.shape, validate_args=validate_args)
 
+    @classmethod
+    def from_moments(
+        cls, mean: Tensor, variance: Tensor, beta: float | Tensor | None = None
+    ) -> BinaryRelaxation:
+        """The law whose binary unit has this ``loc`` and squared ``scale``, as minified data do.
+
+        ``probs`` is ``mean`` to the bit. Log-odds are right beyond where a float's probability
+        rounds to 1, because the variance p (1 - p) still knows 1 - p there.
+        """
+        tiny = torch.finfo(mean.dtype).tiny
+        log_mean, log_variance = mean.clamp_min(tiny).log(), variance.clamp_min(tiny).log()
+        small = log_mean - torch.log1p(-mean.clamp_max(0.5))
+        out = cls(torch.where(mean <= 0.5, small, 2 * log_mean - log_variance), beta)
+        out._probs = mean
+        return out
+
     def expand(self, batch_shape: torch.Size, _instance: BinaryRelaxation | None = None):
         """The same law with batch dimensions expanded to ``batch_shape``."""
         new = self._get_checked_instance(type(self), _instance)
         new.logits, new.beta = self.logits.expand(batch_shape), self.beta.expand(batch_shape)
+        if self._probs is not None:
+            new._probs = self._probs.expand(batch_shape)
         super(BinaryRelaxation, new).__init__(batch_shape, validate_args=False)
         return new
 
     @property
     def probs(self) -> Tensor:
         """Probability of z = 1."""
-        return torch.sigmoid(self.logits)
+        return torch.sigmoid(self.logits) if self._probs is None else self._probs
 
     @property
     def loc(self) -> Tensor:
@@ -78,7 +97,8 @@ class BinaryRelaxation(Distribution, abc.ABC):
     @property
     def scale(self) -> Tensor:
         """Standard deviation of z."""
-        return (self.probs * (1 - self.probs)).sqrt()
+        # By logarithms: p (1 - p) rounds to 0 long before its unit is certain.
+        return torch.exp(0.5 * (logsigmoid(self.logits) + logsigmoid(-self.logits)))
 
     @property
     def mean(self) -> Tensor:
@@ -108,8 +128,21 @@ class BinaryRelaxation(Distribution, abc.ABC):
     def sample_joint(self, sample_shape: torch.Size = _SCALAR) -> tuple[Tensor, Tensor]:
         r"""Draw :math:`(z, \zeta)` together, as importance weights need them."""
         z = (self._uniform(sample_shape) < self.probs).to(self.logits.dtype)
-        u = self._uniform(sample_shape)
-        return z, torch.where(z > 0, self._icdf_on(u), self._icdf_off(u))
+        return z, self.sample_given(z)
+
+    @torch.no_grad()
+    def sample_given(self, z: Tensor) -> Tensor:
+        r"""Draw :math:`\zeta \sim r(\zeta | z)` for binary states, whatever the logits."""
+        u = torch.rand(z.shape, dtype=self.logits.dtype, device=self.logits.device)
+        return torch.where(z > 0, self._icdf_on(u), self._icdf_off(u))
+
+    @torch.no_grad()
+    def sample_binary(self, value: Tensor) -> Tensor:
+        r"""Draw z given :math:`\zeta`, by :math:`q(z | x)\, r(\zeta | z)`.
+
+        With :math:`\zeta` a draw of this law, :math:`(z, \zeta)` is one of the joint law.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not implement sample_binary.")
 
     def rsample(self, sample_shape: torch.Size = _SCALAR) -> Tensor:
         r"""Draw :math:`\zeta` with gradients to the logits."""
@@ -152,6 +185,11 @@ class SpikeExponential(BinaryRelaxation):
 
     def _icdf_off(self, u: Tensor) -> Tensor:
         return torch.zeros_like(u)
+
+    @torch.no_grad()
+    def sample_binary(self, value: Tensor) -> Tensor:
+        r"""Z is known: off at the spike, on elsewhere."""
+        return (value > 0).to(self.logits.dtype)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density; at 0 the log-mass of the spike."""
@@ -206,6 +244,12 @@ class OverlappingExponential(BinaryRelaxation):
 
     def _icdf_on(self, u: Tensor) -> Tensor:
         return 1 - self._icdf_off(u)
+
+    @torch.no_grad()
+    def sample_binary(self, value: Tensor) -> Tensor:
+        r"""Draw z given :math:`\zeta`: the log-odds of on are logits + beta (2 zeta - 1)."""
+        on = torch.sigmoid(self.logits + self.beta * (2 * value - 1))
+        return (torch.rand_like(on) < on).to(on.dtype)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density."""

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from dataclasses import is_dataclass
-from typing import Any, Literal, NamedTuple, get_args
-
-import numpy as np
+import warnings
+from collections.abc import Callable
+from typing import Any, Literal
 
 # rich 15 no longer loads this submodule by itself, and scvi-tools 1.4.2 counts on it.
 import rich.pretty  # noqa: F401
-import torch
 from anndata import AnnData
-from numpy.typing import NDArray
 from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager
-from scvi.data._utils import _get_adata_minify_type, _validate_adata_dataloader_input
+from scvi.data._utils import _get_adata_minify_type
 from scvi.data.fields import (
     CategoricalJointObsField,
     CategoricalObsField,
@@ -25,38 +20,35 @@ from scvi.data.fields import (
     NumericalObsField,
 )
 from scvi.model import SCVI
-from scvi.module._constants import MODULE_KEYS
-from scvi.train._config import merge_kwargs
 from scvi.utils import setup_anndata_dsp
 from torch import Tensor
 
 from scvi_qbm._checks import check_expression, check_setup_keys
-from scvi_qbm.ising import Ising
-from scvi_qbm.logz import LogPartition, Method, log_partition
 from scvi_qbm.module import QBMVAE
-from scvi_qbm.plan import QBMTrainingPlan
 from scvi_qbm.recipes import get_recipe
 from scvi_qbm.relaxations import get_relaxation
 
-__all__ = ["QBMVI", "PriorParameters"]
+from ._data import DataMixin
+from ._expression import ExpressionMixin
+from ._generation import GenerationMixin
+from ._landscape import LandscapeMixin
+from ._posterior import PosteriorMixin
+from ._training import TrainingMixin
 
-Representation = Literal["probabilities", "logits", "zeta", "binary"]
+__all__ = ["QBMVI"]
+
 _LIKELIHOODS = ("nb", "zinb", "poisson", "normal")
 
 
-class PriorParameters(NamedTuple):
-    """A Boltzmann machine ``E(z) = h.z + z'Wz/2``: W float64 (n, n), h float64 (n,)."""
-
-    W: NDArray[np.float64]
-    h: NDArray[np.float64]
-
-    @property
-    def ising(self) -> Ising:
-        """The same machine over spins ``s = 2z - 1``, for any sampler."""
-        return Ising.from_boltzmann(self.W, self.h)
-
-
-class QBMVI(SCVI):
+class QBMVI(
+    TrainingMixin,
+    DataMixin,
+    PosteriorMixin,
+    ExpressionMixin,
+    LandscapeMixin,
+    GenerationMixin,
+    SCVI,
+):
     """Single-cell variational inference with a Boltzmann-machine prior over binary latents.
 
     A drop-in for :class:`scvi.model.SCVI`: the same set-up, training and downstream methods.
@@ -104,6 +96,9 @@ class QBMVI(SCVI):
     normal_variance
         For ``gene_likelihood="normal"``: ``"learned"`` per gene, or ``"fixed"``, which makes the
         reconstruction term the squared error.
+    var_activation
+        Accepted so that scripts written for SCVI run, with a warning: a binary posterior has no
+        variance of its own to activate.
     encode_covariates, deeply_inject_covariates, batch_representation, use_batch_norm,
     use_layer_norm, extra_payload_autotune, extra_encoder_kwargs, extra_decoder_kwargs,
     batch_embedding_kwargs
@@ -127,7 +122,6 @@ class QBMVI(SCVI):
     """
 
     _module_cls = QBMVAE
-    _training_plan_cls = QBMTrainingPlan
     _LATENT_QZM_KEY = "qbmvi_latent_qzm"
     _LATENT_QZV_KEY = "qbmvi_latent_qzv"
 
@@ -159,7 +153,15 @@ class QBMVI(SCVI):
         extra_encoder_kwargs: dict[str, Any] | None = None,
         extra_decoder_kwargs: dict[str, Any] | None = None,
         batch_embedding_kwargs: dict[str, Any] | None = None,
+        var_activation: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
+        if var_activation is not None:
+            warnings.warn(
+                "`var_activation` has no effect: the posterior is binary and has no variance of "
+                "its own.",
+                UserWarning,
+                stacklevel=2,
+            )
         defaults = get_recipe(recipe).model
         # Resolved here and saved resolved: a later change of a recipe cannot break old models.
         n_hidden = defaults["n_hidden"] if n_hidden is None else n_hidden
@@ -215,8 +217,7 @@ class QBMVI(SCVI):
             extra_decoder_kwargs=extra_decoder_kwargs,
             batch_embedding_kwargs=batch_embedding_kwargs,
         )
-        if adata is not None and self.minified_data_type is None:
-            self._check_data(gene_likelihood)
+        self._check_data(empty_is_fine=True)
         self._model_summary_string = (
             f"QBMVI model with the following parameters: \nn_hidden: {n_hidden}, n_latent: "
             f"{n_latent}, n_layers: {n_layers}, dropout_rate: {dropout_rate}, dispersion: "
@@ -226,7 +227,10 @@ class QBMVI(SCVI):
         self.recipe_ = recipe
         self.init_params_ = self._get_init_params(locals())
 
-    def _check_data(self, gene_likelihood: str) -> None:
+    def _check_data(self, *, empty_is_fine: bool = False) -> None:
+        if self.adata is None or self.minified_data_type is not None:
+            return
+        gene_likelihood = self.module.gene_likelihood
         arguments = self.registry_["setup_args"]
         if gene_likelihood == "normal" and arguments.get("size_factor_key") is not None:
             raise ValueError(
@@ -241,6 +245,8 @@ class QBMVI(SCVI):
         layer = arguments.get("layer")
         where = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
         x = self.adata_manager.get_from_registry(REGISTRY_KEYS.X_KEY)
+        if empty_is_fine and getattr(x, "nnz", 1) == 0:
+            return  # what is left of minified data; to be minified again before any use
         check_expression(x, likelihood=gene_likelihood, where=where)
 
     @classmethod
@@ -300,210 +306,3 @@ class QBMVI(SCVI):
         manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
         manager.register_fields(adata, **kwargs)
         cls.register_manager(manager)
-
-    def train(  # type: ignore[override]
-        self,
-        max_epochs: int | None = None,
-        accelerator: str = "auto",
-        devices: int | list[int] | str = "auto",
-        train_size: float | None = None,
-        validation_size: float | None = None,
-        shuffle_set_split: bool = True,
-        load_sparse_tensor: bool = False,
-        batch_size: int | None = None,
-        early_stopping: bool | None = None,
-        datasplitter_kwargs: dict[str, Any] | None = None,
-        plan_config: Any = None,
-        plan_kwargs: Any = None,
-        datamodule: Any = None,
-        trainer_config: Any = None,
-        **trainer_kwargs: Any,
-    ) -> None:
-        """Train the model; early stopping on ``elbo_validation`` (log Z included) is on.
-
-        Parameters
-        ----------
-        max_epochs
-            At most so many epochs; scvi-tools' heuristic (400 up to 20,000 cells) if None.
-        batch_size
-            Cells per step. The recipe's (128; paper: 256) if None.
-        early_stopping
-            On by default wherever cells are held out (not with a ``datamodule``), with the
-            recipe's patience of 10, watching from the end of the KL warm-up on.
-        plan_kwargs, plan_config
-            Override the recipe; see :class:`~scvi_qbm.plan.QBMTrainingPlan`. An ``lr`` without a
-            ``bm_lr`` scales both. Of a config object, the fields that differ from its defaults.
-        accelerator, devices, train_size, validation_size, shuffle_set_split, load_sparse_tensor,
-        datasplitter_kwargs, datamodule, trainer_config, **trainer_kwargs
-            As :meth:`scvi.model.SCVI.train`.
-
-        Notes
-        -----
-        ``model.history`` also has ``log_z``, ``log_z_se``, ``log_z_drift``, ``energy_gap``,
-        ``energy_gap_se`` (nats) and more: whether the negative phase is honest, see
-        :class:`~scvi_qbm.prior.NegativePhaseReport`.
-        """
-        recipe = get_recipe(self.recipe_)
-        given = merge_kwargs(_changed(plan_config), plan_kwargs, name="plan")
-        plan = recipe.plan | given
-        if "lr" in given and "bm_lr" not in given:
-            plan["bm_lr"] = given["lr"] * recipe.plan["bm_lr"] / recipe.plan["lr"]
-        if early_stopping is None:
-            n_cells = self.adata.n_obs if datamodule is None else 0
-            share = 1 - (train_size or 0.9) if validation_size is None else validation_size
-            held_out = int(n_cells * share + 1e-9) > 0
-            external = (datasplitter_kwargs or {}).get("external_indexing")
-            if external is not None:
-                held_out = len(external) > 1 and len(external[1]) > 0
-            early_stopping = held_out and datamodule is None
-        trainer_kwargs = merge_kwargs(trainer_config, trainer_kwargs, name="trainer")
-        if early_stopping:
-            warmup = plan.get("n_epochs_kl_warmup") or 0
-            trainer_kwargs.setdefault(
-                "early_stopping_patience", recipe.train["early_stopping_patience"]
-            )
-            trainer_kwargs.setdefault("early_stopping_warmup_epochs", warmup)
-        try:
-            super().train(
-                max_epochs=max_epochs,
-                accelerator=accelerator,
-                devices=devices,
-                train_size=train_size,
-                validation_size=validation_size,
-                shuffle_set_split=shuffle_set_split,
-                load_sparse_tensor=load_sparse_tensor,
-                batch_size=batch_size or recipe.train["batch_size"],
-                early_stopping=early_stopping,
-                datasplitter_kwargs=datasplitter_kwargs,
-                plan_kwargs=plan,
-                datamodule=datamodule,
-                **trainer_kwargs,
-            )
-        except BaseException:
-            self.module.prior.cancel()
-            # What training leaves behind must not quote an old error bar for a new log Z.
-            with suppress(Exception):
-                self.module.prior.refresh_log_z()
-            raise
-
-    def get_importance_weights(self, *args: Any, **kwargs: Any) -> Any:
-        """Not available yet: scvi-tools' weights assume a Gaussian prior.
-
-        Raises
-        ------
-        NotImplementedError
-            Always.
-        """
-        raise NotImplementedError(
-            "weights='importance' is not available yet: scvi-tools computes these weights for a "
-            "Gaussian prior, and this model's is a Boltzmann machine. Use weights='uniform'."
-        )
-
-    @torch.inference_mode()
-    def get_latent_representation(  # type: ignore[override]
-        self,
-        adata: AnnData | None = None,
-        indices: Sequence[int] | None = None,
-        give_mean: bool = True,
-        mc_samples: int = 5_000,
-        batch_size: int | None = None,
-        return_dist: bool = False,
-        dataloader: Iterator[dict[str, Tensor | None]] | None = None,
-        representation: Representation = "probabilities",
-        **data_loader_kwargs: Any,
-    ) -> NDArray[Any] | tuple[NDArray[Any], NDArray[Any]]:
-        r"""Latent representation of the cells, deterministic and continuous by default.
-
-        Parameters
-        ----------
-        adata, indices, batch_size, dataloader, **data_loader_kwargs
-            As :meth:`scvi.model.SCVI.get_latent_representation`.
-        give_mean
-            If False, one draw of the continuous code instead of a representation.
-        mc_samples
-            Not used: every representation has a closed form.
-        return_dist
-            If True, mean and variance of the binary units.
-        representation
-            ``"probabilities"``: :math:`q(z = 1 | x)`, in [0, 1]. ``"logits"``: their log-odds.
-            ``"zeta"``: the mean of the continuous code that the decoder sees. ``"binary"``: the
-            most probable code, 0 or 1; mind that equal codes tie in neighbour graphs, which
-            breaks clustering and UMAP.
-
-        Returns
-        -------
-        float32 array ``(n_cells, n_latent)``, or a tuple of two with ``return_dist``.
-
-        Raises
-        ------
-        ValueError
-            If the representation is unknown.
-        """
-        if representation not in get_args(Representation):
-            raise ValueError(
-                f"Unknown representation {representation!r}. Available: "
-                f"{', '.join(get_args(Representation))}."
-            )
-        self._check_if_trained(warn=False)
-        _validate_adata_dataloader_input(self, adata, dataloader)
-        if dataloader is None:
-            adata = self._validate_anndata(adata)
-            dataloader = self._make_data_loader(
-                adata=adata, indices=indices, batch_size=batch_size, **data_loader_kwargs
-            )
-        means, variances = [], []
-        for tensors in dataloader:
-            outputs = self.module.inference(**self.module._get_inference_input(tensors))
-            qz = outputs[MODULE_KEYS.QZ_KEY]
-            if return_dist:
-                means.append(qz.loc.cpu())
-                variances.append(qz.scale.square().cpu())
-            elif not give_mean:
-                means.append(outputs[MODULE_KEYS.Z_KEY].cpu())
-            else:
-                means.append(_represent(qz, representation).cpu())
-        if return_dist:
-            return torch.cat(means).numpy(), torch.cat(variances).numpy()
-        return torch.cat(means).numpy()
-
-    @property
-    def prior(self) -> PriorParameters:
-        """The Boltzmann machine's ``W`` (n_latent, n_latent) and ``h`` (n_latent,), a copy."""
-        return PriorParameters(*self.module.prior.parameters_numpy())
-
-    def get_log_partition(
-        self, method: Method | None = None, seed: int | None = None
-    ) -> LogPartition:
-        """Log Z of the prior with its standard error, in nats.
-
-        Parameters
-        ----------
-        method
-            None for the value that the ELBO uses, estimated at the end of training; ``"bar"``,
-            ``"ais"`` or ``"exact"`` to estimate it anew, see
-            :func:`scvi_qbm.logz.log_partition`.
-        seed
-            Seed of a new estimate.
-        """
-        if method is None:
-            prior = self.module.prior
-            return LogPartition(float(prior.log_z), float(prior.log_z_se))
-        return log_partition(self.prior.ising, method=method, seed=seed)
-
-
-def _changed(config: Any) -> Any:
-    """The fields of a config object that its user has set, so that a recipe keeps the others."""
-    if not is_dataclass(config):
-        return config
-    kwargs, defaults = config.to_kwargs(), type(config)().to_kwargs()
-    return {k: v for k, v in kwargs.items() if k not in defaults or v != defaults[k]}
-
-
-def _represent(qz: Any, representation: str) -> Tensor:
-    if representation == "logits":
-        return qz.logits
-    if representation == "zeta":
-        return qz.mean
-    if representation == "binary":
-        return (qz.logits > 0).to(qz.logits.dtype)
-    return qz.probs

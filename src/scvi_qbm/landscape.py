@@ -1,0 +1,351 @@
+r"""The energy landscape of a machine: minima, barriers between them, and their tree of merges.
+
+A code :math:`z \in \{0,1\}^n` is a point, two codes that differ in one unit are neighbours, and
+:math:`E(z) = h^\top z + \tfrac12 z^\top W z` is the height. Energies are in nats throughout.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+from numpy.typing import ArrayLike, NDArray
+
+from scvi_qbm.ising import Ising
+
+__all__ = ["Attractors", "cut_tree", "find_attractors", "merge_tree", "quench", "saddles"]
+
+_MAX_ATTRACTORS = 2000
+
+F64 = NDArray[np.float64]
+
+
+class Attractors(NamedTuple):
+    """Local minima that codes fall into, largest basin first.
+
+    Parameters
+    ----------
+    labels
+        Attractor of each code, int64 (n_codes,), from 0.
+    states
+        The minima, int8 (n_attractors, n_units), 0 and 1.
+    energies
+        Their energies in nats, (n_attractors,).
+    sizes
+        Codes that fall into each, (n_attractors,).
+    saddles
+        Energy of the lowest pass found between two minima, (n_attractors, n_attractors), in nats:
+        an upper bound of the true one, minima themselves on the diagonal. None if not computed.
+    tree
+        Merges in the order of their passes, as ``scipy.cluster.hierarchy`` stores a linkage,
+        heights counted from the lowest minimum. None if not computed or if there is one attractor.
+    """
+
+    labels: NDArray[np.int64]
+    states: NDArray[np.int8]
+    energies: F64
+    sizes: NDArray[np.int64]
+    saddles: F64 | None
+    tree: F64 | None
+
+    @property
+    def barriers(self) -> F64:
+        """Climb from each minimum (row) to the pass to another (column), in nats; at least 0."""
+        if self.saddles is None:
+            raise ValueError("Barriers were not computed: leave out barriers=False.")
+        return self.saddles - self.energies[:, None]
+
+    def merged(self, barrier: float) -> NDArray[np.int64]:
+        """Labels of the codes after merging minima that a climb of at most ``barrier`` joins.
+
+        Parameters
+        ----------
+        barrier
+            In nats. A minimum whose climb to a lower or equal one is at most this is no minimum of
+            its own: noise of this size carries a cell across.
+
+        Returns
+        -------
+        int64 (n_codes,), from 0, largest group first.
+        """
+        if self.saddles is None:
+            raise ValueError("Barriers were not computed: leave out barriers=False.")
+        groups = cut_tree(self.energies, self.saddles, barrier)
+        return _by_size(groups[self.labels])
+
+
+def _parts(machine: Ising | tuple[ArrayLike, ArrayLike]) -> tuple[F64, F64]:
+    W, h = machine.to_boltzmann()[:2] if isinstance(machine, Ising) else machine
+    W, h = np.ascontiguousarray(W, dtype=np.float64), np.ascontiguousarray(h, dtype=np.float64)
+    n = h.shape[0] if h.ndim == 1 else -1
+    if W.shape != (n, n) or not np.allclose(W, W.T) or np.diag(W).any():
+        raise ValueError("W must be symmetric (n, n) with zero diagonal, and h (n,).")
+    if not (np.isfinite(W).all() and np.isfinite(h).all()):
+        raise ValueError("W and h must be finite.")
+    return W, h
+
+
+def _checked(codes: ArrayLike, n: int) -> F64:
+    z = np.atleast_2d(np.asarray(codes))
+    if z.ndim != 2 or z.shape[1] != n:
+        raise ValueError(f"Codes must have shape (n_codes, {n}), got {np.shape(codes)}.")
+    if not np.isin(z, (0, 1)).all():
+        raise ValueError("Codes must be 0 or 1.")
+    return np.ascontiguousarray(z, dtype=np.float64)
+
+
+@njit(cache=True, error_model="numpy")
+def _quench(W: F64, h: F64, z: F64) -> None:
+    n = h.shape[0]
+    for k in range(z.shape[0]):
+        state = z[k]
+        field = h.copy()
+        for i in range(n):
+            if state[i] > 0:
+                field += W[i]
+        while True:
+            best, drop = -1, -1e-12
+            for i in range(n):
+                change = field[i] * (1 - 2 * state[i])
+                if change < drop:
+                    best, drop = i, change
+            if best < 0:
+                break
+            step = 1 - 2 * state[best]
+            state[best] += step
+            field += step * W[best]
+
+
+def quench(machine: Ising | tuple[ArrayLike, ArrayLike], codes: ArrayLike) -> NDArray[np.int8]:
+    """Follow each code downhill to a local minimum, by the steepest single flip at a time.
+
+    Parameters
+    ----------
+    machine
+        ``(W, h)`` of ``E = h.z + z'Wz/2``, or an :class:`~scvi_qbm.ising.Ising`.
+    codes
+        0 and 1, shape ``(n_codes, n_units)``.
+
+    Returns
+    -------
+    int8 ``(n_codes, n_units)``: no single flip lowers their energy. Ties go to the first unit.
+
+    Raises
+    ------
+    ValueError
+        If shapes do not fit, codes are not binary or parameters not finite.
+    """
+    W, h = _parts(machine)
+    z = _checked(codes, h.shape[0]).copy()
+    _quench(W, h, z)
+    return z.astype(np.int8)
+
+
+@njit(cache=True, error_model="numpy")
+def _climb(W: F64, h: F64, a: F64, b: F64, energy: float) -> float:
+    """Highest energy on the way from a to b that always takes the cheapest differing flip."""
+    n = h.shape[0]
+    state = a.copy()
+    field = h.copy()
+    for i in range(n):
+        if state[i] > 0:
+            field += W[i]
+    top = energy
+    while True:
+        best, least = -1, np.inf
+        for i in range(n):
+            if state[i] != b[i]:
+                change = field[i] * (1 - 2 * state[i])
+                if change < least:
+                    best, least = i, change
+        if best < 0:
+            return top
+        step = 1 - 2 * state[best]
+        state[best] += step
+        field += step * W[best]
+        energy += least
+        top = max(top, energy)
+
+
+@njit(cache=True, error_model="numpy")
+def _all_climbs(W: F64, h: F64, states: F64, energies: F64) -> F64:
+    k = states.shape[0]
+    out = np.empty((k, k))
+    for i in range(k):
+        out[i, i] = energies[i]
+        for j in range(i):
+            there = _climb(W, h, states[i], states[j], energies[i])
+            back = _climb(W, h, states[j], states[i], energies[j])
+            out[i, j] = out[j, i] = min(there, back)
+    return out
+
+
+def saddles(machine: Ising | tuple[ArrayLike, ArrayLike], states: ArrayLike) -> F64:
+    """Lowest pass found between every two states, in nats.
+
+    Direct paths flip only units in which the two differ, the cheapest first, in both directions;
+    paths over other states of the list follow by the minimax rule. Both are paths, so the result
+    bounds the true pass from above; finding that one is NP-hard.
+
+    Parameters
+    ----------
+    machine
+        As in :func:`quench`.
+    states
+        0 and 1, shape ``(k, n_units)``.
+
+    Returns
+    -------
+    ``(k, k)``, symmetric, the states' own energies on the diagonal.
+    """
+    W, h = _parts(machine)
+    z = _checked(states, h.shape[0])
+    energies = z @ h + 0.5 * ((z @ W) * z).sum(1)
+    out = _all_climbs(W, h, z, energies)
+    order, heights = _spanning_tree(out)
+    # Minimax over the list: the highest edge on the spanning tree's path.
+    best = np.full_like(out, -np.inf)
+    seen = [order[0][0]] if order else []
+    for (parent, child), height in zip(order, heights, strict=True):
+        best[child, seen] = best[seen, child] = np.maximum(best[parent, seen], height)
+        best[child, parent] = best[parent, child] = height
+        seen.append(child)
+    np.fill_diagonal(best, energies)
+    return best
+
+
+def _spanning_tree(weights: F64) -> tuple[list[tuple[int, int]], list[float]]:
+    """Prim's minimum spanning tree of a full matrix: edges in the order they were added."""
+    k = len(weights)
+    edges: list[tuple[int, int]] = []
+    heights: list[float] = []
+    reach, parent = weights[0].copy(), np.zeros(k, dtype=np.int64)
+    outside = np.ones(k, dtype=bool)
+    outside[0] = False
+    for _ in range(k - 1):
+        j = int(np.where(outside, reach, np.inf).argmin())
+        edges.append((int(parent[j]), j))
+        heights.append(float(reach[j]))
+        outside[j] = False
+        closer = outside & (weights[j] < reach)
+        reach[closer], parent[closer] = weights[j][closer], j
+    return edges, heights
+
+
+def merge_tree(energies: ArrayLike, passes: ArrayLike) -> F64 | None:
+    """Tree of merges as the level rises: a disconnectivity graph (Becker and Karplus 1997).
+
+    Parameters
+    ----------
+    energies
+        Of the minima, (k,), nats.
+    passes
+        From :func:`saddles`, (k, k).
+
+    Returns
+    -------
+    A linkage matrix (k - 1, 4) for ``scipy.cluster.hierarchy.dendrogram``; heights are energies of
+    passes above the lowest minimum. None for one minimum.
+    """
+    energies, passes = np.asarray(energies, dtype=float), np.asarray(passes, dtype=float)
+    k = len(energies)
+    if k < 2:
+        return None
+    edges, heights = _spanning_tree(passes)
+    group, size = list(range(k)), dict.fromkeys(range(k), 1)
+    rows = []
+    for step, e in enumerate(np.argsort(heights, kind="stable")):
+        a, b = (_root(group, i) for i in edges[e])
+        new = k + step
+        group.append(new)
+        group[a] = group[b] = new
+        size[new] = size[a] + size[b]
+        rows.append((min(a, b), max(a, b), heights[e] - energies.min(), size[new]))
+    return np.array(rows)
+
+
+def cut_tree(energies: ArrayLike, passes: ArrayLike, barrier: float) -> NDArray[np.int64]:
+    """Merge each minimum into a lower one that a climb of at most ``barrier`` nats reaches.
+
+    Minima are taken from the highest to the lowest; each joins the neighbour of lowest pass among
+    those not above it. What is left are valleys at least ``barrier`` deep.
+
+    Returns
+    -------
+    int64 (k,): for each minimum the index of the minimum that stands for its valley.
+    """
+    if not barrier >= 0:
+        raise ValueError(f"`barrier` must be at least 0 nats, got {barrier}.")
+    energies, passes = np.asarray(energies, dtype=float), np.asarray(passes, dtype=float)
+    order = np.argsort(energies, kind="stable")
+    group = list(range(len(energies)))
+    for rank in range(len(order) - 1, 0, -1):
+        i, lower = order[rank], order[:rank]
+        j = lower[passes[i, lower].argmin()]
+        if passes[i, j] - energies[i] <= barrier:
+            group[i] = int(j)
+    return np.array([_root(group, i) for i in range(len(group))])
+
+
+def _root(group: list[int], i: int) -> int:
+    while group[i] != i:
+        i = group[i]
+    return i
+
+
+def _by_size(labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    _, inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    rank = np.empty(len(counts), dtype=np.int64)
+    rank[np.argsort(-counts, kind="stable")] = np.arange(len(counts))
+    return rank[inverse.ravel()]
+
+
+def find_attractors(
+    machine: Ising | tuple[ArrayLike, ArrayLike], codes: ArrayLike, *, barriers: bool = True
+) -> Attractors:
+    """Quench codes, and order the minima they reach by barriers.
+
+    Parameters
+    ----------
+    machine
+        As in :func:`quench`.
+    codes
+        0 and 1, shape ``(n_codes, n_units)``.
+    barriers
+        Whether to search passes between all pairs of minima, up to 2,000 minima.
+
+    Returns
+    -------
+    :class:`Attractors`
+
+    Raises
+    ------
+    ValueError
+        As :func:`quench`; or if there are more than 2,000 minima and ``barriers`` is True.
+    """
+    W, h = _parts(machine)
+    minima = quench((W, h), codes)
+    if not len(minima):
+        raise ValueError("There are no codes to quench.")
+    states, inverse = np.unique(minima, axis=0, return_inverse=True)
+    labels = _by_size(inverse.ravel().astype(np.int64))
+    ordered = np.empty_like(states)
+    ordered[labels] = minima
+    k = len(states)
+    if barriers and k > _MAX_ATTRACTORS:
+        raise ValueError(
+            f"{k} local minima: barriers between all pairs would take too long. Pass "
+            "barriers=False, or fewer cells."
+        )
+    z = ordered.astype(np.float64)
+    energies = z @ h + 0.5 * ((z @ W) * z).sum(1)
+    passes = saddles((W, h), ordered) if barriers else None
+    return Attractors(
+        labels,
+        ordered,
+        energies,
+        np.bincount(labels, minlength=k),
+        passes,
+        None if passes is None else merge_tree(energies, passes),
+    )

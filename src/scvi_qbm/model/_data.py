@@ -1,0 +1,119 @@
+"""Data that come and go: minified, queried, in the wrong order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from anndata import AnnData
+
+__all__ = ["DataMixin"]
+
+
+class DataMixin:
+    """Guards around scvi-tools' minified mode, query mapping and transfer of set-ups."""
+
+    def minify_adata(
+        self,
+        minified_data_type: str = "latent_posterior_parameters",
+        use_latent_qzm_key: str = "X_latent_qzm",
+        use_latent_qzv_key: str = "X_latent_qzv",
+    ) -> None:
+        """Keep the posterior's parameters instead of counts, or beside them.
+
+        ``adata.obsm[use_latent_qzm_key]`` and ``[use_latent_qzv_key]`` must hold what
+        ``get_latent_representation(return_dist=True)`` returned: mean and variance of the binary
+        units. Nothing is lost: the variance p (1 - p) keeps log-odds exact where p rounds to 1.
+
+        Parameters
+        ----------
+        minified_data_type, use_latent_qzm_key, use_latent_qzv_key
+            As :meth:`scvi.model.SCVI.minify_adata`.
+
+        Raises
+        ------
+        ValueError
+            If the data are minified already, or the moments are not those of binary units.
+        KeyError
+            If a key is not in ``adata.obsm``.
+        """
+        if self.minified_data_type is not None:
+            raise ValueError(
+                f"The model's data are minified already ({self.minified_data_type!r}). Minifying "
+                "again would lose the library sizes."
+            )
+        for key in (use_latent_qzm_key, use_latent_qzv_key):
+            if key not in self.adata.obsm:
+                raise KeyError(
+                    f"{key!r} is not in adata.obsm. First: adata.obsm[{use_latent_qzm_key!r}], "
+                    f"adata.obsm[{use_latent_qzv_key!r}] = "
+                    "model.get_latent_representation(return_dist=True)."
+                )
+        mean, variance = (
+            np.asarray(self.adata.obsm[key]) for key in (use_latent_qzm_key, use_latent_qzv_key)
+        )
+        wanted = (self.adata.n_obs, self.module.n_latent)
+        if mean.shape != wanted or variance.shape != wanted:
+            raise ValueError(
+                f"Moments must have shape {wanted}, got {mean.shape} and {variance.shape}."
+            )
+        if not np.allclose(variance, mean * (1 - mean), atol=1e-5):
+            raise ValueError(
+                "These are not mean p and variance p (1 - p) of binary units. Use "
+                "model.get_latent_representation(return_dist=True) of this very model."
+            )
+        super().minify_adata(minified_data_type, use_latent_qzm_key, use_latent_qzv_key)
+
+    def _validate_anndata(self, adata: AnnData | None = None, **kwargs: Any) -> AnnData:
+        if adata is not None and adata is not self.adata:
+            _check_order(adata, self.get_var_names())
+        return super()._validate_anndata(adata, **kwargs)
+
+    @classmethod
+    def load_query_data(cls, adata: Any = None, reference_model: Any = None, **kwargs: Any) -> Any:
+        """Map new data onto a trained model, the Boltzmann machine frozen (scArches).
+
+        Parameters
+        ----------
+        adata, reference_model, **kwargs
+            As :meth:`scvi.model.SCVI.load_query_data`. Genes must be the reference's, in its
+            order: :meth:`prepare_query_anndata` brings them there.
+
+        Raises
+        ------
+        ValueError
+            If genes are missing or in another order.
+        """
+        if isinstance(adata, AnnData) and not kwargs.get("inplace_subset_query_vars"):
+            if isinstance(reference_model, cls):
+                names = reference_model.get_var_names()
+            elif isinstance(reference_model, str):
+                names = cls.prepare_query_anndata(
+                    None, reference_model, return_reference_var_names=True
+                )
+            else:
+                names = None
+            if names is not None:
+                missing = np.setdiff1d(names, adata.var_names)
+                if len(missing) or adata.n_vars != len(names):
+                    raise ValueError(
+                        f"The query has {adata.n_vars} genes, the reference {len(names)}, of "
+                        f"which {len(missing)} are missing in the query"
+                        + (f" (the first: {missing[0]!r})" if len(missing) else "")
+                        + f". Use {cls.__name__}.prepare_query_anndata(adata, reference_model) "
+                        "first: it orders genes and fills missing ones with zeros."
+                    )
+                _check_order(adata, names)
+        return super().load_query_data(adata, reference_model, **kwargs)
+
+
+def _check_order(adata: AnnData, names: Any) -> None:
+    """Raise where the same genes come in another order: upstream reads them by position."""
+    names = np.asarray(names)
+    if adata.n_vars != len(names) or (adata.var_names.to_numpy() == names).all():
+        return
+    if set(adata.var_names) == set(names):
+        raise ValueError(
+            "adata has the model's genes in another order, and they would be read by position. "
+            "Use adata[:, model.get_var_names()].copy()."
+        )

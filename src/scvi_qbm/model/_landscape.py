@@ -1,0 +1,275 @@
+"""What only a Boltzmann prior has: energies of cells, attractors, couplings, gene programs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+from numpy.typing import NDArray
+from scvi.module._constants import MODULE_KEYS
+from scvi.utils import track
+
+from scvi_qbm.ising import Ising
+from scvi_qbm.landscape import Attractors, find_attractors
+from scvi_qbm.logz import LogPartition, Method, log_partition
+
+__all__ = ["LandscapeMixin", "OutlierScore", "PriorParameters"]
+
+OutlierScore = Literal["elbo", "kl", "reconstruction"]
+
+
+class PriorParameters(NamedTuple):
+    """A Boltzmann machine ``E(z) = h.z + z'Wz/2``: W float64 (n, n), h float64 (n,)."""
+
+    W: NDArray[np.float64]
+    h: NDArray[np.float64]
+
+    @property
+    def ising(self) -> Ising:
+        """The same machine over spins ``s = 2z - 1``, for any sampler."""
+        return Ising.from_boltzmann(self.W, self.h)
+
+
+class LandscapeMixin:
+    """Methods that read the Boltzmann machine."""
+
+    @property
+    def prior(self) -> PriorParameters:
+        """The Boltzmann machine's ``W`` (n_latent, n_latent) and ``h`` (n_latent,), a copy."""
+        return PriorParameters(*self.module.prior.parameters_numpy())
+
+    def get_log_partition(
+        self, method: Method | None = None, seed: int | None = None
+    ) -> LogPartition:
+        """Log Z of the prior with its standard error, in nats.
+
+        Parameters
+        ----------
+        method
+            None for the value that the ELBO uses, estimated at the end of training; ``"bar"``,
+            ``"ais"`` or ``"exact"`` to estimate it anew, see
+            :func:`scvi_qbm.logz.log_partition`.
+        seed
+            Seed of a new estimate.
+        """
+        if method is None:
+            prior = self.module.prior
+            return LogPartition(float(prior.log_z), float(prior.log_z_se))
+        return log_partition(self.prior.ising, method=method, seed=seed)
+
+    @torch.inference_mode()
+    def get_energy(
+        self,
+        adata: AnnData | None = None,
+        indices: Sequence[int] | None = None,
+        batch_size: int | None = None,
+    ) -> pd.DataFrame:
+        r"""Where each cell lies in the prior's energy landscape, in nats.
+
+        How to read it: low ``free_energy`` marks the states the prior knows well, its valleys;
+        rare and transitional states stand high. Only differences between cells mean something,
+        and only within one model. ``kl`` is the height above the machine's own free energy
+        :math:`-\log Z`: the cost in nats of coding the cell, so it does compare across models of
+        the same data.
+
+        Parameters
+        ----------
+        adata, indices, batch_size
+            As :meth:`get_latent_representation`.
+
+        Returns
+        -------
+        Data frame, a row a cell: ``energy`` :math:`E_q[E(z)]`, exact for a factorised posterior;
+        ``entropy`` of q(z|x); ``free_energy`` = energy - entropy; ``kl`` = free_energy + log Z;
+        ``map_energy``, the energy of the most probable code.
+        """
+        logits = torch.from_numpy(
+            self.get_latent_representation(
+                adata, indices=indices, batch_size=batch_size, representation="logits"
+            )
+        ).to(self.device)
+        prior = self.module.prior
+        energy = prior.energy(torch.sigmoid(logits))
+        kl = prior.kl(logits)
+        free = kl - prior.log_z
+        out = {
+            "energy": energy,
+            "entropy": energy - free,
+            "free_energy": free,
+            "kl": kl,
+            "map_energy": prior.energy((logits > 0).to(logits)),
+        }
+        frame = pd.DataFrame({k: v.double().cpu().numpy() for k, v in out.items()})
+        frame.index = self._names(adata, indices)
+        return frame
+
+    def _names(self, adata: AnnData | None, indices: Any) -> pd.Index:
+        names = self._validate_anndata(adata).obs_names
+        return names if indices is None else names[np.asarray(indices)]
+
+    @torch.inference_mode()
+    def get_outlier_scores(
+        self,
+        adata: AnnData | None = None,
+        indices: Sequence[int] | None = None,
+        score: OutlierScore = "elbo",
+        batch_size: int | None = None,
+    ) -> pd.Series:
+        """How foreign each cell is to the model; larger is stranger, in nats.
+
+        How to read it: rank cells by it, do not compare with a fixed number. docs/landscape.md
+        has the AUROC of all three scores for cell types left out of training.
+
+        Parameters
+        ----------
+        adata, indices, batch_size
+            As :meth:`get_latent_representation`.
+        score
+            ``"elbo"``: the negative ELBO. ``"kl"``: how unlikely the cell's code is under the
+            Boltzmann machine. ``"reconstruction"``: how badly the decoder explains its counts.
+            The last two sum to the first; deeper sequenced cells score higher on the first and
+            third.
+
+        Raises
+        ------
+        ValueError
+            If the score is unknown, or needs counts and the data are minified.
+        """
+        if score not in get_args(OutlierScore):
+            raise ValueError(
+                f"Unknown score {score!r}. Available: {', '.join(get_args(OutlierScore))}."
+            )
+        if score == "kl":
+            values = self.get_energy(adata, indices, batch_size)["kl"].to_numpy()
+        elif score == "elbo":
+            values = -self.get_elbo(
+                adata, indices=indices, batch_size=batch_size, return_mean=False
+            )
+        else:
+            values = self.get_reconstruction_error(
+                adata, indices=indices, batch_size=batch_size, return_mean=False
+            )["reconstruction_loss"]
+        if isinstance(values, torch.Tensor):
+            values = values.double().cpu().numpy()
+        return pd.Series(values, index=self._names(adata, indices), name=score)
+
+    def get_attractors(
+        self,
+        adata: AnnData | None = None,
+        indices: Sequence[int] | None = None,
+        barriers: bool = True,
+        batch_size: int | None = None,
+    ) -> Attractors:
+        """Quench each cell's code to a local minimum of the prior's energy.
+
+        How to read it: ``labels`` is a clustering without a resolution parameter, by the valleys
+        of the prior; ``merged(2.0)`` joins valleys that a climb of 2 nats joins; ``tree`` holds
+        the merges for a dendrogram. The prior knows nothing of genes: units that switch on
+        independently of each other multiply valleys, and cells of one type may fall into several.
+
+        Parameters
+        ----------
+        adata, indices, batch_size
+            As :meth:`get_latent_representation`.
+        barriers
+            Whether to search the passes between all pairs of minima, up to 2,000.
+
+        Returns
+        -------
+        :class:`~scvi_qbm.landscape.Attractors`, energies in nats.
+        """
+        codes = self.get_latent_representation(
+            adata, indices=indices, batch_size=batch_size, representation="binary"
+        )
+        return find_attractors((self.prior.W, self.prior.h), codes, barriers=barriers)
+
+    def get_couplings(self, threshold: float = 0.0) -> pd.DataFrame:
+        """The coupling graph between latent units.
+
+        How to read it: a coupling of c nats multiplies the odds of one unit by ``exp(c)`` when the
+        other switches on. Couplings are direct: two units may be correlated without one, through
+        others.
+
+        Parameters
+        ----------
+        threshold
+            Leave out couplings weaker than this, in nats.
+
+        Returns
+        -------
+        Data frame, a row a pair, strongest first: ``unit_a`` < ``unit_b``, ``coupling`` = -W in
+        nats, positive where the units like to be on together.
+        """
+        W = self.prior.W
+        a, b = np.triu_indices(len(W), 1)
+        frame = pd.DataFrame({"unit_a": a, "unit_b": b, "coupling": -W[a, b]})
+        frame = frame[frame["coupling"].abs() >= threshold]
+        order = frame["coupling"].abs().sort_values(ascending=False, kind="stable").index
+        return frame.loc[order].reset_index(drop=True)
+
+    @torch.inference_mode()
+    def get_gene_programs(
+        self,
+        adata: AnnData | None = None,
+        indices: Sequence[int] | None = None,
+        n_cells: int = 256,
+        batch_size: int = 128,
+        seed: int = 0,
+        silent: bool = True,
+    ) -> pd.DataFrame:
+        """The genes that each unit moves through the decoder.
+
+        How to read it: rows are log2 fold changes of the mean normalised expression when a unit is
+        switched on instead of off, everything else in the cells as it is. They are averages over
+        cells: a decoder is not linear, and a unit may act in some types only. Units that hardly
+        move anything are unused.
+
+        Parameters
+        ----------
+        adata, indices
+            Cells to look at; the model's by default.
+        n_cells
+            Cells drawn from them, without replacement.
+        batch_size
+            Cells at once.
+        seed
+            Of the draw.
+        silent
+            No progress bar.
+
+        Returns
+        -------
+        Data frame ``(n_latent, n_genes)``: units ``unit_0``, ... in rows, genes in columns. With
+        ``gene_likelihood="normal"`` differences of log-normalised values over log 2.
+        """
+        adata = self._validate_anndata(adata)
+        cells = np.arange(adata.n_obs) if indices is None else np.asarray(indices)
+        if len(cells) > n_cells:
+            cells = np.random.default_rng(seed).choice(cells, n_cells, replace=False)
+        module = self.module
+        n_latent, key = module.n_latent, MODULE_KEYS.Z_KEY
+        totals = torch.zeros(2, n_latent, module.n_input, dtype=torch.float64)
+        loader = self._make_data_loader(adata=adata, indices=cells, batch_size=batch_size)
+        for tensors in track(loader, description="Gene programs", disable=silent):
+            inference = module.inference(**module._get_inference_input(tensors))
+            qz = inference[MODULE_KEYS.QZ_KEY]
+            on, off = qz._moments(1)
+            for unit in range(n_latent):
+                for state, level in enumerate((off, on)):
+                    zeta = qz.mean.clone()
+                    zeta[:, unit] = level[:, unit]
+                    outputs = inference | {key: zeta}
+                    px = module.generative(**module._get_generative_input(tensors, outputs))
+                    values = px[MODULE_KEYS.PX_KEY].get_normalized("scale")
+                    totals[state, unit] += values.double().sum(0).cpu()
+        means = (totals / len(cells)).numpy()
+        if module.gene_likelihood == "normal":
+            change = (means[1] - means[0]) / np.log(2.0)
+        else:
+            change = np.log2(means[1] + 1e-12) - np.log2(means[0] + 1e-12)
+        units = [f"unit_{i}" for i in range(n_latent)]
+        return pd.DataFrame(change, index=units, columns=adata.var_names)

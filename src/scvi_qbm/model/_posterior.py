@@ -1,0 +1,233 @@
+"""What the posterior over codes says: representations, aggregated posterior, abundance."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, get_args
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+from numpy.typing import ArrayLike, NDArray
+from scvi.data._utils import _validate_adata_dataloader_input
+from scvi.module._constants import MODULE_KEYS
+from scvi.utils import track
+from torch import Tensor
+from torch.distributions import Bernoulli, Categorical, Independent, MixtureSameFamily
+from torch.nn.functional import logsigmoid
+
+__all__ = ["PosteriorMixin", "Representation"]
+
+Representation = Literal["probabilities", "logits", "zeta", "binary"]
+
+
+class PosteriorMixin:
+    """Methods that read the posterior q(z|x), a product of Bernoulli laws."""
+
+    @torch.inference_mode()
+    def get_latent_representation(  # type: ignore[override]
+        self,
+        adata: AnnData | None = None,
+        indices: Sequence[int] | None = None,
+        give_mean: bool = True,
+        mc_samples: int = 5_000,
+        batch_size: int | None = None,
+        return_dist: bool = False,
+        dataloader: Iterator[dict[str, Tensor | None]] | None = None,
+        representation: Representation = "probabilities",
+        **data_loader_kwargs: Any,
+    ) -> NDArray[Any] | tuple[NDArray[Any], NDArray[Any]]:
+        r"""Latent representation of the cells, deterministic and continuous by default.
+
+        Parameters
+        ----------
+        adata, indices, batch_size, dataloader, **data_loader_kwargs
+            As :meth:`scvi.model.SCVI.get_latent_representation`.
+        give_mean
+            If False, one draw of the continuous code instead of a representation.
+        mc_samples
+            Not used: every representation has a closed form.
+        return_dist
+            If True, mean and variance of the binary units.
+        representation
+            ``"probabilities"``: :math:`q(z = 1 | x)`, in [0, 1]. ``"logits"``: their log-odds.
+            ``"zeta"``: the mean of the continuous code that the decoder sees. ``"binary"``: the
+            most probable code, 0 or 1; mind that equal codes tie in neighbour graphs, which
+            breaks clustering and UMAP.
+
+        Returns
+        -------
+        float32 array ``(n_cells, n_latent)``, or a tuple of two with ``return_dist``.
+
+        Raises
+        ------
+        ValueError
+            If the representation is unknown.
+        """
+        if representation not in get_args(Representation):
+            raise ValueError(
+                f"Unknown representation {representation!r}. Available: "
+                f"{', '.join(get_args(Representation))}."
+            )
+        self._check_if_trained(warn=False)
+        _validate_adata_dataloader_input(self, adata, dataloader)
+        if dataloader is None:
+            adata = self._validate_anndata(adata)
+            dataloader = self._make_data_loader(
+                adata=adata, indices=indices, batch_size=batch_size, **data_loader_kwargs
+            )
+        means, variances = [], []
+        for tensors in dataloader:
+            outputs = self.module.inference(**self.module._get_inference_input(tensors))
+            qz = outputs[MODULE_KEYS.QZ_KEY]
+            if return_dist:
+                means.append(qz.loc.cpu())
+                variances.append(qz.scale.square().cpu())
+            elif not give_mean:
+                means.append(outputs[MODULE_KEYS.Z_KEY].cpu())
+            else:
+                means.append(_represent(qz, representation).cpu())
+        if return_dist:
+            return torch.cat(means).numpy(), torch.cat(variances).numpy()
+        return torch.cat(means).numpy()
+
+    @torch.inference_mode()
+    def get_aggregated_posterior(
+        self,
+        adata: AnnData | None = None,
+        indices: ArrayLike | None = None,
+        batch_size: int | None = None,
+        dof: float | None = None,
+    ) -> MixtureSameFamily:
+        """Mixture of the cells' posteriors, over binary codes.
+
+        Parameters
+        ----------
+        adata, indices, batch_size
+            As :meth:`scvi.model.SCVI.get_aggregated_posterior`.
+        dof
+            Not used: scvi-tools fattens Gaussian components with it, and a product of Bernoulli
+            laws has no tails to fatten.
+
+        Returns
+        -------
+        A torch mixture of product Bernoulli laws with equal weights; ``log_prob`` takes codes of
+        0 and 1, shape ``(..., n_latent)``, and gives nats.
+        """
+        if indices is not None and len(np.atleast_1d(indices)) == 0:
+            indices = None
+        logits = torch.from_numpy(
+            self.get_latent_representation(
+                adata, indices=indices, batch_size=batch_size, representation="logits"
+            )
+        ).to(self.device)
+        weights = Categorical(logits=torch.zeros(len(logits), device=self.device))
+        return MixtureSameFamily(weights, Independent(Bernoulli(logits=logits), 1))
+
+    @torch.inference_mode()
+    def differential_abundance(
+        self,
+        adata: AnnData | None = None,
+        adata_sub: AnnData | None = None,
+        sample_key: str | None = None,
+        batch_size: int = 128,
+        num_cells_posterior: int | None = None,
+        dof: float | None = None,
+    ) -> None:
+        r"""How likely each cell's code is in each sample; large differences mark abundance.
+
+        ``adata_sub.obsm["da_log_probs"]`` gets a data frame, cells by samples:
+        :math:`\log \frac1M \sum_m \exp E_{q(z|x)} \log q(z | x_m)` over the sample's cells m, in
+        nats. A cell is left out of its own sample's mixture: binary posteriors are so sharp that
+        every cell would otherwise be at home in its own sample only.
+
+        Parameters
+        ----------
+        adata
+            The data whose samples are compared. Defaults to the model's.
+        adata_sub
+            The cells to score, if not those of ``adata``; known there by their names. The column
+            name ``sample_key`` is taken here too, its place before scvi-tools 1.5.
+        sample_key
+            Column of ``adata.obs`` that names the samples.
+        batch_size
+            Cells at once.
+        num_cells_posterior
+            At most so many cells a sample, drawn at random.
+        dof
+            Not used, see :meth:`get_aggregated_posterior`.
+
+        Raises
+        ------
+        KeyError
+            If ``sample_key`` is not in ``adata.obs``.
+        ValueError
+            If ``adata_sub`` is given and names of cells in ``adata`` are not unique.
+        """
+        if isinstance(adata_sub, str):
+            adata_sub, sample_key = None, adata_sub
+        adata = self._validate_anndata(adata)
+        if sample_key not in adata.obs:
+            raise KeyError(
+                f"sample_key={sample_key!r} is not in adata.obs. Available: "
+                f"{', '.join(map(repr, adata.obs))}."
+            )
+        logits = self._logits(adata, batch_size)
+        if adata_sub is None:
+            adata_sub, queries, places = adata, logits, np.arange(adata.n_obs)
+        else:
+            if not adata.obs_names.is_unique:
+                raise ValueError(
+                    "adata.obs_names are not unique, and adata_sub's cells are known by their "
+                    "names: adata.obs_names_make_unique() first."
+                )
+            queries = self._logits(adata_sub, batch_size)
+            places = adata.obs_names.get_indexer(adata_sub.obs_names)
+        samples = adata.obs[sample_key]
+        names = samples.unique()
+        out = np.empty((adata_sub.n_obs, len(names)))
+        for column, name in enumerate(track(names, description="Abundance")):
+            members = np.flatnonzero((samples == name).to_numpy())
+            if num_cells_posterior is not None and num_cells_posterior < len(members):
+                members = np.random.choice(members, num_cells_posterior, replace=False)
+            out[:, column] = _log_mixture(
+                queries, torch.from_numpy(places), logits, torch.from_numpy(members), batch_size
+            )
+        adata_sub.obsm["da_log_probs"] = pd.DataFrame(
+            out, index=adata_sub.obs_names, columns=names
+        )
+
+    def _logits(self, adata: AnnData, batch_size: int) -> Tensor:
+        logits = self.get_latent_representation(
+            adata, batch_size=batch_size, representation="logits"
+        )
+        return torch.from_numpy(logits).to(self.device)
+
+
+def _log_mixture(
+    queries: Tensor, places: Tensor, logits: Tensor, members: Tensor, batch_size: int
+) -> NDArray[np.float64]:
+    """Log-density of every query in the mixture of ``members``; a cell at its place left out."""
+    components = logits[members].double()
+    off = logsigmoid(-components).sum(1)
+    places, members = places.to(logits.device), members.to(logits.device)
+    out = []
+    for start in range(0, len(queries), batch_size):
+        rows = slice(start, start + batch_size)
+        density = torch.sigmoid(queries[rows].double()) @ components.T + off
+        own = places[rows, None] == members
+        density = density.masked_fill(own, -torch.inf)
+        n_others = (len(members) - own.sum(1)).clamp_min(1)
+        out.append(torch.logsumexp(density, 1) - torch.log(n_others.double()))
+    return torch.cat(out).cpu().numpy()
+
+
+def _represent(qz: Any, representation: str) -> Tensor:
+    if representation == "logits":
+        return qz.logits
+    if representation == "zeta":
+        return qz.mean
+    if representation == "binary":
+        return (qz.logits > 0).to(qz.logits.dtype)
+    return qz.probs

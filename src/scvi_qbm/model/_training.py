@@ -1,0 +1,117 @@
+"""Training by recipe."""
+
+from __future__ import annotations
+
+from dataclasses import is_dataclass
+from typing import Any
+
+from scvi.train._config import merge_kwargs
+
+from scvi_qbm.plan import QBMTrainingPlan
+from scvi_qbm.recipes import get_recipe
+from scvi_qbm.runner import QBMTrainRunner
+
+__all__ = ["TrainingMixin"]
+
+
+class TrainingMixin:
+    """:meth:`train`, with the recipe's settings where none are given."""
+
+    _training_plan_cls = QBMTrainingPlan
+    _train_runner_cls = QBMTrainRunner
+
+    def train(  # type: ignore[override]
+        self,
+        max_epochs: int | None = None,
+        accelerator: str = "auto",
+        devices: int | list[int] | str = "auto",
+        train_size: float | None = None,
+        validation_size: float | None = None,
+        shuffle_set_split: bool = True,
+        load_sparse_tensor: bool = False,
+        batch_size: int | None = None,
+        early_stopping: bool | None = None,
+        datasplitter_kwargs: dict[str, Any] | None = None,
+        plan_config: Any = None,
+        plan_kwargs: Any = None,
+        datamodule: Any = None,
+        trainer_config: Any = None,
+        **trainer_kwargs: Any,
+    ) -> None:
+        """Train the model; early stopping on ``elbo_validation`` (log Z included) is on.
+
+        Parameters
+        ----------
+        max_epochs
+            At most so many epochs; scvi-tools' heuristic (400 up to 20,000 cells) if None.
+        batch_size
+            Cells per step. The recipe's (128; paper: 256) if None.
+        early_stopping
+            On by default wherever cells are held out (not with a ``datamodule``), with the
+            recipe's patience of 10, watching from the end of the KL warm-up on.
+        plan_kwargs, plan_config
+            Override the recipe; see :class:`~scvi_qbm.plan.QBMTrainingPlan`. An ``lr`` without a
+            ``bm_lr`` scales both. Of a config object, the fields that differ from its defaults.
+        accelerator, devices, train_size, validation_size, shuffle_set_split, load_sparse_tensor,
+        datasplitter_kwargs, datamodule, trainer_config, **trainer_kwargs
+            As :meth:`scvi.model.SCVI.train`. With ``enable_checkpointing`` or Lightning's
+            ``ModelCheckpoint``, ``ckpt_path`` resumes with optimiser, warm-up and chains.
+
+        Raises
+        ------
+        KeyboardInterrupt
+            If interrupted (Ctrl-C). The model then has the weights of the best epoch so far and
+            can be used, saved or trained on, as after any other error.
+        ValueError
+            If the loss is not finite, or the data cannot be modelled.
+
+        Notes
+        -----
+        ``model.history`` also has ``log_z``, ``log_z_se``, ``log_z_drift``, ``energy_gap``,
+        ``energy_gap_se`` (nats) and more: whether the negative phase is honest, see
+        :class:`~scvi_qbm.prior.NegativePhaseReport`.
+        """
+        recipe = get_recipe(self.recipe_)
+        given = merge_kwargs(_changed(plan_config), plan_kwargs, name="plan")
+        plan = recipe.plan | given
+        if "lr" in given and "bm_lr" not in given:
+            plan["bm_lr"] = given["lr"] * recipe.plan["bm_lr"] / recipe.plan["lr"]
+        if early_stopping is None:
+            n_cells = self.adata.n_obs if datamodule is None else 0
+            share = 1 - (train_size or 0.9) if validation_size is None else validation_size
+            held_out = int(n_cells * share + 1e-9) > 0
+            external = (datasplitter_kwargs or {}).get("external_indexing")
+            if external is not None:
+                held_out = len(external) > 1 and len(external[1]) > 0
+            early_stopping = held_out and datamodule is None
+        trainer_kwargs = merge_kwargs(trainer_config, trainer_kwargs, name="trainer")
+        if early_stopping:
+            warmup = plan.get("n_epochs_kl_warmup") or 0
+            trainer_kwargs.setdefault(
+                "early_stopping_patience", recipe.train["early_stopping_patience"]
+            )
+            trainer_kwargs.setdefault("early_stopping_warmup_epochs", warmup)
+        self._check_data()
+        super().train(
+            max_epochs=max_epochs,
+            accelerator=accelerator,
+            devices=devices,
+            train_size=train_size,
+            validation_size=validation_size,
+            shuffle_set_split=shuffle_set_split,
+            load_sparse_tensor=load_sparse_tensor,
+            batch_size=batch_size or recipe.train["batch_size"],
+            early_stopping=early_stopping,
+            datasplitter_kwargs=datasplitter_kwargs,
+            plan_kwargs=plan,
+            datamodule=datamodule,
+            **trainer_kwargs,
+        )
+
+
+def _changed(config: Any) -> Any:
+    """The fields of a config object that its user has set, so that a recipe keeps the others."""
+    if not is_dataclass(config):
+        return config
+    kwargs, defaults = config.to_kwargs(), type(config)().to_kwargs()
+    return {k: v for k, v in kwargs.items() if k not in defaults or v != defaults[k]}

@@ -1,0 +1,170 @@
+"""Pictures of what a Boltzmann prior says about cells."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from numpy.typing import ArrayLike
+from scipy.cluster.hierarchy import dendrogram
+
+from ._style import PALETTE
+
+__all__ = [
+    "attractor_tree",
+    "coupling_matrix",
+    "energy_landscape",
+    "gene_programs",
+    "generation_quality",
+]
+
+
+def _axes(ax: Axes | None, size: tuple[float, float]) -> Axes:
+    return plt.subplots(figsize=size, layout="constrained")[1] if ax is None else ax
+
+
+def energy_landscape(
+    embedding: ArrayLike,
+    values: ArrayLike,
+    ax: Axes | None = None,
+    *,
+    label: str = "free energy (nats)",
+) -> Axes:
+    """Cells in two dimensions, coloured by free energy, the highest on top.
+
+    Parameters
+    ----------
+    embedding
+        ``(n_cells, 2)``, a UMAP for instance.
+    values
+        ``model.get_energy()["free_energy"]`` or another column, ``(n_cells,)``.
+    ax
+        Axes to draw into; new ones if None.
+    label
+        Of the colour bar. Colours span the 1st to 99th percentile.
+    """
+    xy, values = np.asarray(embedding), np.asarray(values, dtype=float)
+    if xy.ndim != 2 or xy.shape[1] != 2 or len(xy) != len(values):
+        raise ValueError(f"Wanted (n, 2) and (n,), got {xy.shape} and {values.shape}.")
+    ax = _axes(ax, (4.6, 3.6))
+    order = np.argsort(values)
+    low, high = np.percentile(values, [1, 99])
+    dots = ax.scatter(
+        *xy[order].T, c=values[order], s=max(1.5, 9e3 / len(xy)) ** 0.9, cmap="cividis",
+        vmin=low, vmax=high, linewidths=0, rasterized=True,
+    )  # fmt: skip
+    ax.figure.colorbar(dots, ax=ax, label=label)
+    ax.set(xticks=[], yticks=[])
+    ax.spines[:].set_visible(False)
+    return ax
+
+
+def attractor_tree(
+    tree: ArrayLike, labels: list[str] | None = None, ax: Axes | None = None
+) -> Axes:
+    """Tree of merges: minima as leaves, joined at the height of the pass between them.
+
+    Parameters
+    ----------
+    tree
+        ``attractors.tree`` of :func:`scvi_qbm.landscape.find_attractors`.
+    labels
+        Names of the leaves, in the order of the attractors; their numbers if None. With more than
+        60 leaves only the last 60 merges are shown.
+    ax
+        Axes to draw into; new ones if None.
+    """
+    tree = np.asarray(tree, dtype=float)
+    n_leaves = len(tree) + 1
+    ax = _axes(ax, (max(4.0, 0.22 * min(n_leaves, 60)), 3.6))
+    dendrogram(
+        tree,
+        labels=labels,
+        ax=ax,
+        truncate_mode="lastp" if n_leaves > 60 else None,
+        p=60,
+        leaf_rotation=90,
+        color_threshold=0,
+        above_threshold_color=PALETTE[0],
+    )
+    ax.set_ylabel("pass above the lowest minimum (nats)")
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax
+
+
+def coupling_matrix(couplings: ArrayLike, ax: Axes | None = None) -> Axes:
+    """Couplings between units, in the order of a hierarchical clustering.
+
+    Parameters
+    ----------
+    couplings
+        Symmetric ``(n_units, n_units)``, positive where two units like to be on together:
+        ``-model.prior.W``.
+    ax
+        Axes to draw into; new ones if None.
+    """
+    from scipy.cluster.hierarchy import leaves_list, linkage
+
+    matrix = np.asarray(couplings, dtype=float)
+    order = leaves_list(linkage(matrix, method="average")) if len(matrix) > 2 else slice(None)
+    matrix = matrix[order][:, order]
+    limit = np.abs(matrix).max() or 1.0
+    ax = _axes(ax, (4.4, 3.6))
+    image = ax.imshow(matrix, cmap="RdBu_r", vmin=-limit, vmax=limit)
+    ax.figure.colorbar(image, ax=ax, label="coupling (nats)")
+    ax.set(xlabel="unit", ylabel="unit", xticks=[], yticks=[])
+    return ax
+
+
+def gene_programs(programs: pd.DataFrame, n_genes: int = 3, ax: Axes | None = None) -> Axes:
+    """The genes that units move most, as a heat map of log2 fold changes.
+
+    Parameters
+    ----------
+    programs
+        ``model.get_gene_programs()``: units in rows, genes in columns.
+    n_genes
+        Genes shown for each of the 20 strongest units.
+    ax
+        Axes to draw into; new ones if None.
+    """
+    strength = programs.pow(2).sum(axis=1).sort_values(ascending=False)
+    units = strength.index[:20]
+    genes: list[str] = []
+    for unit in units:
+        top = programs.loc[unit].abs().sort_values(ascending=False).index[:n_genes]
+        genes += [g for g in top if g not in genes]
+    shown = programs.loc[units, genes]
+    limit = float(np.abs(shown.to_numpy()).max()) or 1.0
+    ax = _axes(ax, (2 + 0.16 * len(genes), 1.5 + 0.18 * len(units)))
+    image = ax.imshow(shown, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
+    ax.figure.colorbar(image, ax=ax, label="log2 fold change, on against off")
+    ax.set_xticks(range(len(genes)), genes, rotation=90, fontsize=6)
+    ax.set_yticks(range(len(units)), units, fontsize=7)
+    return ax
+
+
+def generation_quality(scores: Mapping[str, Mapping[str, float]], ax: Axes | None = None) -> Axes:
+    """Scores of generated cells by model, smaller is better.
+
+    Parameters
+    ----------
+    scores
+        Model name -> :func:`scvi_qbm.metrics.generation.generation_scores`.
+    ax
+        Axes to draw into; new ones if None.
+    """
+    frame = pd.DataFrame(scores)
+    ax = _axes(ax, (6.0, 3.2))
+    width = 0.8 / frame.shape[1]
+    for i, name in enumerate(frame):
+        x = np.arange(len(frame)) + (i - (frame.shape[1] - 1) / 2) * width
+        ax.bar(x, frame[name], width, color=PALETTE[i % len(PALETTE)], label=name)
+    ax.set_xticks(range(len(frame)), frame.index)
+    ax.set_ylabel("distance to held-out cells")
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(frameon=False)
+    return ax

@@ -1,0 +1,156 @@
+"""Running a training plan so that nothing is lost when it is cut short."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import warnings
+from contextlib import suppress
+from typing import Any
+
+import torch
+from lightning.pytorch.callbacks import Callback
+from scvi.model._utils import use_distributed_sampler
+from scvi.train import LoudEarlyStopping, TrainRunner
+
+__all__ = ["KeepBest", "QBMTrainRunner"]
+
+_MONITOR = "elbo_validation"
+
+
+class KeepBest(Callback):
+    """Keep the weights of the best validation in memory, for when training is cut short.
+
+    Nothing is restored after a run that ends by itself.
+
+    Parameters
+    ----------
+    monitor
+        Logged metric, smaller is better.
+    warmup_epochs
+        Weights from before this epoch give way to any later ones: under a rising KL weight the
+        network minimises something else.
+
+    Attributes
+    ----------
+    epoch
+        Epoch of the weights that are kept, None before the first validation.
+    score
+        Their metric.
+    """
+
+    def __init__(self, monitor: str = _MONITOR, warmup_epochs: int = 0) -> None:
+        self.monitor = monitor
+        self.warmup_epochs = warmup_epochs
+        self.epoch: int | None = None
+        self.score = float("inf")
+        self._state: dict[str, torch.Tensor] = {}
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        """Keep the weights if they are the best so far."""
+        value = trainer.callback_metrics.get(self.monitor)
+        if trainer.sanity_checking or value is None or not torch.isfinite(value):
+            return
+        score, epoch = float(value), int(trainer.current_epoch)
+        gives_way = self.epoch is None or self.epoch < self.warmup_epochs <= epoch
+        if not gives_way and score >= self.score:
+            return
+        self.epoch, self.score = epoch, score
+        state = pl_module.module.state_dict()
+        self._state = {k: v.detach().to("cpu", copy=True) for k, v in state.items()}
+
+    def restore(self, module: torch.nn.Module) -> bool:
+        """Put the kept weights into ``module``; False if there are none."""
+        if self.epoch is None:
+            return False
+        module.load_state_dict(self._state)
+        return True
+
+
+class QBMTrainRunner(TrainRunner):
+    """scvi-tools' runner; an interrupted or failed run leaves the best weights so far.
+
+    Early stopping also works under DDP, where scvi-tools drops it.
+    """
+
+    def __init__(self, model: Any, training_plan: Any, *args: Any, **kwargs: Any) -> None:
+        warmup = kwargs.get("early_stopping_warmup_epochs") or 0
+        self.best = KeepBest(warmup_epochs=warmup)
+        callbacks = [*(kwargs.pop("callbacks", None) or []), self.best]
+        if kwargs.get("early_stopping") and use_distributed_sampler(kwargs.get("strategy")):
+            kwargs["early_stopping"] = False
+            callbacks.append(
+                LoudEarlyStopping(
+                    monitor=kwargs.get("early_stopping_monitor", _MONITOR),
+                    min_delta=kwargs.get("early_stopping_min_delta", 0.0),
+                    patience=kwargs.get("early_stopping_patience", 45),
+                    mode=kwargs.get("early_stopping_mode", "min"),
+                    warmup_epochs=warmup,
+                )
+            )
+            if kwargs.get("check_val_every_n_epoch") is None:
+                kwargs["check_val_every_n_epoch"] = 1
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="early_stopping was automatically disabled")
+            super().__init__(model, training_plan, *args, callbacks=callbacks, **kwargs)
+
+    def __call__(self) -> None:
+        """Run training.
+
+        Raises
+        ------
+        KeyboardInterrupt
+            If training was interrupted; the message says what the model was left with.
+        """
+        in_main = threading.current_thread() is threading.main_thread()
+        handler = signal.getsignal(signal.SIGINT) if in_main else None
+        try:
+            super().__call__()
+        except (KeyboardInterrupt, SystemExit) as error:
+            # Lightning turns Ctrl-C into exit(1), which would end a notebook's kernel, and goes on
+            # to ignore further ones.
+            if in_main:
+                signal.signal(signal.SIGINT, handler)
+            left = self._salvage()
+            if isinstance(error, SystemExit) and not isinstance(
+                error.__context__, KeyboardInterrupt
+            ):
+                raise
+            raise KeyboardInterrupt(f"Training was interrupted. {left}") from None
+        except BaseException as error:
+            error.add_note(self._salvage())
+            raise
+        self._in_single_precision()
+
+    def _salvage(self) -> str:
+        """Leave the model usable, with the best weights there are; returns what was done."""
+        model, prior = self.model, self.model.module.prior
+        prior.cancel()
+        restored = self.best.restore(model.module)
+        self._in_single_precision()
+        model.module.eval()
+        model.trainer = self.trainer
+        finite = all(torch.isfinite(p).all() for p in model.module.parameters())
+        if not finite:
+            return "No validation came before it, and the model's weights are not finite."
+        # log Z of the weights as they are now, with an error bar of its own. The other ranks may be
+        # anywhere: waiting for them would hang.
+        with suppress(Exception):
+            prior.refresh_log_z(over_ranks=False)
+        model.is_trained_ = True
+        model.to_device(self.device)
+        for name in ("train", "test", "validation"):
+            short = {"train": "train", "test": "test", "validation": "val"}[name]
+            setattr(model, f"{name}_indices", getattr(self.data_splitter, f"{short}_idx", None))
+        if restored:
+            return (
+                f"The model has the weights of epoch {self.best.epoch}, the best so far "
+                f"({self.best.monitor} {self.best.score:.2f}). Use, save or train it on."
+            )
+        return "The model has the weights of the last step; none were validated yet."
+
+    def _in_single_precision(self) -> None:
+        """After ``precision="64-true"``: data loaders give float32, and so must the weights be."""
+        module = self.model.module
+        if any(p.dtype == torch.float64 for p in module.parameters()):
+            module.float()

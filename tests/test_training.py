@@ -1,0 +1,241 @@
+"""Training that is clipped, resumed, cut short, or goes wrong."""
+
+import os
+import signal
+
+import numpy as np
+import pytest
+import scvi
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+
+import scvi_qbm
+from scvi_qbm.prior import BoltzmannPrior
+from scvi_qbm.runner import KeepBest
+
+
+def made(pbmc, seed=0, **kwargs):
+    scvi.settings.seed = seed
+    adata = pbmc.copy()
+    scvi_qbm.QBMVI.setup_anndata(adata, layer="counts", batch_key="batch")
+    return scvi_qbm.QBMVI(adata, **({"n_latent": 12, "n_hidden": 32} | kwargs))
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"gradient_clip_val": 1.0},
+        {"accumulate_grad_batches": 2},
+        {"precision": "bf16-mixed"},
+        {"precision": "64-true"},
+        {"plan_kwargs": {"reduce_lr_on_plateau": True}},
+        {"plan_kwargs": {"optimizer": "AdamW"}},
+        {"plan_kwargs": {"n_steps_kl_warmup": 20}},
+        {"train_size": 1.0},
+        {"load_sparse_tensor": True},
+        {"log_every_n_steps": 1},
+    ],
+    ids=lambda kwargs: str(next(iter(kwargs.values()))),
+)
+def test_what_lightning_and_scvi_offer(pbmc, kwargs):
+    model = made(pbmc)
+    before = model.prior.W
+    model.train(max_epochs=4, enable_progress_bar=False, **kwargs)
+    assert np.isfinite(model.get_latent_representation()).all()
+    assert np.isfinite(model.history["elbo_train"].to_numpy(float)).all()
+    assert (model.prior.W != before).any()
+
+
+def test_half_precision_keeps_the_kl_in_full(pbmc):
+    model = made(pbmc)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inputs = next(iter(model._make_data_loader(adata=model.adata)))
+        qz = model.module.inference(**model.module._get_inference_input(inputs))["qz"]
+        assert qz.logits.dtype == torch.float32
+
+
+class CtrlC(Callback):
+    """A real signal, in the middle of an epoch."""
+
+    def __init__(self, epoch):
+        self.epoch = epoch
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.current_epoch == self.epoch and batch_idx == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_ctrl_c_keeps_the_best_model(pbmc, tmp_path):
+    model = made(pbmc)
+    handler = signal.getsignal(signal.SIGINT)
+    kept = []
+
+    class Watch(Callback):
+        def on_validation_end(self, trainer, pl_module):
+            if trainer.current_epoch == 5:
+                kept.append({k: v.clone() for k, v in pl_module.module.state_dict().items()})
+
+    with pytest.raises(KeyboardInterrupt, match="weights of epoch 5, the best so far"):
+        model.train(
+            max_epochs=50,
+            enable_progress_bar=False,
+            callbacks=[CtrlC(6), Watch()],
+            plan_kwargs={"n_epochs_kl_warmup": None},
+        )
+    assert signal.getsignal(signal.SIGINT) is handler
+    state = model.module.state_dict()
+    for key, value in kept[0].items():
+        if not key.startswith("prior.log_z"):
+            torch.testing.assert_close(state[key], value)
+    assert model.is_trained and not model.module.training
+    assert len(model.history["elbo_validation"]) == 6 and len(model.validation_indices) == 70
+    fresh = model.get_log_partition("bar", seed=0)
+    now = model.get_log_partition()
+    assert abs(now.value - fresh.value) < 5 * (now.standard_error + fresh.standard_error)
+    model.save(tmp_path / "model")
+    model.train(max_epochs=2, enable_progress_bar=False)
+    assert len(model.history["elbo_validation"]) >= 2
+
+
+def test_ctrl_c_before_any_validation(pbmc):
+    model = made(pbmc)
+    with pytest.raises(KeyboardInterrupt, match="weights of the last step"):
+        model.train(max_epochs=5, enable_progress_bar=False, callbacks=[CtrlC(0)])
+    assert model.is_trained
+
+
+def test_an_exit_is_an_exit(pbmc):
+    class Leave(Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            raise SystemExit(3)
+
+    with pytest.raises(SystemExit) as error:
+        made(pbmc).train(max_epochs=5, enable_progress_bar=False, callbacks=[Leave()])
+    assert error.value.code == 3
+
+
+class Poison(Callback):
+    def __init__(self, epoch, what):
+        self.epoch, self.what = epoch, what
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.current_epoch == self.epoch:
+            if self.what == "data":
+                batch["X"][0, 0] = float("nan")
+            elif self.what == "weights":
+                pl_module.module.decoder.px_decoder.fc_layers[0][0].weight.data[0, 0] = float(
+                    "nan"
+                )
+            else:
+                pl_module.module.prior.h.data[0] = float("inf")
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("data", "NaN or infinite values in this minibatch"),
+        ("weights", "Weights are not finite.*'lr'"),
+        ("machine", "machine's parameters are not finite.*bm_lr"),
+    ],
+)
+def test_divergence_says_what_and_leaves_the_best(pbmc, what, message):
+    model = made(pbmc)
+    with pytest.raises(ValueError, match=message) as error:
+        model.train(max_epochs=9, enable_progress_bar=False, callbacks=[Poison(3, what)])
+    assert "weights of epoch 2" in "".join(error.value.__notes__)
+    assert all(torch.isfinite(p).all() for p in model.module.parameters())
+    assert np.isfinite(float(model.get_elbo()))
+
+
+def test_best_of_warmup_gives_way():
+    best = KeepBest(warmup_epochs=2)
+
+    class Trainer:
+        sanity_checking = False
+
+    class Plan:
+        module = torch.nn.Linear(1, 1)
+
+    for epoch, score in enumerate([5.0, 1.0, 3.0, 4.0, 2.0, float("nan")]):
+        Trainer.current_epoch = epoch
+        Trainer.callback_metrics = {"elbo_validation": torch.tensor(score)}
+        with torch.no_grad():
+            Plan.module.weight.fill_(epoch)
+        best.on_validation_end(Trainer, Plan)
+    assert (best.epoch, best.score) == (4, 2.0)
+    target = torch.nn.Linear(1, 1)
+    assert best.restore(target) and target.weight.item() == 4
+    assert not KeepBest().restore(target)
+
+
+@pytest.mark.parametrize("sampler", ["parallel_tempering", "gibbs"])
+def test_chains_go_on_where_they_were_saved(sampler):
+    torch.manual_seed(0)
+    prior = BoltzmannPrior(8, sampler)
+    prior.W_upper.data = torch.randn(8, 8).triu(1)
+    q = torch.rand(20, 8)
+    for _ in range(40):
+        prior.surrogate(q)
+    prior.refresh_log_z()
+    prior.surrogate(q)
+    state = prior.training_state()
+    other = BoltzmannPrior(8, sampler)
+    other.load_state_dict(prior.state_dict())
+    other.load_training_state(torch.load(_saved(state), weights_only=True))
+    for _ in range(60):  # an adaptation of the ladder among them
+        torch.manual_seed(1)
+        one = prior._collect()
+        torch.manual_seed(1)
+        np.testing.assert_array_equal(one, other._collect())
+    assert float(prior.log_z) == float(other.log_z)
+    torch.manual_seed(2)
+    expected = prior.refresh_log_z()
+    torch.manual_seed(2)
+    assert other.refresh_log_z() == expected
+    with pytest.raises(ValueError, match="8 units, this model 5"):
+        BoltzmannPrior(5, sampler).load_training_state(state)
+
+
+def _saved(state):
+    import io
+
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    buffer.seek(0)
+    return buffer
+
+
+def test_resume_from_a_checkpoint(pbmc, tmp_path):
+    model = made(pbmc)
+    checkpoint = ModelCheckpoint(dirpath=tmp_path, save_last=True, monitor="elbo_validation")
+    options = {"enable_progress_bar": False, "early_stopping": False}
+    model.train(
+        max_epochs=12, callbacks=[checkpoint], enable_checkpointing=True,
+        check_val_every_n_epoch=1, **options,
+    )  # fmt: skip
+    chains = model.module.prior._chains
+    saved = torch.load(checkpoint.last_model_path, weights_only=True)
+    kept = saved["scvi_qbm_prior"]["chains"]["chains"]
+    assert kept["n_chains"] == chains.n_chains and saved["optimizer_states"]
+    seen = {}
+
+    class Look(Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            if seen:
+                return
+            seen["epoch"] = trainer.current_epoch
+            seen["steps"] = pl_module.module.prior._steps
+            groups = trainer.optimizers[0].state_dict()["state"]
+            seen["optimizer"] = int(groups[0]["step"])
+
+    resumed = made(pbmc, seed=1)
+    resumed.train(
+        max_epochs=15, ckpt_path=checkpoint.last_model_path, callbacks=[Look()], **options
+    )
+    assert seen == {"epoch": 12, "steps": 60, "optimizer": 60}
+    assert len(resumed.history["elbo_train"]) == 3
+    # Where one left off, the other starts: no jump in the loss.
+    last = float(model.history["elbo_train"].iloc[-1, 0])
+    first = float(resumed.history["elbo_train"].iloc[0, 0])
+    start = float(model.history["elbo_train"].iloc[0, 0])
+    assert abs(first - last) < 0.2 * (start - last)
