@@ -5,22 +5,31 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 STAMP := $(VENV)/.ready
 THREADS ?= 1
+# scvi-tools 1.5 needs Python 3.12; constraints-next.txt is for that version.
+NEXT_PYTHON ?= python3.12
+NEXT_VENV ?= .venv-next
+NEXT_BIN := $(NEXT_VENV)/bin
+NEXT_PIP := $(NEXT_BIN)/python -m pip --disable-pip-version-check -q
+NEXT_STAMP := $(NEXT_VENV)/.ready
 # Numba's cache does not notice changes in code that a kernel inlines from another file.
 KERNELS := $(wildcard src/scvi_qbm/samplers/_kernels.py src/scvi_qbm/samplers/_rng.py \
 	src/scvi_qbm/samplers/_simd.py)
 export NUMBA_CACHE_DIR ?= $(CURDIR)/$(VENV)/numba-$(shell cat $(KERNELS) | cksum | cut -d' ' -f1)
 
-.PHONY: help demo test test-slow lint bench-train bench-negative bench-samplers bench-sampling \
-	table clean
+.PHONY: help demo test test-slow test-peers test-next lint bench-train bench-negative \
+	bench-samplers bench-sampling bench-landscape table clean
 
 help:
 	@echo "make demo        train QBMVI on 700 real cells, results in demo-output/"
 	@echo "make test        lint, types, tests (CI)"
 	@echo "make test-slow   the statistical tests with rotating seeds and many repetitions"
+	@echo "make test-peers  scvi-tools' own tests of SCVI, on QBMVI (5 minutes, a download)"
+	@echo "make test-next   tests and test-peers on the newest scvi-tools (15 minutes, downloads)"
 	@echo "make bench-train cost of an epoch against scvi.model.SCVI"
 	@echo "make bench-negative  the tables of docs/training.md on the negative phase"
 	@echo "make bench-samplers  speed of the samplers against their peers (10 minutes)"
 	@echo "make bench-sampling  the paper's Figure 2: law, optima, time per sample (2 hours)"
+	@echo "make bench-landscape outliers, generated cells, attractors, beside SCVI (an hour)"
 	@echo "make table       scvi-qbm fit on every data set in ../shared/data"
 
 $(STAMP): pyproject.toml constraints.txt
@@ -41,6 +50,28 @@ test: $(STAMP) lint
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow -q
 
+test-peers: $(STAMP)
+	$(BIN)/python tests/peer/run.py
+
+$(NEXT_STAMP): pyproject.toml constraints-next.txt
+	# A python3.12 of pyenv runs only where PYENV_VERSION allows it; others do not mind.
+	test -x $(NEXT_BIN)/python || \
+		PYENV_VERSION=$(patsubst python%,%,$(NEXT_PYTHON)) $(NEXT_PYTHON) -m venv $(NEXT_VENV)
+	$(NEXT_PIP) install -U "pip>=25.1"
+	@test -n "$(NEXT_CUDA)" || ! $(NEXT_PIP) install -c constraints-next.txt --dry-run \
+		--report - torch | grep -q '"name": "nvidia-' || { \
+		echo "No CPU build of torch for $(NEXT_PYTHON) in pip's indexes. NEXT_CUDA=1 takes the" \
+		"build with CUDA instead (6 GB); it runs without a GPU as well."; exit 1; }
+	$(NEXT_PIP) install -c constraints-next.txt torch
+	# scvi-tools 1.5 wants leidenalg for posterior predictive checks.
+	$(NEXT_PIP) install -c constraints-next.txt leidenalg --group dev -e .
+	$(NEXT_PIP) install --no-deps kaiwu-community==1.0.7
+	touch $@
+
+test-next: $(NEXT_STAMP)
+	$(NEXT_BIN)/python -m pytest -m "not slow" -q
+	$(NEXT_BIN)/python tests/peer/run.py
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -59,8 +90,11 @@ bench-samplers: $(STAMP)
 bench-sampling: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/scvi-qbm benchmark sampling --out sampling-output
 
+bench-landscape: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_landscape.py
+
 table: $(STAMP)
 	$(BIN)/python benchmarks/fit_all.py ../shared/data docs/fits.csv
 
 clean:
-	rm -rf $(VENV) demo-output bench-output sampling-output kaiwu-jobs
+	rm -rf $(VENV) $(NEXT_VENV) demo-output bench-output sampling-output landscape-output kaiwu-jobs

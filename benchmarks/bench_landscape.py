@@ -30,9 +30,9 @@ from scvi_qbm.benchmark.methods import gaussian_twin, qbmvi
 from scvi_qbm.benchmark.rows import Rows
 from scvi_qbm.metrics.generation import generation_scores
 
-SETS = ("pbmc_10x_3techs", "paul15_myeloid", "pbmc_kang_ctrl_8donors")
+SETS = ("pbmc_10x_3techs", "cellmix_lines_6batches_2kgenes", "paul15_myeloid")
 SEEDS = (0, 1, 2)
-EPOCHS = 150
+EPOCHS = 100
 
 
 def scvi_default(adata: AnnData, seed: int) -> SCVI:

@@ -40,7 +40,7 @@ model = new()
 prior, negatives = model.module.prior, []
 collect = prior._collect
 prior._collect = lambda: negatives.append(collect()) or negatives[-1]
-rank = train(model, max_epochs=60, early_stopping=False, check_val_every_n_epoch=5)
+rank = train(model, max_epochs=40, early_stopping=False, check_val_every_n_epoch=5)
 del prior._collect
 held_out = model.validation_indices
 results = {
@@ -112,14 +112,15 @@ def ranks(folder):
 
 def test_training_works(ranks):
     elbo = ranks[0]["history"]
-    assert len(elbo) == 12 and elbo[-1] < elbo[0] - 100
+    assert len(elbo) == 8 and elbo[-1] < elbo[0] - 100
 
 
 def test_ranks_draw_their_own_negative_samples(ranks):
     first, second = (rank["negatives"] for rank in ranks)
-    assert first.shape == second.shape == (300, 32, 12)
+    assert first.shape == second.shape == (200, 32, 12)
     assert (first != second).any(axis=(1, 2)).all()
-    assert abs(np.corrcoef(first.ravel() - first.mean(), second.ravel())[0, 1]) < 0.5
+    centred = [(x - x.mean(axis=1, keepdims=True)).ravel() for x in (first, second)]
+    assert abs(np.corrcoef(centred)[0, 1]) < 0.05
 
 
 def test_ranks_agree_on_the_model(ranks):
@@ -132,9 +133,10 @@ def test_ranks_agree_on_the_model(ranks):
 
 
 def test_one_process_gets_as_far(ranks, folder):
-    """Within 12 nats: four standard deviations of the difference, 2.8 over six seeds each.
+    """As many steps of as many cells end within 12 nats.
 
-    As many steps over as many cells; the bound improves by 70 nats over the last 40 epochs.
+    Measured over 8 seeds: the difference is -0.7 on average with a standard deviation of 2.9, so
+    12 is four of them; the last 20 epochs gain 45.
     """
     (one,) = run(folder, 1)
     np.testing.assert_array_equal(one["held_out"], ranks[0]["held_out"])

@@ -51,6 +51,7 @@ ALLOWED = {
     "diagnostics": ({"ising"}, set()),
     "relaxations": (set(), {"torch"}),
     "metrics": (set(), {"sklearn"}),
+    "hub": ({"model"}, {"scvi"}),
     "datasets": (set(), {"anndata", "scanpy"}),
     "plots": (set(), {"matplotlib"}),
     "recipes": (set(), set()),

@@ -27,10 +27,10 @@ def check_setup_keys(
     obs_keys
         Argument name -> key or keys to look for in ``obs``, if any.
     """
-    if layer is not None and layer not in adata.layers:
-        raise KeyError(
-            f"layer={layer!r} is not in adata.layers. Available: {_listed(adata.layers)}."
-        )
+    # By keys(): scvi-tools' CollectionAdapter cannot tell what its layers contain.
+    layers = adata.layers.keys()
+    if layer is not None and layer not in layers:
+        raise KeyError(f"layer={layer!r} is not in adata.layers. Available: {_listed(layers)}.")
     for argument, keys in obs_keys.items():
         for key in [keys] if isinstance(keys, str) else keys or []:
             if key not in adata.obs:
@@ -57,9 +57,12 @@ def check_expression(x: Any, *, likelihood: str, where: str) -> None:
     """
     counts = likelihood != "normal"
     empty: list[int] = []
-    whole = sparse.issparse(x)
-    step = x.shape[0] if whole else _ROWS
-    for start in range(0, x.shape[0], max(step, 1)):
+    # A CollectionAdapter's layer passes for a sparse matrix, but only slices.
+    collection = getattr(x, "collection", None)
+    n_rows = x.shape[0] if collection is None else len(collection)
+    whole = sparse.issparse(x) and collection is None
+    step = n_rows if whole else _ROWS
+    for start in range(0, n_rows, max(step, 1)):
         block = x if whole else x[start : start + step]
         if hasattr(block, "compute"):
             block = block.compute()

@@ -152,11 +152,13 @@ class QBMVAE(ExpressionVAE):
     Parameters
     ----------
     n_input, n_batch, n_labels, n_hidden, n_latent, n_layers, n_continuous_cov, n_cats_per_cov,
-    dropout_rate, dispersion, log_variational, gene_likelihood, encode_covariates,
+    dropout_rate, dispersion, gene_likelihood, encode_covariates,
     deeply_inject_covariates, batch_representation, use_batch_norm, use_layer_norm,
     use_size_factor_key, use_observed_lib_size, extra_payload_autotune, library_log_means,
     library_log_vars, extra_encoder_kwargs, extra_decoder_kwargs, batch_embedding_kwargs
         As :class:`scvi.module.VAE`; ``extra_encoder_kwargs`` go to :class:`scvi.nn.FCLayers`.
+    log_variational
+        Whether the encoder sees log(1 + x); if None, for count likelihoods.
     latent_distribution
         Only ``"bernoulli"``.
     relaxation, relaxation_beta
@@ -188,7 +190,7 @@ class QBMVAE(ExpressionVAE):
         n_cats_per_cov: list[int] | None = None,
         dropout_rate: float = 0.1,
         dispersion: Literal["gene", "gene-batch", "gene-label", "gene-cell"] = "gene",
-        log_variational: bool = True,
+        log_variational: bool | None = None,
         gene_likelihood: Literal["zinb", "nb", "poisson", "normal"] = "nb",
         latent_distribution: Literal["bernoulli"] = "bernoulli",
         encode_covariates: bool = False,
@@ -223,7 +225,9 @@ class QBMVAE(ExpressionVAE):
             n_cats_per_cov=n_cats_per_cov,
             dropout_rate=dropout_rate,
             dispersion=dispersion,
-            log_variational=log_variational,
+            log_variational=(
+                gene_likelihood != "normal" if log_variational is None else log_variational
+            ),
             gene_likelihood=gene_likelihood,
             encode_covariates=encode_covariates,
             deeply_inject_covariates=deeply_inject_covariates,

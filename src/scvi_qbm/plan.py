@@ -175,6 +175,7 @@ class QBMTrainingPlan(TrainingPlan):
 
     def on_train_end(self) -> None:
         """Estimate log Z afresh, with fresh chains and a small error."""
+        super().on_train_end()
         if not self.module.prior.h.requires_grad:
             return
         report = self.module.prior.refresh_log_z(final=True)

@@ -133,8 +133,8 @@ class QBMTrainRunner(TrainRunner):
         finite = all(torch.isfinite(p).all() for p in model.module.parameters())
         if not finite:
             return "No validation came before it, and the model's weights are not finite."
-        # log Z of the weights as they are now, with an error bar of its own. The other ranks may be
-        # anywhere: waiting for them would hang.
+        # log Z of the weights as they are now, with an error bar of its own. Not over the ranks:
+        # the others may be anywhere, and waiting for them would hang.
         with suppress(Exception):
             prior.refresh_log_z(over_ranks=False)
         model.is_trained_ = True

@@ -69,6 +69,14 @@ class DataMixin:
             _check_order(adata, self.get_var_names())
         return super()._validate_anndata(adata, **kwargs)
 
+    @staticmethod
+    def _get_decoder_cat_cov_shape(module: Any) -> tuple[int, ...] | None:
+        # For models of a data module, which load() builds anew. Upstream sums the covariates'
+        # categories up: with two covariates it would decode one, of the wrong category.
+        n_categories = module.decoder.px_decoder.n_cat_list
+        one_hot = module.batch_representation != "embedding"
+        return tuple(n_categories[1:] if one_hot else n_categories) or None
+
     @classmethod
     def load_query_data(cls, adata: Any = None, reference_model: Any = None, **kwargs: Any) -> Any:
         """Map new data onto a trained model, the Boltzmann machine frozen (scArches).
