@@ -44,14 +44,11 @@ def test_energies(model):
 
 
 def test_outlier_scores_add_up(model):
-    scores = {
-        k: model.get_outlier_scores(indices=np.arange(50), score=k)
-        for k in ("elbo", "kl", "reconstruction")
-    }
+    scores = {k: model.get_outlier_scores(score=k) for k in ("elbo", "kl", "reconstruction")}
     # Each call draws codes of its own.
     total = scores["kl"] + scores["reconstruction"]
-    assert np.corrcoef(total, scores["elbo"])[0, 1] > 0.95
-    assert abs((total - scores["elbo"]).mean()) < 10
+    assert np.corrcoef(total, scores["elbo"])[0, 1] > 0.9
+    assert abs((total - scores["elbo"]).mean()) < 5
     with pytest.raises(ValueError, match="elbo, kl, reconstruction"):
         model.get_outlier_scores(score="distance")
 

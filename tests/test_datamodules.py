@@ -215,6 +215,12 @@ def test_neither_data_nor_registry():
         scvi_qbm.QBMVI(adata=None)
 
 
+def test_latent_library_needs_the_data(categories):
+    module = DataModule(categories, "counts")
+    with pytest.raises(ValueError, match="mean library size"):
+        scvi_qbm.QBMVI(registry=module.registry, use_observed_lib_size=False)
+
+
 def test_collection_of_anndatas(pbmc, tmp_path):
     parts = [pbmc[:300].copy(), pbmc[300:].copy()]
     collection = CollectionAdapter(

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-MODULES = ["ising", "logz", "datasets", "model", "samplers.registry"]
+MODULES = ["ising", "logz", "datasets", "model._qbmvi", "samplers.registry"]
 
 
 def blocks(page):

@@ -78,12 +78,14 @@ class DataMixin:
         return tuple(n_categories[1:] if one_hot else n_categories) or None
 
     @classmethod
-    def load_query_data(cls, adata: Any = None, reference_model: Any = None, **kwargs: Any) -> Any:
+    def load_query_data(
+        cls, adata: Any = None, reference_model: Any = None, registry: Any = None, **kwargs: Any
+    ) -> Any:
         """Map new data onto a trained model, the Boltzmann machine frozen (scArches).
 
         Parameters
         ----------
-        adata, reference_model, **kwargs
+        adata, reference_model, registry, **kwargs
             As :meth:`scvi.model.SCVI.load_query_data`. Genes must be the reference's, in its
             order: :meth:`prepare_query_anndata` brings them there.
 
@@ -112,7 +114,7 @@ class DataMixin:
                         "first: it orders genes and fills missing ones with zeros."
                     )
                 _check_order(adata, names)
-        return super().load_query_data(adata, reference_model, **kwargs)
+        return super().load_query_data(adata, reference_model, registry, **kwargs)
 
 
 def _check_order(adata: AnnData, names: Any) -> None:

@@ -189,6 +189,11 @@ class QBMVI(
             raise ValueError(
                 f"Unknown normal_variance {normal_variance!r}. Available: learned, fixed."
             )
+        if adata is None and registry is not None and not use_observed_lib_size:
+            raise ValueError(
+                "use_observed_lib_size=False needs the data at hand, for the mean library size of "
+                "each batch: leave it out with a data module, or pass adata."
+            )
         super().__init__(
             adata,
             registry,
