@@ -44,11 +44,14 @@ def test_energies(model):
 
 
 def test_outlier_scores_add_up(model):
-    scores = {k: model.get_outlier_scores(score=k) for k in ("elbo", "kl", "reconstruction")}
-    # Each call draws codes of its own.
-    total = scores["kl"] + scores["reconstruction"]
-    assert np.corrcoef(total, scores["elbo"])[0, 1] > 0.9
-    assert abs((total - scores["elbo"]).mean()) < 5
+    scores = {}
+    for name in ("elbo", "kl", "reconstruction"):
+        scvi.settings.seed = 4
+        scores[name] = model.get_outlier_scores(score=name)
+    np.testing.assert_allclose(
+        scores["elbo"], scores["kl"] + scores["reconstruction"], rtol=1e-4, atol=1e-2
+    )
+    np.testing.assert_allclose(scores["kl"], model.get_energy()["kl"], atol=1e-3)
     with pytest.raises(ValueError, match="elbo, kl, reconstruction"):
         model.get_outlier_scores(score="distance")
 

@@ -57,7 +57,12 @@ def test_minified_latents_are_the_same_to_the_bit(model, kind, tmp_path):
     np.testing.assert_array_equal(model.get_attractors().labels, attractors.labels)
     scvi.settings.seed = 3
     again = model.get_normalized_expression(n_samples=100)
-    np.testing.assert_allclose(again, expression, rtol=0.5, atol=2e-3)
+    # Other draws of the same codes: cells resemble themselves more than each other.
+    genes = expression.std().nlargest(50).index
+    a, b = (np.log(x[genes]).sub(np.log(x[genes]).mean()) for x in (expression, again))
+    likeness = np.corrcoef(a, b)[:700, 700:]
+    assert np.median(np.diag(likeness)) > 0.8
+    assert (likeness.argmax(1) == np.arange(700)).mean() > 0.3
     assert model.generate(20, seed=0).shape == (20, 765)
     model.save(tmp_path / "mini", save_anndata=True)
     loaded = scvi_qbm.QBMVI.load(tmp_path / "mini")
@@ -66,13 +71,14 @@ def test_minified_latents_are_the_same_to_the_bit(model, kind, tmp_path):
         assert np.isfinite(float(loaded.get_elbo())) and np.isfinite(
             loaded.get_marginal_ll(n_mc_samples=5)
         )
-        loaded.train(max_epochs=1, enable_progress_bar=False)
+        with pytest.warns(UserWarning, match="minified: latents"):
+            loaded.train(max_epochs=1, enable_progress_bar=False)
     else:
         with pytest.raises(ValueError, match="get_elbo.*minified"):
             loaded.get_elbo()
-        with pytest.raises(ValueError, match="get_elbo.*minified"):
-            loaded.get_outlier_scores()
-        assert len(loaded.get_outlier_scores(score="kl")) == 700
+        with pytest.raises(ValueError, match="needs counts"):
+            loaded.get_outlier_scores(score="elbo")
+        assert len(loaded.get_outlier_scores()) == 700
 
 
 def test_certain_units_keep_their_log_odds():
@@ -119,6 +125,14 @@ def test_genes_in_another_order_are_refused(model, pbmc):
         model.get_latent_representation(shuffled)
     with pytest.raises(ValueError, match="another order"):
         scvi_qbm.QBMVI.load_query_data(shuffled, model)
+    renamed = shuffled.copy()
+    renamed.var_names = ["renamed", *shuffled.var_names[1:]]
+    with pytest.raises(ValueError, match="another order"):
+        model.get_latent_representation(renamed)
+    foreign = pbmc[:50].copy()
+    foreign.var_names = [f"other_{i}" for i in range(765)]
+    with pytest.warns(UserWarning, match="765 genes of adata are not among"):
+        model.get_latent_representation(foreign)
     back = shuffled[:, model.get_var_names()].copy()
     np.testing.assert_array_equal(
         model.get_latent_representation(back), model.get_latent_representation()

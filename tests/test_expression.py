@@ -140,6 +140,34 @@ def _likelihood_at(model, zs, cells):
         ]
 
 
+def test_library_size_does_not_change_the_weights(pbmc):
+    model = fitted(pbmc)
+    options = {
+        "indices": np.arange(20), "n_samples_overall": 50, "weights": "importance",
+        "n_mc_samples": 10, "return_numpy": True,
+    }  # fmt: skip
+    scvi.settings.seed = 1
+    plain = model.get_normalized_expression(**options)
+    scvi.settings.seed = 1
+    scaled = model.get_normalized_expression(library_size=1e4, **options)
+    np.testing.assert_allclose(scaled, 1e4 * plain, rtol=1e-5)
+
+
+def test_masks_and_positions_mean_the_same_cells(pbmc):
+    model = fitted(pbmc)
+    mask = np.zeros(300, dtype=bool)
+    mask[[4, 250, 251]] = True
+    positions = np.flatnonzero(mask)
+    by_mask = model.get_gene_programs(indices=mask)
+    np.testing.assert_array_equal(by_mask, model.get_gene_programs(indices=positions))
+    assert list(model.get_energy(indices=mask).index) == list(model.adata.obs_names[positions])
+    model.get_normalized_expression(
+        indices=mask, n_samples_overall=10, weights="importance", n_mc_samples=4, return_numpy=True
+    )
+    with pytest.raises(ValueError, match="300 cells"):
+        model.get_gene_programs(indices=mask[:9])
+
+
 def test_truncation_and_limits_of_the_weights(pbmc):
     model = fitted(pbmc, epochs=1)
     cells = np.arange(6)
@@ -178,6 +206,11 @@ def test_log_normalised_values_change_by_their_difference(pbmc):
     )
     assert not [c for c in out if c.startswith("raw_normalized")]
     assert np.isfinite(out["lfc_mean"]).all()
+    named = model.differential_expression(
+        None, "cell_type", "CD14+ Monocyte", "CD19+ B", None, None, "change",
+        change_fn="log-fold", silent=True,
+    )  # fmt: skip
+    assert np.isfinite(named["lfc_mean"]).all()
     out = out.loc[model.adata.var_names]
     types = model.adata.obs["cell_type"]
     x = model.adata.layers["log"]
@@ -241,6 +274,12 @@ def test_abundance_leaves_a_cell_out_of_its_own_sample(pbmc):
     np.testing.assert_allclose(few.obsm["da_log_probs"], log_probs.iloc[[0, 7, 200]], rtol=1e-5)
     with pytest.raises(KeyError, match="Available"):
         model.differential_abundance(sample_key="donor")
+    adata.obs["sample"] = ["alone", None] + ["rest"] * 298
+    with pytest.warns(UserWarning, match="1 cells have no 'sample'"):
+        model.differential_abundance(sample_key="sample")
+    log_probs = adata.obsm["da_log_probs"]
+    assert set(log_probs) == {"alone", "rest"}
+    assert np.isnan(log_probs["alone"].iloc[0]) and log_probs.isna().to_numpy().sum() == 1
 
 
 def test_aggregated_posterior_is_the_mixture(pbmc):

@@ -101,6 +101,28 @@ def test_covariates_and_latent_library(pbmc):
         model.generate(20, library_size=1000)
 
 
+def test_a_covariate_twice_and_one_called_energy(pbmc, tmp_path):
+    model = fitted(pbmc, epochs=1, setup={"categorical_covariate_keys": ["batch"]})
+    model.generate(10).write_h5ad(tmp_path / "made.h5ad")
+    adata = pbmc.copy()
+    adata.obs["energy"] = 1.0
+    model = fitted(adata, epochs=1, setup={"continuous_covariate_keys": ["energy"]})
+    with pytest.raises(ValueError, match="'energy': rename"):
+        model.generate(10)
+
+
+def test_generated_genes_that_never_vary_count_against_the_model(pbmc):
+    real = pbmc.layers["counts"].toarray()
+    dead = real[::-1].copy()
+    dead[:, 50:] = 1
+    assert (
+        generation_scores(real, dead)["correlation"]
+        > generation_scores(real, real[::-1])["correlation"] + 0.02
+    )
+    with pytest.raises(ValueError, match="two genes"):
+        generation_scores(np.ones((20, 5)), real[:20, :5])
+
+
 def test_bad_requests(model):
     with pytest.raises(ValueError, match="No cells of batch 'z'.*'a'"):
         model.generate(5, batch="z")

@@ -55,6 +55,14 @@ def test_card_says_what_is_inside(model):
         model_card(model, license="")
 
 
+def test_other_files_are_left_alone(model, tmp_path):
+    (tmp_path / "adata.h5ad").write_bytes(b"mine")
+    with pytest.raises(FileExistsError, match="not empty"):
+        push(model, tmp_path, license="mit")
+    assert [p.name for p in tmp_path.iterdir()] == ["adata.h5ad"]
+    assert (tmp_path / "adata.h5ad").read_bytes() == b"mine"
+
+
 def test_untrained_models_stay_at_home(pbmc, tmp_path):
     adata = pbmc.copy()
     scvi_qbm.QBMVI.setup_anndata(adata, layer="counts")

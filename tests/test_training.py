@@ -46,6 +46,44 @@ def test_what_lightning_and_scvi_offer(pbmc, kwargs):
     assert (model.prior.W != before).any()
 
 
+def test_warmup_in_steps_takes_the_place_of_epochs(pbmc):
+    model = made(pbmc)
+    model.train(max_epochs=1, enable_progress_bar=False, plan_kwargs={"n_steps_kl_warmup": 2})
+    assert model.trainer.lightning_module.kl_weight == 1.0
+
+
+def test_trainer_config_counts_where_nothing_is_said(pbmc):
+    from scvi.train import TrainerConfig
+
+    model = made(pbmc)
+    config = TrainerConfig(enable_progress_bar=False, early_stopping=False, max_epochs=3)
+    model.train(trainer_config=config)
+    assert len(model.history["elbo_train"]) <= 3
+    model.train(max_epochs=1, trainer_config={"enable_progress_bar": False, "accelerator": "cpu"})
+
+
+def test_a_model_that_never_took_a_step_is_not_trained(pbmc, tmp_path):
+    model = made(pbmc)
+    with pytest.raises(FileNotFoundError) as error:
+        model.train(max_epochs=1, ckpt_path=tmp_path / "nowhere.ckpt", enable_progress_bar=False)
+    assert "No step was taken" in "".join(error.value.__notes__) and not model.is_trained
+
+
+def test_the_best_weights_of_a_compiled_module(pbmc):
+    best = KeepBest()
+
+    class Trainer:
+        sanity_checking, current_epoch = False, 0
+        callback_metrics = {"elbo_validation": torch.tensor(1.0)}
+
+    class Plan:
+        class module:  # what torch.compile makes; it would switch torch's checks off for good
+            _orig_mod = torch.nn.Linear(1, 1)
+
+    best.on_validation_end(Trainer, Plan)
+    assert best.restore(torch.nn.Linear(1, 1))
+
+
 def test_half_precision_keeps_the_kl_in_full(pbmc):
     model = made(pbmc)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -169,7 +207,7 @@ def test_best_of_warmup_gives_way():
 
 
 @pytest.mark.parametrize("sampler", ["parallel_tempering", "gibbs"])
-def test_chains_go_on_where_they_were_saved(sampler):
+def test_chains_go_on_where_they_were_saved(sampler, monkeypatch):
     torch.manual_seed(0)
     prior = BoltzmannPrior(8, sampler)
     prior.W_upper.data = torch.randn(8, 8).triu(1)
@@ -179,19 +217,29 @@ def test_chains_go_on_where_they_were_saved(sampler):
     prior.refresh_log_z()
     prior.surrogate(q)
     state = prior.training_state()
+    last = prior.sampler.spins(prior._chains).copy()
     other = BoltzmannPrior(8, sampler)
     other.load_state_dict(prior.state_dict())
     other.load_training_state(torch.load(_saved(state), weights_only=True))
+    first = None
     for _ in range(60):  # an adaptation of the ladder among them
         torch.manual_seed(1)
         one = prior._collect()
         torch.manual_seed(1)
         np.testing.assert_array_equal(one, other._collect())
+        first = one if first is None else first
     assert float(prior.log_z) == float(other.log_z)
     torch.manual_seed(2)
     expected = prior.refresh_log_z()
     torch.manual_seed(2)
     assert other.refresh_log_z() == expected
+    apart = BoltzmannPrior(8, sampler)
+    apart.load_state_dict(prior.state_dict())
+    monkeypatch.setattr("scvi_qbm.prior._rank", lambda: 1)
+    apart.load_training_state(state)
+    np.testing.assert_array_equal(apart.sampler.spins(apart._chains), last)
+    torch.manual_seed(3)
+    assert (apart._collect() != first).mean() > 0.05
     with pytest.raises(ValueError, match="8 units, this model 5"):
         BoltzmannPrior(5, sampler).load_training_state(state)
 

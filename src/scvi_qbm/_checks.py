@@ -6,11 +6,30 @@ from typing import Any
 
 import numpy as np
 from anndata import AnnData
+from numpy.typing import NDArray
 from scipy import sparse
 
-__all__ = ["check_expression", "check_setup_keys"]
+__all__ = ["as_positions", "check_expression", "check_setup_keys"]
 
 _ROWS = 8192
+
+
+def as_positions(indices: Any, n_obs: int) -> NDArray[np.int64]:
+    """Positions of cells from positions, a Boolean mask, or None for all.
+
+    Raises
+    ------
+    ValueError
+        If a mask is not as long as there are cells.
+    """
+    if indices is None:
+        return np.arange(n_obs)
+    out = np.asarray(indices)
+    if out.dtype != bool:
+        return out.astype(np.int64)
+    if out.shape != (n_obs,):
+        raise ValueError(f"The mask has shape {out.shape}, but there are {n_obs} cells.")
+    return np.flatnonzero(out)
 
 
 def check_setup_keys(

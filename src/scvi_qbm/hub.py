@@ -172,7 +172,7 @@ def push(
     Raises
     ------
     FileExistsError
-        If the directory holds a model and ``overwrite`` is False.
+        If the directory is not empty and ``overwrite`` is False; nothing is written then.
     ValueError
         As :func:`model_card`.
     """
@@ -180,8 +180,11 @@ def push(
 
     card = model_card(model, license=license, description=description, references=references)
     directory = Path(directory)
-    if (directory / "model.pt").exists() and not overwrite:
-        raise FileExistsError(f"{directory} holds a model already: pass overwrite=True.")
+    if directory.exists() and any(directory.iterdir()) and not overwrite:
+        raise FileExistsError(
+            f"{directory} is not empty: pass another one, or overwrite=True to replace what is "
+            "called model.pt, adata.h5ad, README.md or _scvi_required_metadata.json there."
+        )
     model.save(str(directory), overwrite=True, save_anndata=save_anndata)
     metadata = HubMetadata.from_dir(
         str(directory), anndata_version=version("anndata"), model_parent_module="scvi_qbm"

@@ -269,7 +269,7 @@ def cut_tree(energies: ArrayLike, passes: ArrayLike, barrier: float) -> NDArray[
     """Merge each minimum into a lower one that a climb of at most ``barrier`` nats reaches.
 
     Minima are taken from the highest to the lowest; each joins the neighbour of lowest pass among
-    those not above it. What is left are valleys at least ``barrier`` deep.
+    those not above it. What is left are valleys more than ``barrier`` deep.
 
     Returns
     -------

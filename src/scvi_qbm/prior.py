@@ -109,6 +109,11 @@ def _to_arrays(saved: Any) -> Any:
     return saved.cpu().numpy() if isinstance(saved, Tensor) else saved
 
 
+def _rank() -> int:
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_rank() if distributed else 0
+
+
 def _over_ranks(value: LogPartition) -> LogPartition:
     """Mean of the ranks' independent estimates: all must quote, and stop by, the same bound."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
@@ -319,7 +324,8 @@ class BoltzmannPrior(_BinaryPrior):
         """
         self._settle()
         self._pending = None
-        chains = {name: unpack(_to_arrays(value)) for name, value in state["chains"].items()}
+        # The checkpoint has rank 0's chains; the others go on from them by themselves.
+        chains = {k: unpack(_to_arrays(v), _rank()) for k, v in state["chains"].items()}
         for value in chains.values():
             if value.ising.n_spins != self.n_latent:
                 raise ValueError(
@@ -330,9 +336,9 @@ class BoltzmannPrior(_BinaryPrior):
             self._chains = chains.get("chains")
         self._reference = chains.get("reference")
         self._steps, self._since = state["steps"], state["since"]
-        self._recent = deque((x.numpy() for x in state["recent"]), maxlen=_RECENT)
+        self._recent = deque((x.cpu().numpy() for x in state["recent"]), maxlen=_RECENT)
         tracked = state["tracked"]
-        self._tracked = None if tracked is None else (tracked[0].numpy(), tracked[1].numpy())
+        self._tracked = None if tracked is None else tuple(x.cpu().numpy() for x in tracked)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         # log Z comes with the weights; what was tracked and seen belongs to those they replace.
@@ -407,9 +413,7 @@ class BoltzmannPrior(_BinaryPrior):
 
     def _seed(self) -> int:
         """A seed from torch's generator (scvi.settings.seed sets it), another on each rank."""
-        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        rank = torch.distributed.get_rank() if distributed else 0
-        return int(torch.randint(2**62, ()).item()) + rank
+        return int(torch.randint(2**62, ()).item()) + _rank()
 
     def _draw(self, parameters: Parameters, seed: int) -> NDArray[np.int8]:
         # Checked in prefetch: validation would cost a tenth of the draw.

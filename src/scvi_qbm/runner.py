@@ -56,7 +56,8 @@ class KeepBest(Callback):
         if not gives_way and score >= self.score:
             return
         self.epoch, self.score = epoch, score
-        state = pl_module.module.state_dict()
+        # torch.compile wraps the module, and renames its weights.
+        state = getattr(pl_module.module, "_orig_mod", pl_module.module).state_dict()
         self._state = {k: v.detach().to("cpu", copy=True) for k, v in state.items()}
 
     def restore(self, module: torch.nn.Module) -> bool:
@@ -111,16 +112,22 @@ class QBMTrainRunner(TrainRunner):
             # to ignore further ones.
             if in_main:
                 signal.signal(signal.SIGINT, handler)
-            left = self._salvage()
+            left = self._left()
             if isinstance(error, SystemExit) and not isinstance(
                 error.__context__, KeyboardInterrupt
             ):
                 raise
             raise KeyboardInterrupt(f"Training was interrupted. {left}") from None
         except BaseException as error:
-            error.add_note(self._salvage())
+            error.add_note(self._left())
             raise
         self._in_single_precision()
+
+    def _left(self) -> str:
+        try:
+            return self._salvage()
+        except Exception as error:  # noqa: BLE001 - must not take the place of what went wrong
+            return f"The model could not be brought to rest ({type(error).__name__}: {error})."
 
     def _salvage(self) -> str:
         """Leave the model usable, with the best weights there are; returns what was done."""
@@ -130,6 +137,8 @@ class QBMTrainRunner(TrainRunner):
         self._in_single_precision()
         model.module.eval()
         model.trainer = self.trainer
+        if not (restored or self.trainer.global_step or model.is_trained_):
+            return "No step was taken."
         finite = all(torch.isfinite(p).all() for p in model.module.parameters())
         if not finite:
             return "No validation came before it, and the model's weights are not finite."

@@ -28,6 +28,11 @@ def log_normalise(counts: ArrayLike, target: float = 1e4) -> NDArray[np.float64]
     return np.log1p(np.divide(target * x, totals, out=np.zeros_like(x), where=totals > 0))
 
 
+def _correlations(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.nan_to_num(np.corrcoef(x, rowvar=False))
+
+
 def two_sample_auc(
     real: ArrayLike, generated: ArrayLike, *, classifier: str = "boosting", seed: int = 0
 ) -> float:
@@ -86,9 +91,9 @@ def generation_scores(
     Returns
     -------
     ``marginal``: mean over genes of the 1-Wasserstein distance between log-normalised values in
-    units of the real standard deviation. ``zeros``: mean absolute difference of the share of zeros
-    a gene. ``correlation``: root mean square difference of gene-gene correlations, over the genes
-    among the 200 most variable that vary in both. ``auc_boosting``, ``auc_logistic``:
+    units of the real standard deviation. ``zeros``: mean absolute difference of the share of
+    zeros. ``correlation``: root mean square difference of gene correlations over the 200 most
+    variable genes; 0 where a generated gene is constant. ``auc_boosting``, ``auc_logistic``:
     :func:`two_sample_auc` on principal components.
     """
     counts = _dense(real), _dense(generated)
@@ -96,12 +101,11 @@ def generation_scores(
     sd = x.std(0)
     varying = np.flatnonzero(sd > 0)
     marginal = [wasserstein_distance(x[:, g], y[:, g]) / sd[g] for g in varying]
-    top = np.argsort(-sd)[:200]
-    top = top[(sd[top] > 0) & (y[:, top].std(0) > 0)]
+    if len(varying) < 2:
+        raise ValueError("Fewer than two genes vary among the real cells.")
+    top = varying[np.argsort(-sd[varying])[:200]]
     upper = np.triu_indices(len(top), 1)
-    difference = (
-        np.corrcoef(x[:, top], rowvar=False)[upper] - np.corrcoef(y[:, top], rowvar=False)[upper]
-    )
+    difference = _correlations(x[:, top])[upper] - _correlations(y[:, top])[upper]
     # Of both kinds together: components of one kind alone fit its noise and give it away.
     both = np.concatenate([x, y])
     pca = PCA(min(n_components, *both.shape), random_state=seed).fit(both)

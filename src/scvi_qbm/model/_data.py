@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from anndata import AnnData
 
 __all__ = ["DataMixin"]
@@ -79,13 +81,13 @@ class DataMixin:
 
     @classmethod
     def load_query_data(
-        cls, adata: Any = None, reference_model: Any = None, registry: Any = None, **kwargs: Any
+        cls, adata: Any = None, reference_model: Any = None, *args: Any, **kwargs: Any
     ) -> Any:
         """Map new data onto a trained model, the Boltzmann machine frozen (scArches).
 
         Parameters
         ----------
-        adata, reference_model, registry, **kwargs
+        adata, reference_model, *args, **kwargs
             As :meth:`scvi.model.SCVI.load_query_data`. Genes must be the reference's, in its
             order: :meth:`prepare_query_anndata` brings them there.
 
@@ -94,7 +96,9 @@ class DataMixin:
         ValueError
             If genes are missing or in another order.
         """
-        if isinstance(adata, AnnData) and not kwargs.get("inplace_subset_query_vars"):
+        if isinstance(adata, AnnData) and not (
+            kwargs.get("inplace_subset_query_vars") or any(args[1:2])
+        ):
             if isinstance(reference_model, cls):
                 names = reference_model.get_var_names()
             elif isinstance(reference_model, str):
@@ -114,16 +118,27 @@ class DataMixin:
                         "first: it orders genes and fills missing ones with zeros."
                     )
                 _check_order(adata, names)
-        return super().load_query_data(adata, reference_model, registry, **kwargs)
+        return super().load_query_data(adata, reference_model, *args, **kwargs)
 
 
 def _check_order(adata: AnnData, names: Any) -> None:
-    """Raise where the same genes come in another order: upstream reads them by position."""
-    names = np.asarray(names)
-    if adata.n_vars != len(names) or (adata.var_names.to_numpy() == names).all():
+    """Raise where known genes stand elsewhere: upstream reads them by position."""
+    names = pd.Index(np.asarray(names))
+    if adata.n_vars != len(names) or adata.var_names.equals(names):
         return
-    if set(adata.var_names) == set(names):
+    places = names.get_indexer(adata.var_names) if names.is_unique else np.arange(len(names))
+    moved = (places >= 0) & (places != np.arange(len(names)))
+    if moved.any():
         raise ValueError(
-            "adata has the model's genes in another order, and they would be read by position. "
-            "Use adata[:, model.get_var_names()].copy()."
+            f"adata has {moved.sum()} of the model's genes in another order (the first: "
+            f"{adata.var_names[moved][0]!r}), and they would be read by position. Use "
+            "adata[:, model.get_var_names()].copy(), or prepare_query_anndata where genes are "
+            "missing."
+        )
+    if (places < 0).any():
+        warnings.warn(
+            f"{(places < 0).sum()} genes of adata are not among the model's; they are read by "
+            "position.",
+            UserWarning,
+            stacklevel=4,
         )

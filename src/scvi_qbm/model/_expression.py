@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,10 +13,13 @@ from anndata import AnnData
 from numpy.typing import NDArray
 from scvi import REGISTRY_KEYS
 from scvi.data._utils import _validate_adata_dataloader_input
+from scvi.model import SCVI
 from scvi.module.base._decorators import _move_data_to_device
 from torch import Tensor
 from torch.distributions import Distribution
 from torch.nn.functional import logsigmoid
+
+from scvi_qbm._checks import as_positions
 
 __all__ = ["ExpressionMixin"]
 
@@ -23,6 +27,14 @@ __all__ = ["ExpressionMixin"]
 def _difference(x: NDArray[Any], y: NDArray[Any], pseudocounts: float) -> NDArray[Any]:
     # Values are natural logarithms already, so their difference is a fold change in base e.
     return (x - y) / np.log(2.0)
+
+
+def _by_name(method: Any, args: tuple[Any, ...]) -> dict[str, Any]:
+    """Positional arguments under the names that this version of scvi-tools gives them."""
+    names = list(inspect.signature(method).parameters)[1:]
+    if len(args) > len(names):
+        raise TypeError(f"{method.__name__} takes {len(names)} arguments, got {len(args)}.")
+    return dict(zip(names, args, strict=False))
 
 
 class ExpressionMixin:
@@ -40,13 +52,19 @@ class ExpressionMixin:
             If ``library_size`` is given for ``gene_likelihood="normal"``, or samples are weighted
             by importance and there are none.
         """
-        library_size = kwargs.get("library_size", args[4] if len(args) > 4 else 1)
+        kwargs |= _by_name(SCVI.get_normalized_expression, args)
+        library_size = kwargs.get("library_size", 1)
         if self.module.gene_likelihood == "normal" and library_size not in (1, "latent"):
             raise ValueError(
                 "gene_likelihood='normal' models log-normalised values, which have no library "
                 f"size: leave out library_size={library_size!r}."
             )
-        return super().get_normalized_expression(*args, **kwargs)
+        if kwargs.get("weights") == "importance" and library_size not in (1, "latent"):
+            # Upstream scales the very tensor that the weights are computed from.
+            return (
+                super().get_normalized_expression(**(kwargs | {"library_size": 1})) * library_size
+            )
+        return super().get_normalized_expression(**kwargs)
 
     def differential_expression(self, *args: Any, **kwargs: Any) -> pd.DataFrame:
         """Differential expression, see :meth:`scvi.model.SCVI.differential_expression`.
@@ -56,12 +74,12 @@ class ExpressionMixin:
         values as log fold changes, in base 2 (they must be natural logarithms, ``sc.pp.log1p``),
         and the columns ``raw_normalized_mean``, which assume counts, are left out.
         """
+        kwargs |= _by_name(SCVI.differential_expression, args)
         if self.module.gene_likelihood != "normal":
-            return super().differential_expression(*args, **kwargs)
-        if (kwargs.get("mode") or (args[6] if len(args) > 6 else "vanilla")) == "change":
-            if kwargs.get("change_fn") is None:
-                kwargs |= {"change_fn": _difference, "pseudocounts": 0.0}
-        out = super().differential_expression(*args, **kwargs)
+            return super().differential_expression(**kwargs)
+        if kwargs.get("mode") == "change" and kwargs.get("change_fn") in (None, "log-fold"):
+            kwargs |= {"change_fn": _difference, "pseudocounts": 0.0}
+        out = super().differential_expression(**kwargs)
         return out.drop(columns=[c for c in out if c.startswith("raw_normalized_mean")])
 
     @torch.inference_mode()
@@ -123,7 +141,7 @@ class ExpressionMixin:
             if value < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {value}.")
         adata, device = self._validate_anndata(adata), self.device
-        indices = np.arange(qz.logits.shape[0]) if indices is None else np.asarray(indices)
+        indices = as_positions(indices, adata.n_obs)
         anchors = np.arange(len(indices))
         if len(indices) > max_cells:
             anchors = np.random.choice(anchors, size=max_cells, replace=False)
@@ -288,3 +306,8 @@ class ExpressionMixin:
         if self.module.gene_likelihood == "normal":
             raise ValueError("gene_likelihood='normal' has no library size.")
         return super().get_latent_library_size(*args, **kwargs)
+
+
+# What scvi-tools documents is what help() and editors show.
+for _name in ("get_normalized_expression", "differential_expression"):
+    getattr(ExpressionMixin, _name).__signature__ = inspect.signature(getattr(SCVI, _name))

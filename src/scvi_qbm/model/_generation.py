@@ -84,11 +84,12 @@ class GenerationMixin:
         n_cells
             Number of cells, >= 1.
         batch
-            A batch to generate, as in ``adata.obs``. All, in the proportions of the data, if None.
+            A batch to generate, as in ``adata.obs``. If None, batches follow the types that the
+            prior draws, whose shares can be far from the data's (docs/landscape.md).
         library_size
-            Counts of every cell; those of the borrowed cells if None. Not for models with a
-            latent library size, whose cells draw theirs from the batch's log-normal law, nor with
-            a registered size factor or ``gene_likelihood="normal"``.
+            Expected counts of every cell (of ``zinb`` before dropout); those of the borrowed cells
+            if None. Not for models with a latent library size, whose cells draw theirs from the
+            batch's log-normal law, nor with a size factor or ``gene_likelihood="normal"``.
         sampler, sampler_options, seed
             As :meth:`sample_prior`; the seed also decides cells and counts.
         adata
@@ -105,7 +106,8 @@ class GenerationMixin:
         Raises
         ------
         ValueError
-            If ``n_cells`` < 1, the batch is not in the data, or ``library_size`` has no meaning.
+            If ``n_cells`` < 1, the batch is not in the data, ``library_size`` has no meaning, or a
+            covariate is called ``energy``.
         """
         adata = self._validate_anndata(adata)
         module = self.module
@@ -123,18 +125,19 @@ class GenerationMixin:
                 )
         if seed is None:
             seed = int(torch.randint(2**31 - 1, ()).item())
+        keys = self._obs_keys()
         codes = self.sample_prior(n_cells, sampler, sampler_options, seed)
         rng = np.random.default_rng(seed)
         templates = self._resembling(adata, self._cells_of(adata, batch), codes, rng)
         z = torch.from_numpy(codes.astype(np.float32))
         rows = []
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(seed)
             loader = self._make_data_loader(adata=adata, indices=templates, batch_size=batch_size)
             for tensors, part in zip(loader, z.split(batch_size), strict=True):
                 rows.append(csr_matrix(self._decode(tensors, part, library_size)))
-        energy = module.prior.energy(z.to(self.device)).double().cpu().numpy()
-        obs = adata.obs.iloc[templates][self._obs_keys()].reset_index(drop=True)
+        energy = module.prior.energy(z.to(self.device)).cpu().double().numpy()
+        obs = adata.obs.iloc[templates][keys].reset_index(drop=True)
         obs = pd.DataFrame(obs).assign(energy=energy)
         obs.index = [f"generated_{i}" for i in range(n_cells)]
         return AnnData(vstack(rows, format="csr"), obs, adata.var.copy(), obsm={"code": codes})
@@ -176,7 +179,10 @@ class GenerationMixin:
         keys = [arguments.get("batch_key")]
         keys += arguments.get("categorical_covariate_keys") or []
         keys += arguments.get("continuous_covariate_keys") or []
-        return [key for key in keys if key is not None]
+        keys = list(dict.fromkeys(key for key in keys if key is not None))
+        if "energy" in keys:
+            raise ValueError("A batch or covariate is called 'energy': rename it to generate.")
+        return keys
 
     def _decode(
         self, tensors: dict[str, torch.Tensor], z: torch.Tensor, library_size: float | None

@@ -10,9 +10,11 @@ import pandas as pd
 import torch
 from anndata import AnnData
 from numpy.typing import NDArray
+from scvi.data._constants import ADATA_MINIFY_TYPE
 from scvi.module._constants import MODULE_KEYS
 from scvi.utils import track
 
+from scvi_qbm._checks import as_positions
 from scvi_qbm.ising import Ising
 from scvi_qbm.landscape import Attractors, find_attractors
 from scvi_qbm.logz import LogPartition, Method, log_partition
@@ -103,36 +105,38 @@ class LandscapeMixin:
             "kl": kl,
             "map_energy": prior.energy((logits > 0).to(logits)),
         }
-        frame = pd.DataFrame({k: v.double().cpu().numpy() for k, v in out.items()})
+        frame = pd.DataFrame({k: v.cpu().double().numpy() for k, v in out.items()})
         frame.index = self._names(adata, indices)
         return frame
 
     def _names(self, adata: AnnData | None, indices: Any) -> pd.Index:
         names = self._validate_anndata(adata).obs_names
-        return names if indices is None else names[np.asarray(indices)]
+        return names if indices is None else names[as_positions(indices, len(names))]
 
     @torch.inference_mode()
     def get_outlier_scores(
         self,
         adata: AnnData | None = None,
         indices: Sequence[int] | None = None,
-        score: OutlierScore = "elbo",
+        score: OutlierScore = "kl",
         batch_size: int | None = None,
     ) -> pd.Series:
         """How foreign each cell is to the model; larger is stranger, in nats.
 
-        How to read it: rank cells by it, do not compare with a fixed number. docs/landscape.md
-        has the AUROC of all three scores for cell types left out of training.
+        How to read it: rank cells by it, do not compare with a fixed number. The default finds
+        cell types that were not in training (docs/landscape.md has the AUROC of all three scores,
+        beside SCVI's), but not noise: units that cannot decide cost little. For broken cells use
+        ``"elbo"``.
 
         Parameters
         ----------
         adata, indices, batch_size
             As :meth:`get_latent_representation`.
         score
-            ``"elbo"``: the negative ELBO. ``"kl"``: how unlikely the cell's code is under the
-            Boltzmann machine. ``"reconstruction"``: how badly the decoder explains its counts.
-            The last two sum to the first; deeper sequenced cells score higher on the first and
-            third.
+            ``"kl"``: how unlikely the cell's code is under the Boltzmann machine.
+            ``"reconstruction"``: how badly the decoder explains its counts. ``"elbo"``: their
+            sum (and, with a latent library size, its divergence), the negative ELBO. These two
+            are estimates from one draw of the code, and deeply sequenced cells score high.
 
         Raises
         ------
@@ -145,17 +149,25 @@ class LandscapeMixin:
             )
         if score == "kl":
             values = self.get_energy(adata, indices, batch_size)["kl"].to_numpy()
-        elif score == "elbo":
-            values = -self.get_elbo(
-                adata, indices=indices, batch_size=batch_size, return_mean=False
-            )
+        elif self.minified_data_type == ADATA_MINIFY_TYPE.LATENT_POSTERIOR:
+            raise ValueError(f"score={score!r} needs counts, and the model's data are minified.")
         else:
-            values = self.get_reconstruction_error(
-                adata, indices=indices, batch_size=batch_size, return_mean=False
-            )["reconstruction_loss"]
-        if isinstance(values, torch.Tensor):
-            values = values.double().cpu().numpy()
+            values = self._losses(adata, indices, batch_size)[score]
         return pd.Series(values, index=self._names(adata, indices), name=score)
+
+    def _losses(self, adata: Any, indices: Any, batch_size: int | None) -> dict[str, NDArray[Any]]:
+        """The three scores from the same draw of the code."""
+        loader = self._make_data_loader(
+            adata=self._validate_anndata(adata), indices=indices, batch_size=batch_size
+        )
+        out: dict[str, list[torch.Tensor]] = {name: [] for name in get_args(OutlierScore)}
+        for tensors in loader:
+            _, _, loss = self.module(tensors)
+            reconstruction = loss.dict_sum(loss.reconstruction_loss)
+            out["kl"].append(loss.kl_local[MODULE_KEYS.KL_Z_KEY].cpu())
+            out["reconstruction"].append(reconstruction.cpu())
+            out["elbo"].append((reconstruction + loss.dict_sum(loss.kl_local)).cpu())
+        return {name: torch.cat(values).double().numpy() for name, values in out.items()}
 
     def get_attractors(
         self,
@@ -247,7 +259,7 @@ class LandscapeMixin:
         ``gene_likelihood="normal"`` differences of log-normalised values over log 2.
         """
         adata = self._validate_anndata(adata)
-        cells = np.arange(adata.n_obs) if indices is None else np.asarray(indices)
+        cells = as_positions(indices, adata.n_obs)
         if len(cells) > n_cells:
             cells = np.random.default_rng(seed).choice(cells, n_cells, replace=False)
         module = self.module
@@ -265,7 +277,7 @@ class LandscapeMixin:
                     outputs = inference | {key: zeta}
                     px = module.generative(**module._get_generative_input(tensors, outputs))
                     values = px[MODULE_KEYS.PX_KEY].get_normalized("scale")
-                    totals[state, unit] += values.double().sum(0).cpu()
+                    totals[state, unit] += values.cpu().double().sum(0)
         means = (totals / len(cells)).numpy()
         if module.gene_likelihood == "normal":
             change = (means[1] - means[0]) / np.log(2.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, get_args
 
@@ -140,7 +141,7 @@ class PosteriorMixin:
         ``adata_sub.obsm["da_log_probs"]`` gets a data frame, cells by samples:
         :math:`\log \frac1M \sum_m \exp E_{q(z|x)} \log q(z | x_m)` over the sample's cells m, in
         nats. A cell is left out of its own sample's mixture: binary posteriors are so sharp that
-        every cell would otherwise be at home in its own sample only.
+        every cell would otherwise be at home in its own sample only. NaN where it is alone there.
 
         Parameters
         ----------
@@ -185,7 +186,13 @@ class PosteriorMixin:
             queries = self._logits(adata_sub, batch_size)
             places = adata.obs_names.get_indexer(adata_sub.obs_names)
         samples = adata.obs[sample_key]
-        names = samples.unique()
+        names = samples.dropna().unique()
+        if samples.isna().any():
+            warnings.warn(
+                f"{samples.isna().sum()} cells have no {sample_key!r} and belong to no sample.",
+                UserWarning,
+                stacklevel=2,
+            )
         out = np.empty((adata_sub.n_obs, len(names)))
         for column, name in enumerate(track(names, description="Abundance")):
             members = np.flatnonzero((samples == name).to_numpy())
@@ -218,8 +225,9 @@ def _log_mixture(
         density = torch.sigmoid(queries[rows].double()) @ components.T + off
         own = places[rows, None] == members
         density = density.masked_fill(own, -torch.inf)
-        n_others = (len(members) - own.sum(1)).clamp_min(1)
-        out.append(torch.logsumexp(density, 1) - torch.log(n_others.double()))
+        n_others = (len(members) - own.sum(1)).double()
+        n_others[n_others == 0] = torch.nan  # alone in its sample: nothing to compare with
+        out.append(torch.logsumexp(density, 1) - torch.log(n_others))
     return torch.cat(out).cpu().numpy()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import is_dataclass
 from typing import Any
 
@@ -76,6 +77,17 @@ class TrainingMixin:
         plan = recipe.plan | given
         if "lr" in given and "bm_lr" not in given:
             plan["bm_lr"] = given["lr"] * recipe.plan["bm_lr"] / recipe.plan["lr"]
+        if given.get("n_steps_kl_warmup") and "n_epochs_kl_warmup" not in given:
+            plan["n_epochs_kl_warmup"] = None
+        trainer_kwargs = merge_kwargs(_changed(trainer_config), trainer_kwargs, name="trainer")
+        # What train() has a name for counts from a config where it was not given by name.
+        max_epochs = trainer_kwargs.pop("max_epochs", None) if max_epochs is None else max_epochs
+        configured = trainer_kwargs.pop("early_stopping", None)
+        early_stopping = configured if early_stopping is None else early_stopping
+        configured = trainer_kwargs.pop("accelerator", "auto")
+        accelerator = configured if accelerator == "auto" else accelerator
+        configured = trainer_kwargs.pop("devices", "auto")
+        devices = configured if devices == "auto" else devices
         if early_stopping is None:
             n_cells = self.adata.n_obs if datamodule is None else 0
             share = 1 - (train_size or 0.9) if validation_size is None else validation_size
@@ -84,7 +96,6 @@ class TrainingMixin:
             if external is not None:
                 held_out = len(external) > 1 and len(external[1]) > 0
             early_stopping = held_out and datamodule is None
-        trainer_kwargs = merge_kwargs(trainer_config, trainer_kwargs, name="trainer")
         if early_stopping:
             warmup = plan.get("n_epochs_kl_warmup") or 0
             trainer_kwargs.setdefault(
@@ -92,6 +103,13 @@ class TrainingMixin:
             )
             trainer_kwargs.setdefault("early_stopping_warmup_epochs", warmup)
         self._check_data()
+        if self.minified_data_type is not None:
+            warnings.warn(
+                "The data are minified: latents of its cells stay as they were stored, whatever "
+                "training does to the encoder. Train on the full data, and minify then.",
+                UserWarning,
+                stacklevel=2,
+            )
         super().train(
             max_epochs=max_epochs,
             accelerator=accelerator,

@@ -42,8 +42,11 @@ def pack(chains: Chains) -> dict[str, Any]:
     }
 
 
-def unpack(saved: dict[str, Any]) -> Chains:
-    """The chains that :func:`pack` saw, in aligned memory of their own."""
+def unpack(saved: dict[str, Any], stream: int = 0) -> Chains:
+    """The chains that :func:`pack` saw, in aligned memory of their own.
+
+    With a ``stream`` other than 0 their states go on with other random numbers.
+    """
     ising = Ising(np.asarray(saved["J"]), np.asarray(saved["b"]), offset=saved["offset"])
     entropy = [int(e) for e in saved["entropy"]]
     seeds = np.random.SeedSequence(
@@ -55,11 +58,14 @@ def unpack(saved: dict[str, Any]) -> Chains:
         ising,
         np.asarray(saved["ladder"]),
         saved["n_chains"],
-        np.random.SeedSequence(0),
+        np.random.SeedSequence([*entropy, stream]),
         np.asarray(saved["base"]),
     )
-    chains.entropy = seeds
+    if not stream:
+        chains.entropy = seeds
     for key, value in saved["arrays"].items():
+        if key == "rng" and stream:
+            continue
         array = np.asarray(value)
         getattr(chains, key)[...] = array.view(np.uint32) if key == "rng" else array
     for key, value in saved["numbers"].items():
