@@ -50,7 +50,7 @@ ALLOWED = {
     "samplers": ({"diagnostics", "ising"}, set()),
     "diagnostics": ({"ising"}, set()),
     "relaxations": (set(), {"torch"}),
-    "metrics": (set(), {"sklearn"}),
+    "metrics": (set(), {"anndata", "scanpy", "sklearn"}),
     "hub": ({"model"}, {"scvi"}),
     "datasets": (set(), {"anndata", "scanpy"}),
     "plots": (set(), {"matplotlib"}),
