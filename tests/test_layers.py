@@ -31,9 +31,9 @@ ALLOWED = {
             {"anndata", "torch"}),
     "_fit": ({"model", "_checks"}, {"anndata", "scvi"}),
     "benchmark": (
-        {"model", "module", "recipes", "metrics", "datasets", "samplers", "plots",
-         "diagnostics", "ising"},
-        {"anndata", "scvi", "scanpy", "matplotlib"},
+        {"__init__", "_checks", "model", "module", "recipes", "metrics", "datasets", "samplers",
+         "plots", "diagnostics", "ising"},
+        {"anndata", "scvi", "scanpy", "matplotlib", "torch", "lightning"},
     ),
     "model": (
         {"runner", "plan", "module", "prior", "samplers", "ising", "landscape", "logz", "recipes",
