@@ -17,7 +17,7 @@ KERNELS := $(wildcard src/scvi_qbm/samplers/_kernels.py src/scvi_qbm/samplers/_r
 export NUMBA_CACHE_DIR ?= $(CURDIR)/$(VENV)/numba-$(shell cat $(KERNELS) | cksum | cut -d' ' -f1)
 
 .PHONY: help demo test test-slow test-peers test-next lint bench-train bench-negative \
-	bench-samplers bench-sampling bench-landscape table clean
+	bench-samplers bench-sampling bench-landscape bench-methods table clean
 
 help:
 	@echo "make demo        train QBMVI on 700 real cells, results in demo-output/"
@@ -30,6 +30,7 @@ help:
 	@echo "make bench-samplers  speed of the samplers against their peers (10 minutes)"
 	@echo "make bench-sampling  the paper's Figure 2: law, optima, time per sample (2 hours)"
 	@echo "make bench-landscape outliers, generated cells, attractors, beside SCVI (an hour)"
+	@echo "make bench-methods   QBMVI beside 20 other methods on ../shared/data (10 hours, resumable)"
 	@echo "make table       scvi-qbm fit on every data set in ../shared/data"
 
 $(STAMP): pyproject.toml constraints.txt
@@ -93,8 +94,13 @@ bench-sampling: $(STAMP)
 bench-landscape: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_landscape.py
 
+bench-methods: $(STAMP)
+	SCVI_QBM_DATA_DIR=$${SCVI_QBM_DATA_DIR:-../shared/data} $(BIN)/scvi-qbm benchmark run \
+		benchmarks/shared.toml --workers 2 --out bench-methods-output
+	$(BIN)/scvi-qbm benchmark report bench-methods-output
+
 table: $(STAMP)
 	$(BIN)/python benchmarks/fit_all.py ../shared/data docs/fits.csv
 
 clean:
-	rm -rf $(VENV) $(NEXT_VENV) demo-output bench-output sampling-output landscape-output kaiwu-jobs
+	rm -rf $(VENV) $(NEXT_VENV) demo-output bench-output sampling-output landscape-output bench-methods-output kaiwu-jobs

@@ -108,6 +108,10 @@ def _parser() -> argparse.ArgumentParser:
     sampling.add_argument("--quick", action="store_true", help="small sizes, a minute or two")
     sampling.add_argument("--seed", type=int, default=0, help="seed of everything")
 
+    from scvi_qbm.benchmark.commands import add_commands
+
+    add_commands(subjects)
+
     demo = commands.add_parser("demo", help="train on 700 real cells that ship with scanpy")
     demo.add_argument("--out", type=Path, default=Path("demo-output"), help="directory to write")
     demo.add_argument("--seed", type=int, default=0, help="seed of everything")
@@ -234,6 +238,11 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _benchmark(args: argparse.Namespace) -> None:
+    if args.subject != "sampling":
+        from scvi_qbm.benchmark.commands import run_command
+
+        _prepare(getattr(args, "threads", 1))
+        return run_command(args)
     from scvi_qbm.benchmark.sampling import PARTS, run_sampling
 
     run_sampling(args.out, parts=args.part or list(PARTS), quick=args.quick, seed=args.seed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,14 @@ class Rows:
     def add(self, key: dict[str, Any], values: dict[str, Any]) -> None:
         """Append a row."""
         self.rows.append({**key, **values})
+        self._write()
+
+    def keep(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
+        """Drop the rows that are not wanted any more."""
+        self.rows = [row for row in self.rows if wanted(row)]
+        self._write()
+
+    def _write(self) -> None:
         partial = self.path.with_suffix(".part")
         partial.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
         partial.replace(self.path)

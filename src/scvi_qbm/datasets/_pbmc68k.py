@@ -8,7 +8,22 @@ import numpy as np
 from anndata import AnnData
 from scipy import sparse
 
-__all__ = ["pbmc68k"]
+from scvi_qbm.datasets._info import DatasetInfo
+
+__all__ = ["PBMC68K", "pbmc68k"]
+
+PBMC68K = DatasetInfo(
+    name="pbmc68k",
+    title="700 blood cells that ship inside scanpy: no download, no batches",
+    kind="bundled",
+    file_name=None,
+    label_key="cell_type",
+    counts="layers/counts",
+    citation="Zheng et al. (2017), Nat. Commun. 8, 14049",
+    licence="BSD-3-Clause (scanpy); 10x data CC BY 4.0",
+    source="scanpy.datasets.pbmc68k_reduced",
+    remarks="700 x 765; counts recovered from log(1 + CP10k), exactly.",
+)
 
 
 def pbmc68k() -> AnnData:

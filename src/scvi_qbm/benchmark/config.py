@@ -1,0 +1,181 @@
+"""What a benchmark compares: data sets, methods, seeds; from TOML or Python."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from .methods import METHODS, select_methods
+
+__all__ = ["Config", "DataSpec", "Task"]
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """A data set and its columns.
+
+    Parameters
+    ----------
+    name
+        Its name in the tables; without ``path``, also that of :func:`scvi_qbm.datasets.load`.
+    path
+        An h5ad file.
+    layer
+        Layer with the counts; default ``X``.
+    batch_key, label_key
+        Columns of ``obs``; scores that need a missing one are left out.
+    fine_label_key
+        Finer cell types to score against as well.
+    root_key, root_label
+        Column and value of the cells where the trajectory starts; without them no trajectory is
+        scored.
+    n_top_genes
+        Keep so many highly variable genes; default all.
+    max_cells
+        Keep so many cells, drawn once with seed 0.
+    max_epochs
+        Budget of the models on this set, in place of the benchmark's.
+    """
+
+    name: str
+    path: str | None = None
+    layer: str | None = None
+    batch_key: str | None = None
+    label_key: str | None = None
+    fine_label_key: str | None = None
+    root_key: str | None = None
+    root_label: str | None = None
+    n_top_genes: int | None = None
+    max_cells: int | None = None
+    max_epochs: int | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """One row to measure."""
+
+    data: str
+    method: str
+    seed: int
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """What identifies the row."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Config:
+    """A benchmark.
+
+    Parameters
+    ----------
+    data
+        Data sets.
+    methods
+        Names of methods or groups (``core``, ``all``, a block).
+    seeds
+        Number of seeds, 0 to ``seeds - 1``; some methods take fewer (``Method.n_seeds``).
+    max_epochs
+        Epochs at most, for every model alike.
+    groups
+        Groups of metrics; default all.
+    seeds_of
+        Method -> number of seeds, in place of the above.
+    """
+
+    data: tuple[DataSpec, ...]
+    methods: tuple[str, ...] = ("core",)
+    seeds: int = 5
+    max_epochs: int = 100
+    groups: tuple[str, ...] | None = None
+    seeds_of: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.data:
+            raise ValueError("A benchmark needs a data set.")
+        names = [spec.name for spec in self.data]
+        if len(set(names)) < len(names):
+            raise ValueError(f"Two data sets have one name: {', '.join(names)}.")
+        for name in names:
+            if not name or set(name) & set('/\\:*?"<>|\0') or name.startswith("."):
+                raise ValueError(f"{name!r} cannot name a data set: it becomes a folder's name.")
+        for name in ("seeds", "max_epochs"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        object.__setattr__(self, "methods", tuple(select_methods(self.methods)))
+        unknown = set(self.seeds_of) - set(METHODS)
+        if unknown:
+            raise ValueError(f"seeds_of names unknown methods: {', '.join(sorted(unknown))}.")
+
+    @classmethod
+    def from_toml(cls, path: Path) -> Config:
+        """Read a file with the fields above, and a table ``[[data]]`` for each data set.
+
+        Relative paths are relative to the file.
+
+        Raises
+        ------
+        ValueError
+            If it is not TOML, or a field is unknown or of another type.
+        """
+        try:
+            content = tomllib.loads(path.read_text())
+        except tomllib.TOMLDecodeError as error:
+            raise ValueError(f"{path} is not valid TOML: {error}") from error
+        specs = []
+        for entry in content.pop("data", []):
+            if entry.get("path"):
+                entry["path"] = str((path.parent / entry["path"]).resolve())
+            specs.append(_build(DataSpec, entry, f"{path}, [[data]]"))
+        for name in ("methods", "groups"):
+            if isinstance(content.get(name), list):
+                content[name] = tuple(content[name])
+        return _build(cls, {"data": tuple(specs), **content}, str(path))
+
+    def spec(self, name: str) -> DataSpec:
+        """The data set of that name."""
+        return next(spec for spec in self.data if spec.name == name)
+
+    def tasks(self) -> list[Task]:
+        """All rows, by seed, then data set, then method: a run cut short is balanced."""
+
+        def wanted(method: str) -> int:
+            limit = self.seeds_of.get(method, METHODS[method].n_seeds)
+            return self.seeds if limit is None else min(limit, self.seeds)
+
+        return [
+            Task(spec.name, method, seed)
+            for seed in range(self.seeds)
+            for spec in self.data
+            for method in self.methods
+            if seed < wanted(method)
+        ]
+
+    def as_dict(self) -> dict[str, Any]:
+        """All fields, for JSON."""
+        return asdict(self)
+
+
+_TYPES: dict[str, tuple[type, ...]] = {
+    "seeds": (int,), "max_epochs": (int,), "n_top_genes": (int,), "max_cells": (int,),
+    "methods": (tuple,), "groups": (tuple,), "seeds_of": (dict,), "data": (tuple,),
+}  # fmt: skip
+
+
+def _build(kind: Any, content: Mapping[str, Any], where: str) -> Any:
+    known = [f.name for f in fields(kind)]
+    for name, value in content.items():
+        if name not in known:
+            raise ValueError(f"{where}: unknown field {name!r}. Available: {', '.join(known)}.")
+        expected = _TYPES.get(name, (str,))
+        if not isinstance(value, expected) or isinstance(value, bool):
+            kinds = " or ".join(k.__name__.replace("tuple", "list") for k in expected)
+            raise ValueError(f"{where}: {name} = {value!r} must be {kinds}.")
+    try:
+        return kind(**content)
+    except TypeError as error:
+        raise ValueError(f"{where}: {error}") from error

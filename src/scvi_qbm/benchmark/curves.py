@@ -1,0 +1,128 @@
+"""Scores by epoch: does a model get there sooner than its twin?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from scvi_qbm.metrics.classify import knn_probe
+
+from .config import Config
+from .data import load_data, resolve
+from .methods import get_method
+from .rows import Rows
+from .scores import prepare_reference, score_embedding
+
+__all__ = ["EPOCHS", "score_by_epoch"]
+
+EPOCHS = (1, 2, 3, 5, 8, 12, 20, 30, 40, 60, 80, 100, 150, 200, 300, 400)
+
+
+class _Embeddings(lightning.Callback):
+    """Keeps the embedding of all cells after some epochs; leaves the training as it was."""
+
+    def __init__(self, epochs: Sequence[int]) -> None:
+        self.epochs = frozenset(epochs)
+        self.kept: dict[int, NDArray[Any]] = {}
+        self.model: Any = None
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        epoch = trainer.current_epoch + 1
+        if epoch not in self.epochs:
+            return
+        module = self.model.module
+        training, trained = module.training, self.model.is_trained_
+        numpy_state = np.random.get_state()
+        try:
+            with torch.random.fork_rng():
+                module.eval()
+                self.model.is_trained_ = True
+                self.kept[epoch] = np.asarray(self.model.get_latent_representation())
+        finally:
+            np.random.set_state(numpy_state)
+            self.model.is_trained_ = trained
+            module.train(training)
+
+
+def score_by_epoch(
+    config: Config,
+    out: Path,
+    *,
+    methods: Sequence[str] = ("qbmvi", "gaussian"),
+    epochs: Sequence[int] = EPOCHS,
+    n_threads: int = 1,
+) -> pd.DataFrame:
+    """Score embeddings in the course of training, without early stopping.
+
+    Clustering scores, kNN label entropy and the kNN probe: those that are quick.
+
+    Rows are kept in ``out/curves.jsonl`` as they are ready.
+
+    Parameters
+    ----------
+    config
+        Data sets, seeds and budget; its methods are not used.
+    out
+        Directory of the benchmark.
+    methods
+        Methods that take ``train_kwargs``: QBMVI, its twins and recipes.
+    epochs
+        When to look, up to the budget.
+    n_threads
+        Threads of the scores.
+
+    Returns
+    -------
+    A row a data set, method, seed and epoch.
+    """
+    rows = Rows(Path(out), "curves")
+    for seed in range(config.seeds):
+        for given in config.data:
+            spec = resolve(given)
+            keys = {name: {"data": spec.name, "method": name, "seed": seed} for name in methods}
+            budget = spec.max_epochs or config.max_epochs
+            wanted = [e for e in epochs if e <= budget]
+            missing = [n for n, key in keys.items() if {**key, "epoch": wanted[-1]} not in rows]
+            if not missing:
+                continue
+            adata = load_data(spec)
+            reference = prepare_reference(
+                adata, layer=None, batch_key=spec.batch_key, label_key=spec.label_key
+            )
+            for name in missing:
+                kept = _train(name, adata, spec.batch_key, seed, budget, wanted)
+                for epoch, embedding in kept.items():
+                    scores, _ = score_embedding(
+                        embedding,
+                        reference,
+                        groups=("clustering", "local"),
+                        seed=seed,
+                        n_jobs=n_threads,
+                    )
+                    scores["knn_f1"] = knn_probe(embedding, reference.labels).macro_f1
+                    key = {**keys[name], "epoch": epoch}
+                    if key not in rows:
+                        rows.add(key, scores)
+    return rows.frame()
+
+
+def _train(
+    name: str, adata: Any, batch_key: str | None, seed: int, budget: int, epochs: Sequence[int]
+) -> dict[int, NDArray[Any]]:
+    callback = _Embeddings(epochs)
+    get_method(name).run(
+        adata,
+        batch_key=batch_key,
+        seed=seed,
+        max_epochs=budget,
+        train_kwargs={"callbacks": [callback], "early_stopping": False},
+        on_model=lambda model: setattr(callback, "model", model),
+    )
+    return callback.kept

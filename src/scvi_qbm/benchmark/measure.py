@@ -1,0 +1,188 @@
+"""One row of the benchmark: fit, embed, score."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import time
+from datetime import UTC, datetime
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from anndata import AnnData
+from numpy.typing import NDArray
+
+from .config import DataSpec, Task
+from .data import load_data
+from .likelihood import held_out_likelihood
+from .methods import get_method
+from .scores import Reference, prepare_reference, score_embedding
+
+__all__ = ["measure"]
+
+_PACKAGES = ("scvi-qbm", "scvi-tools", "torch", "numpy", "scanpy", "scib-metrics", "anndata")
+
+
+def measure(
+    task: Task,
+    spec: DataSpec,
+    out: Path,
+    *,
+    max_epochs: int,
+    groups: tuple[str, ...] | None = None,
+    n_jobs: int = 1,
+) -> dict[str, Any]:
+    """Measure a row; what fails becomes a row that says why.
+
+    The embedding is kept in ``out/embeddings``, and used again if only scores are missing.
+
+    Parameters
+    ----------
+    task, spec
+        What to measure, and the data set it names.
+    out
+        Directory of the benchmark.
+    max_epochs
+        Budget of the model.
+    groups
+        Groups of metrics; default all.
+    n_jobs
+        Threads of the scores.
+
+    Returns
+    -------
+    Columns of the row apart from its key; ``status`` is ``ok``, ``failed`` or ``absent`` (a
+    package is missing), with the ``reason``.
+    """
+    started = time.perf_counter()
+    row: dict[str, Any] = {
+        "status": "ok",
+        "reason": "",
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": _versions(),
+    }
+    try:
+        adata, reference = _prepared(spec, out)
+        row |= {"n_cells": adata.n_obs, "n_genes": adata.n_vars}
+        embedding, fitted = _embedding(task, spec, adata, out, max_epochs)
+        row |= fitted
+        scores, artifacts = score_embedding(
+            embedding, reference, groups=groups, seed=task.seed, n_jobs=n_jobs
+        )
+        row |= scores
+        _save(out / "artifacts" / task.data / task.method / f"{task.seed}.npz", artifacts)
+    except ImportError as error:
+        row |= {"status": "absent", "reason": str(error)}
+    except Exception as error:  # noqa: BLE001 - a method's failure is a row, not the end
+        import traceback
+
+        traceback.print_exc()
+        row |= {"status": "failed", "reason": f"{type(error).__name__}: {error}"}
+    row["seconds_total"] = round(time.perf_counter() - started, 2)
+    return row
+
+
+@lru_cache(maxsize=1)
+def _prepared(spec: DataSpec, out: Path) -> tuple[AnnData, Reference]:
+    adata = load_data(spec)
+    reference = prepare_reference(
+        adata,
+        layer=None,
+        batch_key=spec.batch_key,
+        label_key=spec.label_key,
+        fine_label_key=spec.fine_label_key,
+        root_key=spec.root_key,
+        root_label=spec.root_label,
+    )
+    parts = {
+        "labels": reference.labels,
+        "batch": reference.batch,
+        "pseudotime": reference.pseudotime,
+    }
+    path = out / "references" / f"{spec.name}.npz"
+    if not path.exists():
+        _save(path, {k: v for k, v in parts.items() if v is not None})
+    return adata, reference
+
+
+def _embedding(
+    task: Task, spec: DataSpec, adata: AnnData, out: Path, max_epochs: int
+) -> tuple[NDArray[Any], dict[str, Any]]:
+    method = get_method(task.method)
+    budget = spec.max_epochs or max_epochs
+    key = json.dumps([str(task), str(spec), budget, adata.n_obs, adata.n_vars], sort_keys=True)
+    fingerprint = hashlib.sha256(key.encode()).hexdigest()
+    path = out / "embeddings" / task.data / task.method / f"{task.seed}.npz"
+    if path.exists():
+        with np.load(path, allow_pickle=False) as kept:
+            if str(kept["fingerprint"]) == fingerprint:
+                return kept["embedding"], json.loads(str(kept["fitted"]))
+    options: dict[str, Any] = {"batch_key": spec.batch_key}
+    if method.uses_labels:
+        options["label_key"] = spec.label_key
+    _reset_peak_memory()
+    result = method.run(adata, seed=task.seed, max_epochs=budget, **options)
+    fitted = {
+        "seconds": round(result.seconds, 2),
+        "peak_memory_mb": _peak_memory_mb(),
+        "n_dimensions": int(result.embedding.shape[1]),
+        "likelihood": method.likelihood,
+        "validation_elbo": result.validation_elbo,
+    }
+    history = getattr(result.model, "history", None) or {}
+    if "elbo_train" in history:
+        fitted["epochs"] = len(history["elbo_train"])
+    if method.likelihood and result.model is not None:
+        fitted |= held_out_likelihood(result.model)
+    embedding = np.asarray(result.embedding, dtype=np.float32)
+    info = {"fingerprint": fingerprint, "fitted": json.dumps(fitted)}
+    _save(path, {"embedding": embedding, **{k: np.array(v) for k, v in info.items()}})
+    return embedding, fitted
+
+
+def _save(path: Path, arrays: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with partial.open("wb") as file:
+            np.savez_compressed(file, **arrays)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _versions() -> dict[str, str]:
+    out = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            out[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return out
+
+
+def _reset_peak_memory() -> None:
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:  # not Linux: the peak is then that of the whole process
+        pass
+
+
+def _peak_memory_mb() -> float:
+    """Peak resident memory since the last reset, in MiB."""
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM"):
+                return round(int(line.split()[1]) / 1024, 1)
+    except OSError:
+        pass
+    try:
+        import resource
+    except ImportError:  # Windows
+        return float("nan")
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)

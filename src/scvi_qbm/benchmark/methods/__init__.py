@@ -1,0 +1,182 @@
+"""Methods to compare: each a function from AnnData to an embedding and what it knows of itself.
+
+A new method is one function with :func:`pca`'s signature, and one line in ``METHODS``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from inspect import signature
+from typing import NamedTuple
+
+from ._common import MethodResult
+from ._linear import harmony, labels_embedded, pca, scanorama, shuffled
+from ._scvi_tools import autozi, drvi, ldvae, scanvi, scpoli, scvi_model, sysvi
+from ._vae import GaussianTwin, gaussian_twin, qbmvi
+
+__all__ = [
+    "METHODS",
+    "GaussianTwin",
+    "Method",
+    "MethodResult",
+    "gaussian_twin",
+    "get_method",
+    "pca",
+    "qbmvi",
+    "select_methods",
+]
+
+
+class Method(NamedTuple):
+    """A line of the table of methods.
+
+    Parameters
+    ----------
+    run
+        The function: ``run(adata, layer=, batch_key=, seed=, max_epochs=)``; one that uses labels
+        takes ``label_key`` as well.
+    label
+        Its name in tables and pictures.
+    summary
+        What it is, in a sentence.
+    block
+        ``unsupervised``, ``supervised`` (sees the labels that it is judged by) or ``control``.
+    likelihood
+        Bounds in nats compare only where this is equal; empty if there are none.
+    core
+        Whether it belongs to the group ``core``.
+    n_seeds
+        So many seeds at most: 1 where the result does not depend on it.
+    """
+
+    run: Callable[..., MethodResult]
+    label: str
+    summary: str
+    block: str = "unsupervised"
+    likelihood: str = ""
+    core: bool = False
+    n_seeds: int | None = None
+
+    @property
+    def uses_labels(self) -> bool:
+        """Whether ``run`` takes ``label_key``."""
+        return "label_key" in signature(self.run).parameters
+
+
+_FAST = {"optimiser": "qbmvi"}
+_NB, _NORMAL = "nb, counts", "normal, log CP10k"
+METHODS: dict[str, Method] = {
+    "qbmvi": Method(qbmvi, "QBMVI", "This package's default.", "unsupervised", _NB, True),
+    "bernoulli": Method(
+        partial(qbmvi, prior="bernoulli"), "QBMVI, W = 0",
+        "Its twin with independent Bernoulli units.", "unsupervised", _NB, True,
+    ),
+    "gaussian": Method(
+        gaussian_twin, "Gaussian twin",
+        "Its twin with N(0, I): same network, likelihood, optimiser, budget and stopping.",
+        "unsupervised", _NB, True,
+    ),
+    "qbmvi_paper": Method(
+        partial(qbmvi, recipe="paper"), "QBMVI, paper",
+        "256 units, squared error on log CP10k, learning rates of the paper.",
+        "unsupervised", _NORMAL, True,
+    ),
+    "bernoulli_paper": Method(
+        partial(qbmvi, recipe="paper", prior="bernoulli"), "QBMVI, paper, W = 0",
+        "The paper recipe's twin with independent Bernoulli units.",
+        "unsupervised", _NORMAL,
+    ),
+    "gaussian_paper": Method(
+        partial(gaussian_twin, recipe="paper"), "Gaussian twin, paper",
+        "The paper recipe's twin with N(0, I).", "unsupervised", _NORMAL, True,
+    ),
+    "scvi": Method(
+        scvi_model, "scVI",
+        "10 latents and scvi-tools' optimiser; nb, KL warm-up and epochs as QBMVI.",
+        "unsupervised", _NB, True,
+    ),
+    "scvi_fast": Method(
+        partial(scvi_model, **_FAST), "scVI, our optimiser",
+        "10 latents, with QBMVI's learning rate, epsilon and stopping.",
+        "unsupervised", _NB, True,
+    ),
+    "scvi_wide": Method(
+        partial(scvi_model, n_latent=64), "scVI, 64",
+        "64 latents, scvi-tools' optimiser.", "unsupervised", _NB, True,
+    ),
+    "scvi_wide_fast": Method(
+        partial(scvi_model, n_latent=64, **_FAST), "scVI, 64, our optimiser",
+        "64 latents, with QBMVI's learning rate, epsilon and stopping.",
+        "unsupervised", _NB, True,
+    ),
+    "scvi_zinb": Method(
+        partial(scvi_model, gene_likelihood="zinb"), "scVI, zinb",
+        "scVI with its default likelihood; else as scVI.", "unsupervised", "zinb, counts",
+    ),
+    "ldvae": Method(
+        ldvae, "LDVAE", "Linear decoder, at its defaults.", "unsupervised", _NB, True
+    ),
+    "autozi": Method(
+        autozi, "AUTOZI", "Learned zero inflation, at its defaults.", core=True
+    ),
+    "sysvi": Method(sysvi, "sysVI", "VampPrior and cycle loss, at its defaults.", n_seeds=2),
+    "drvi": Method(drvi, "DRVI", "Disentangled latents, at its defaults.", n_seeds=2),
+    "pca": Method(pca, "PCA", "50 components of log CP10k, unintegrated.", n_seeds=1),
+    "harmony": Method(harmony, "Harmony", "Harmony on 50 components.", n_seeds=2),
+    "scanorama": Method(scanorama, "Scanorama", "Scanorama's embedding.", n_seeds=2),
+    "scanvi": Method(
+        scanvi, "scANVI", "scVI, then trained on all labels.", "supervised", n_seeds=2
+    ),
+    "scpoli": Method(
+        scpoli, "scPoli", "Prototypes of all labels.", "supervised", n_seeds=2
+    ),
+    "shuffled": Method(
+        shuffled, "shuffled", "Another cell's components: nothing but mixing.", "control",
+        n_seeds=1,
+    ),
+    "labels": Method(
+        labels_embedded, "labels embedded", "The labels themselves, with noise.", "control",
+        n_seeds=1,
+    ),
+}  # fmt: skip
+
+
+def get_method(name: str) -> Method:
+    """The method of that name.
+
+    Raises
+    ------
+    ValueError
+        If there is none; the message lists those there are.
+    """
+    if name not in METHODS:
+        raise ValueError(f"Unknown method {name!r}. Available: {', '.join(METHODS)}.")
+    return METHODS[name]
+
+
+def select_methods(names: Iterable[str]) -> list[str]:
+    """Names of methods from names and groups: ``core``, ``all``, or a block.
+
+    Raises
+    ------
+    ValueError
+        If a name is neither.
+    """
+    out: list[str] = []
+    for name in names:
+        if name in METHODS:
+            chosen = [name]
+        elif name == "core":
+            chosen = [key for key, method in METHODS.items() if method.core]
+        elif name == "all":
+            chosen = list(METHODS)
+        else:
+            chosen = [key for key, method in METHODS.items() if method.block == name]
+            if not chosen:
+                raise ValueError(
+                    f"Unknown method {name!r}. Available: core, all, unsupervised, supervised, "
+                    f"control, {', '.join(METHODS)}."
+                )
+        out += [key for key in chosen if key not in out]
+    return out

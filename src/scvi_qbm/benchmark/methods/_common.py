@@ -1,0 +1,88 @@
+"""What all methods share."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import scanpy as sc
+from anndata import AnnData
+from numpy.typing import NDArray
+
+__all__ = ["MethodResult", "bare", "fit", "log_normalised", "require"]
+
+
+class MethodResult(NamedTuple):
+    """What a method returns.
+
+    Parameters
+    ----------
+    embedding
+        Shape ``(n_cells, n_dimensions)``.
+    validation_elbo
+        In nats per cell on held-out cells, higher is better; NaN if the method has none.
+    seconds
+        Wall-clock time of fitting and embedding.
+    model
+        The fitted model, if any.
+    """
+
+    embedding: NDArray[Any]
+    validation_elbo: float
+    seconds: float
+    model: Any = None
+
+
+def bare(adata: AnnData, layer: str | None, *keys: str | None) -> AnnData:
+    """A light copy with these columns, so that the caller's object stays as it is."""
+    x = adata.X if layer is None else adata.layers[layer]
+    obs = adata.obs[[key for key in keys if key is not None]].copy()
+    return AnnData(X=x, obs=obs, var=adata.var[[]].copy())
+
+
+def log_normalised(adata: AnnData, layer: str | None, *keys: str | None) -> AnnData:
+    """As :func:`bare`, with log(1 + CP10k) of the counts."""
+    data = bare(adata, layer, *keys)
+    data.X = data.X.astype(np.float32, copy=True)
+    sc.pp.normalize_total(data, target_sum=1e4)
+    sc.pp.log1p(data)
+    return data
+
+
+def fit(
+    model: Any, started: float, *, on_model: Callable[[Any], None] | None = None, **kwargs: Any
+) -> MethodResult:
+    """Train, embed, and bound the likelihood of the cells that were held out.
+
+    ``on_model`` gets the model before it is trained.
+    """
+    if on_model is not None:
+        on_model(model)
+    model.train(**kwargs)
+    embedding = np.asarray(model.get_latent_representation())
+    seconds = time.perf_counter() - started
+    held_out = model.validation_indices
+    elbo = float("nan")
+    if held_out is not None and len(held_out) and hasattr(model, "get_elbo"):
+        elbo = float(model.get_elbo(indices=held_out))
+    return MethodResult(embedding, elbo, seconds, model)
+
+
+def require(module: str, extra: str) -> Any:
+    """Import an optional package.
+
+    Raises
+    ------
+    ImportError
+        If it is missing; names the extra that brings it.
+    """
+    import importlib
+
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not module.startswith(error.name):
+            raise
+        raise ImportError(f'{module} is missing: pip install "scvi-qbm[{extra}]"') from error

@@ -1,0 +1,275 @@
+"""Models of scvi-tools and its relatives; each with the budget and KL warm-up of QBMVI."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import scvi
+from anndata import AnnData
+
+from scvi_qbm.recipes import get_recipe
+
+from ._common import MethodResult, bare, fit, log_normalised, require
+
+__all__ = ["autozi", "drvi", "ldvae", "scanvi", "scpoli", "scvi_model", "sysvi"]
+
+UNKNOWN = "__unlabelled__"
+
+
+def _plan(optimiser: str) -> dict[str, Any]:
+    """``default``: scvi-tools' Adam; ``qbmvi``: the recipe's. The KL warm-up is QBMVI's in both.
+
+    scvi-tools' own warm-up of 400 epochs would leave the KL weight far below 1 at the end.
+    """
+    recipe = get_recipe("default").plan
+    warmup = {"n_epochs_kl_warmup": recipe["n_epochs_kl_warmup"]}
+    if optimiser == "default":
+        return warmup
+    if optimiser != "qbmvi":
+        raise ValueError(f"Unknown optimiser {optimiser!r}. Available: default, qbmvi.")
+    return warmup | {"lr": recipe["lr"], "eps": recipe["eps"]}
+
+
+def _stopping(optimiser: str = "default") -> dict[str, Any]:
+    """Early stopping after the warm-up; patience is the package's own or the recipe's."""
+    recipe = get_recipe("default")
+    out = {
+        "early_stopping": True,
+        "early_stopping_warmup_epochs": recipe.plan["n_epochs_kl_warmup"],
+    }
+    if optimiser == "qbmvi":
+        out |= recipe.train
+    return out
+
+
+def scvi_model(
+    adata: AnnData,
+    *,
+    layer: str | None = None,
+    batch_key: str | None = None,
+    seed: int = 0,
+    max_epochs: int | None = None,
+    optimiser: str = "default",
+    **model_kwargs: Any,
+) -> MethodResult:
+    """``scvi.model.SCVI``, negative binomial unless said otherwise.
+
+    Parameters
+    ----------
+    adata, layer, batch_key, seed, max_epochs
+        As :func:`~scvi_qbm.benchmark.methods.qbmvi`.
+    optimiser
+        ``"default"`` (lr 1e-3, eps 0.01, patience 45) or ``"qbmvi"`` (the recipe's).
+    **model_kwargs
+        Arguments of :class:`scvi.model.SCVI`.
+    """
+    from scvi.model import SCVI
+
+    scvi.settings.seed = seed
+    data, started = bare(adata, layer, batch_key), time.perf_counter()
+    SCVI.setup_anndata(data, batch_key=batch_key)
+    model = SCVI(data, **({"gene_likelihood": "nb"} | model_kwargs))
+    return fit(
+        model,
+        started,
+        max_epochs=max_epochs,
+        plan_kwargs=_plan(optimiser),
+        **_stopping(optimiser),
+    )
+
+
+def ldvae(
+    adata: AnnData,
+    *,
+    layer: str | None = None,
+    batch_key: str | None = None,
+    seed: int = 0,
+    max_epochs: int | None = None,
+) -> MethodResult:
+    """LDVAE (``scvi.model.LinearSCVI``, Svensson et al. 2020) at its defaults.
+
+    Parameters
+    ----------
+    adata, layer, batch_key, seed, max_epochs
+        As :func:`~scvi_qbm.benchmark.methods.qbmvi`.
+    """
+    from scvi.model import LinearSCVI
+
+    scvi.settings.seed = seed
+    data, started = bare(adata, layer, batch_key), time.perf_counter()
+    LinearSCVI.setup_anndata(data, batch_key=batch_key)
+    plan = _plan("default")
+    return fit(LinearSCVI(data), started, max_epochs=max_epochs, plan_kwargs=plan, **_stopping())
+
+
+def autozi(
+    adata: AnnData,
+    *,
+    layer: str | None = None,
+    batch_key: str | None = None,
+    seed: int = 0,
+    max_epochs: int | None = None,
+) -> MethodResult:
+    """AUTOZI (``scvi.model.AUTOZI``, Clivio et al. 2019) at its defaults.
+
+    Its likelihood has a prior over zero inflation of its own: its ELBO is not comparable and is
+    not reported.
+
+    Parameters
+    ----------
+    adata, layer, batch_key, seed, max_epochs
+        As :func:`~scvi_qbm.benchmark.methods.qbmvi`.
+    """
+    from scvi.model import AUTOZI
+
+    scvi.settings.seed = seed
+    data, started = bare(adata, layer, batch_key), time.perf_counter()
+    AUTOZI.setup_anndata(data, batch_key=batch_key)
+    result = fit(
+        AUTOZI(data), started, max_epochs=max_epochs, plan_kwargs=_plan("default"), **_stopping()
+    )
+    return result._replace(validation_elbo=float("nan"))
+
+
+def sysvi(
+    adata: AnnData,
+    *,
+    layer: str | None = None,
+    batch_key: str | None = None,
+    seed: int = 0,
+    max_epochs: int | None = None,
+) -> MethodResult:
+    """SysVI with its VampPrior (``scvi.external.SysVI``, Hrovatin et al. 2025) at its defaults.
+
+    On log(1 + CP10k), as its authors ask, so that its bound is on another scale.
+
+    Parameters
+    ----------
+    adata, layer, batch_key, seed, max_epochs
+        As :func:`~scvi_qbm.benchmark.methods.qbmvi`.
+
+    Raises
+    ------
+    ValueError
+        If there is no batch column: its loss needs one.
+    """
+    from scvi.external import SysVI
+
+    if batch_key is None:
+        raise ValueError("SysVI needs a batch column.")
+    scvi.settings.seed = seed
+    data, started = log_normalised(adata, layer, batch_key), time.perf_counter()
+    data.X = np.asarray(data.X.todense() if hasattr(data.X, "todense") else data.X)
+    SysVI.setup_anndata(data, batch_key=batch_key)
+    model = SysVI(data)
+    model.train(max_epochs=max_epochs, check_val_every_n_epoch=1)
+    embedding = np.asarray(model.get_latent_representation(adata=data))
+    return MethodResult(embedding, float("nan"), time.perf_counter() - started, model)
+
+
+def drvi(
+    adata: AnnData,
+    *,
+    layer: str | None = None,
+    batch_key: str | None = None,
+    seed: int = 0,
+    max_epochs: int | None = None,
+) -> MethodResult:
+    """DRVI (Moinfar and Theis 2024), from ``drvi-py`` or scvi-tools 1.5, at its defaults.
+
+    Parameters
+    ----------
+    adata, layer, batch_key, seed, max_epochs
+        As :func:`~scvi_qbm.benchmark.methods.qbmvi`.
+    """
+    try:
+        from scvi.external import DRVI
+    except ImportError:
+        DRVI = require("drvi.model", "benchmark").DRVI
+    scvi.settings.seed = seed
+    data, started = bare(adata, layer, batch_key), time.perf_counter()
+    DRVI.setup_anndata(data, batch_key=batch_key)
+    model = DRVI(data)
+    # On its own plan: its bound is not read.
+    model.train(max_epochs=max_epochs, early_stopping=False)
+    embedding = np.asarray(model.get_latent_representation())
+    return MethodResult(embedding, float("nan"), time.perf_counter() - started, model)
+
+
+def scanvi(
+    adata: AnnData,
+    *,
+    label_key: str,
+    layer: str | None = None,
+    batch_key: str | None = None,
+    seed: int = 0,
+    max_epochs: int | None = None,
+) -> MethodResult:
+    """A fitted scVI turned into scANVI (Xu et al. 2021); it sees every cell's label.
+
+    Parameters
+    ----------
+    adata, layer, batch_key, seed, max_epochs
+        As :func:`~scvi_qbm.benchmark.methods.qbmvi`; ``max_epochs`` of scVI, and a quarter of
+        them for scANVI.
+    label_key
+        Column of cell types.
+    """
+    from scvi.model import SCANVI, SCVI
+
+    scvi.settings.seed = seed
+    data, started = bare(adata, layer, batch_key, label_key), time.perf_counter()
+    SCVI.setup_anndata(data, batch_key=batch_key, labels_key=label_key)
+    base = SCVI(data, gene_likelihood="nb")
+    base.train(max_epochs=max_epochs, plan_kwargs=_plan("default"), **_stopping())
+    model = SCANVI.from_scvi_model(base, unlabeled_category=UNKNOWN)
+    model.train(max_epochs=None if max_epochs is None else max(1, max_epochs // 4))
+    embedding = np.asarray(model.get_latent_representation())
+    return MethodResult(embedding, float("nan"), time.perf_counter() - started, model)
+
+
+def scpoli(
+    adata: AnnData,
+    *,
+    label_key: str,
+    layer: str | None = None,
+    batch_key: str | None = None,
+    seed: int = 0,
+    max_epochs: int | None = None,
+) -> MethodResult:
+    """Prototypes of scPoli (De Donno et al. 2023, ``scarches``); it sees every cell's label.
+
+    Parameters
+    ----------
+    adata, layer, batch_key, seed
+        As :func:`~scvi_qbm.benchmark.methods.qbmvi`.
+    label_key
+        Column of cell types.
+    max_epochs
+        At most 50, its tutorial's number; four fifths of them are pre-training, as there.
+
+    Raises
+    ------
+    ImportError
+        If scarches is missing.
+    """
+    import anndata
+
+    # scarches 0.6.1 imports a name that anndata dropped (scarches issue 276).
+    if not hasattr(anndata, "read"):
+        anndata.read = anndata.read_h5ad
+    scPoli = require("scarches.models.scpoli", "scpoli").scPoli
+    scvi.settings.seed = seed
+    data, started = bare(adata, layer, batch_key, label_key), time.perf_counter()
+    data.X = np.asarray(data.X.todense() if hasattr(data.X, "todense") else data.X, np.float32)
+    if batch_key is None:
+        batch_key = "batch"
+        data.obs[batch_key] = "one"
+    model = scPoli(data, condition_keys=batch_key, cell_type_keys=label_key, recon_loss="nb")
+    n_epochs = min(50, max_epochs or 50)
+    model.train(n_epochs=n_epochs, pretraining_epochs=int(0.8 * n_epochs), eta=5, seed=seed)
+    model.model.eval()
+    embedding = np.asarray(model.get_latent(data, mean=True))
+    return MethodResult(embedding, float("nan"), time.perf_counter() - started, model)

@@ -1,0 +1,255 @@
+"""Run a benchmark: rows as they are ready, in processes or on Ray, resumable."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ._pool import work_through
+from .config import Config, Task
+from .data import resolve
+from .methods import METHODS
+from .rows import Rows
+
+__all__ = ["EXECUTORS", "run_benchmark"]
+
+EXECUTORS = ("processes", "ray")
+
+
+def run_benchmark(
+    config: Config,
+    out: Path,
+    *,
+    executor: str = "processes",
+    n_workers: int = 1,
+    n_threads: int = 1,
+    timeout: float | None = None,
+    retry_failed: bool = False,
+    rescore: bool = False,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Measure every row that is not there yet.
+
+    Rows are kept in ``out/rows.jsonl`` as they are ready, so that a run that is stopped, by Ctrl-C
+    or by a crash, loses the rows in work and no other: run it again and it goes on. Embeddings,
+    pictures' data and the logs of the processes are kept beside them.
+
+    Parameters
+    ----------
+    config
+        Data sets, methods, seeds, budget.
+    out
+        Directory, made if it is not there. One run at a time.
+    executor
+        ``"processes"`` on this machine or ``"ray"`` (a cluster that shares ``out``).
+    n_workers
+        Processes, or Ray tasks at a time.
+    n_threads
+        Threads of each.
+    timeout
+        Seconds a row may take before it is given up.
+    retry_failed
+        Measure rows again that failed, or lacked a package.
+    rescore
+        Score all embeddings afresh; models are fitted only where none is kept.
+    progress
+        Show a progress bar.
+
+    Returns
+    -------
+    All rows, those of earlier runs included.
+
+    Raises
+    ------
+    ValueError
+        For an unknown executor, unknown data, or a directory that holds another benchmark.
+    BlockingIOError
+        If another run is at work in ``out``.
+    """
+    if executor not in EXECUTORS:
+        raise ValueError(f"Unknown executor {executor!r}. Available: {', '.join(EXECUTORS)}.")
+    if n_workers < 1 or n_threads < 1:
+        raise ValueError("`n_workers` and `n_threads` must be at least 1.")
+    specs = {spec.name: resolve(spec) for spec in config.data}
+    out = Path(out).resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    with _alone(out):
+        _write_config(config, specs, out)
+        rows = Rows(out, "rows")
+        if rescore:
+            rows.keep(lambda row: False)
+        elif retry_failed:
+            rows.keep(lambda row: row["status"] == "ok")
+        tasks = [task for task in config.tasks() if task.key not in rows]
+        function = partial(
+            _measure,
+            specs=specs,
+            out=out,
+            max_epochs=config.max_epochs,
+            groups=config.groups,
+            n_threads=n_threads,
+        )
+        logs = out / "logs"
+        logs.mkdir(exist_ok=True)
+        start = _on_ray if executor == "ray" else work_through
+        results = start(
+            tasks,
+            function,
+            n_workers=n_workers,
+            timeout=timeout,
+            environment=_environment(out, n_threads),
+            logs=logs,
+        )
+        for task, row in _shown(results, len(tasks), progress):
+            rows.add(task.key, row)
+    return rows.frame()
+
+
+def _measure(task: Task, *, specs: Any, out: Path, n_threads: int, **kwargs: Any) -> Any:
+    import logging
+    import warnings
+
+    import torch
+
+    from .measure import measure
+
+    torch.set_num_threads(n_threads)
+    warnings.filterwarnings("ignore")
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    print(f"--- {task}", flush=True)
+    return measure(task, specs[task.data], out, n_jobs=n_threads, **kwargs)
+
+
+def _environment(out: Path, n_threads: int) -> dict[str, str]:
+    """Libraries read these when they are imported; JAX keeps what it compiled for the next row."""
+    names = ("OMP", "OPENBLAS", "MKL", "NUMBA")
+    return {f"{name}_NUM_THREADS": str(n_threads) for name in names} | {
+        "JAX_COMPILATION_CACHE_DIR": os.environ.get(
+            "JAX_COMPILATION_CACHE_DIR", str(out / ".jax")
+        ),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+        "JAX_PLATFORMS": "cpu",
+        "MPLBACKEND": "Agg",
+        "TQDM_DISABLE": "1",
+    }
+
+
+def _write_config(config: Config, specs: Any, out: Path) -> None:
+    import scvi_qbm
+
+    path = out / "config.json"
+    data = {name: dict(vars(spec)) for name, spec in specs.items()}
+    before = json.loads(path.read_text()) if path.exists() else {"data": {}}
+    for name, spec in data.items():
+        if before["data"].get(name, spec) != spec:
+            raise ValueError(
+                f"{out} holds a benchmark in which {name!r} was set up otherwise; its rows would "
+                "not be comparable. Choose another directory."
+            )
+    if before.get("max_epochs", config.max_epochs) != config.max_epochs:
+        raise ValueError(
+            f"{out} holds a benchmark with max_epochs={before['max_epochs']}, not "
+            f"{config.max_epochs}. Choose another directory."
+        )
+    content = {
+        "data": before["data"] | data,
+        "methods": {
+            name: {"label": m.label, "block": m.block, "summary": m.summary}
+            for name, m in METHODS.items()
+        },
+        "max_epochs": config.max_epochs,
+        "seeds": max(config.seeds, before.get("seeds", 0)),
+        "command": " ".join(["scvi-qbm", *sys.argv[1:]]),
+        "version": scvi_qbm.__version__,
+    }
+    partial_path = path.with_suffix(".part")
+    partial_path.write_text(json.dumps(content, indent=1))
+    partial_path.replace(path)
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Hold a lock that the system gives back even if we are killed."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    with (out / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BlockingIOError(f"Another run is at work in {out}.") from error
+        yield
+
+
+def _shown(results: Any, total: int, progress: bool) -> Iterator[tuple[Task, dict[str, Any]]]:
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeRemainingColumn(), disable=not progress) as bar:
+        shown = bar.add_task("benchmark", total=total)
+        for task, row in results:
+            state = "" if row["status"] == "ok" else f"  {row['status']}: {row['reason'][:150]}"
+            if progress:
+                name = f"{task.data}  {task.method}  seed {task.seed}"
+                bar.console.print(f"{name}  {row.get('seconds_total', 0):.0f} s{state}")
+            bar.advance(shown)
+            yield task, row
+
+
+def _on_ray(
+    tasks: list[Task],
+    function: Callable[[Task], dict[str, Any]],
+    *,
+    n_workers: int,
+    timeout: float | None,
+    environment: dict[str, str],
+    logs: Path,
+) -> Iterator[tuple[Task, dict[str, Any]]]:
+    """As ``work_through``, on Ray; a worker that dies costs its own task only."""
+    from .methods._common import require
+
+    ray = require("ray", "autotune")
+    started_here = not ray.is_initialized()
+    if started_here:
+        ray.init(log_to_driver=False)
+    remote = ray.remote(max_retries=0, num_cpus=1, runtime_env={"env_vars": environment})(function)
+    left, running = list(tasks), {}
+    try:
+        while left or running:
+            while left and len(running) < n_workers:
+                task = left.pop(0)
+                running[remote.remote(task)] = task
+            done, _ = ray.wait(list(running), timeout=timeout)
+            # None in `timeout` seconds: all that run have had at least as long.
+            for reference in done or list(running):
+                task = running.pop(reference)
+                if reference not in done:
+                    ray.cancel(reference, force=True)
+                    row = {"status": "failed", "reason": f"Stopped after {timeout:.0f} s."}
+                else:
+                    try:
+                        row = ray.get(reference)
+                    except ray.exceptions.RayError as error:
+                        first = str(error).strip().splitlines()[0]
+                        row = {"status": "failed", "reason": f"{type(error).__name__}: {first}"}
+                yield task, row
+    finally:
+        if started_here:
+            ray.shutdown()

@@ -1,0 +1,253 @@
+"""Means over seeds and paired differences between methods, on raw scores."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+from scipy.stats import t as student
+
+__all__ = ["DETERMINISTIC", "POOLED", "means", "paired", "pool", "t_interval", "tidy", "wins"]
+
+POOLED = "(all data sets)"
+# Another seed gives the same embedding: a single row of these is compared with all of others.
+DETERMINISTIC = frozenset({"pca", "harmony"})
+# Nats are comparable where this column is equal, and nowhere else.
+COMPARABLE = {"validation_elbo": "likelihood", "validation_iwae": "likelihood"}
+
+_MEANS = ["data", "method", "metric", "n", "mean", "sd", "low", "high"]
+_PAIRED = [
+    "data", "metric", "reference", "method", "pairing", "n", "mean", "sd", "low", "high",
+    "verdict",
+]  # fmt: skip
+# Below this a difference is rounding, not a result.
+_ROUNDING = 1e-9
+
+
+def t_interval(values: ArrayLike, level: float = 0.95) -> tuple[float, float, float]:
+    """Mean and Student's interval of independent values.
+
+    Parameters
+    ----------
+    values
+        Shape ``(n,)``; what is not finite counts as missing.
+    level
+        Coverage.
+
+    Returns
+    -------
+    Mean, lower and upper end. The ends are NaN for one value, all three for none.
+    """
+    x = np.asarray(values, dtype=float)
+    x = x[np.isfinite(x)]
+    if len(x) == 0:
+        return (float("nan"),) * 3
+    mean = float(x.mean())
+    if len(x) == 1:
+        return mean, float("nan"), float("nan")
+    quantile = student.ppf(0.5 + level / 2, len(x) - 1)
+    half = float(quantile * x.std(ddof=1) / np.sqrt(len(x)))
+    return mean, mean - half, mean + half
+
+
+def tidy(rows: pd.DataFrame) -> pd.DataFrame:
+    """One row a run: a run that succeeded stands for its failed attempts, the last for earlier.
+
+    Parameters
+    ----------
+    rows
+        Columns ``data``, ``method``, ``seed``, ``status`` and others.
+
+    Raises
+    ------
+    ValueError
+        If one of those columns is missing.
+    """
+    key = ["data", "method", "seed"]
+    if missing := [c for c in (*key, "status") if c not in rows]:
+        raise ValueError(f"Benchmark rows lack {', '.join(missing)}.")
+    rows = rows.reset_index(drop=True)
+    order = (rows["status"] == "ok").sort_values(kind="stable").index
+    return rows.loc[order].drop_duplicates(key, keep="last").sort_index()
+
+
+def means(rows: pd.DataFrame, metrics: Iterable[str]) -> pd.DataFrame:
+    """Mean, sd and 95 % interval over seeds by data set, method and metric.
+
+    Parameters
+    ----------
+    rows
+        Output of :func:`tidy`; only rows with status ``"ok"`` count.
+    metrics
+        Columns to summarise; those that are not there are passed over.
+
+    Returns
+    -------
+    Columns ``data, method, metric, n, mean, sd, low, high``; ``n`` is the number of seeds with a
+    finite value, and combinations without any are left out.
+    """
+    metrics = list(metrics)
+    good = _numeric(rows, metrics)
+    out: list[dict[str, Any]] = []
+    for (data, method), group in good.groupby(["data", "method"], sort=False):
+        for metric in metrics:
+            x = _finite(group, metric)
+            if len(x):
+                mean, low, high = t_interval(x)
+                sd = float(x.std(ddof=1)) if len(x) > 1 else float("nan")
+                values = (data, method, metric, len(x), mean, sd, low, high)
+                out.append(dict(zip(_MEANS, values, strict=True)))
+    return pd.DataFrame(out, columns=_MEANS)
+
+
+def paired(
+    rows: pd.DataFrame,
+    metrics: Mapping[str, bool | None],
+    reference: str = "qbmvi",
+    *,
+    deterministic: Collection[str] = DETERMINISTIC,
+    comparable: Mapping[str, str] = COMPARABLE,
+) -> pd.DataFrame:
+    """Differences between a reference method and each other one over their common seeds.
+
+    A seed fixes the held-out cells and the folds, so a difference within a seed has less noise
+    than that of two means. Positive: the reference is better.
+
+    Parameters
+    ----------
+    rows
+        Output of :func:`tidy`; only rows with status ``"ok"`` count.
+    metrics
+        Column -> whether higher is better; None where neither is (not compared).
+    reference
+        Method to compare the others with.
+    deterministic
+        Methods whose single row is compared with every seed of the other side.
+    comparable
+        Metric -> column in which two methods must agree for their difference to mean anything;
+        an empty text agrees with nothing.
+
+    Returns
+    -------
+    Columns ``data, metric, reference, method, pairing, n, mean, sd, low, high, verdict``, one row
+    a data set, metric and method. ``pairing`` is ``"seeds"`` or ``"fixed"`` (one side is
+    deterministic), ``n`` the number of pairs, ``low`` and ``high`` the 95 % interval (NaN with
+    one pair). ``verdict``: ``"better"`` or ``"worse"`` (the reference, interval clear of zero),
+    ``"unclear"``, ``"one run"``, ``"no common seed"`` or ``"not comparable"``.
+    """
+    good = _numeric(rows, metrics)
+    out = []
+    for data, group in good.groupby("data", sort=False):
+        ours = group[group["method"] == reference].set_index("seed")
+        for method in group["method"].unique():
+            theirs = group[group["method"] == method].set_index("seed")
+            if method == reference or ours.empty:
+                continue
+            for metric, higher in metrics.items():
+                a, b = _finite(ours, metric), _finite(theirs, metric)
+                if higher is None or a.empty or b.empty:
+                    continue
+                row = {"data": data, "metric": metric, "reference": reference, "method": method}
+                column = comparable.get(metric)
+                if column is not None and not _agree(ours, theirs, column):
+                    out.append(row | _summary(pd.Series(dtype=float)) | {
+                        "pairing": "seeds", "verdict": "not comparable"})  # fmt: skip
+                    continue
+                a, b, pairing = _pair(a, b, reference, method, deterministic)
+                difference = (a - b).dropna() if higher else (b - a).dropna()
+                out.append(row | _summary(difference) | {"pairing": pairing})
+    return pd.DataFrame(out, columns=_PAIRED)
+
+
+def pool(differences: pd.DataFrame) -> pd.DataFrame:
+    """Mean over data sets of each set's mean difference, with an interval over sets.
+
+    Parameters
+    ----------
+    differences
+        Output of :func:`paired`.
+
+    Returns
+    -------
+    The same columns with ``data`` = :data:`POOLED`; ``n`` is the number of data sets, ``sd`` that
+    between them, and one set gives no interval (verdict ``"one set"``).
+    """
+    used = differences[(differences["data"] != POOLED) & (differences["n"] > 0)]
+    out = []
+    keys = ["metric", "reference", "method"]
+    for values, group in used.groupby(keys, sort=False):
+        summary = _summary(group["mean"])
+        if len(group) == 1:
+            summary["verdict"] = "one set"
+        row = dict(zip(keys, values, strict=True))
+        out.append({"data": POOLED, "pairing": "sets"} | row | summary)
+    return pd.DataFrame(out, columns=_PAIRED)
+
+
+def wins(differences: pd.DataFrame, metrics: Collection[str] | None = None) -> pd.DataFrame:
+    """How often the reference is better or worse than each method, by intervals clear of zero.
+
+    Parameters
+    ----------
+    differences
+        Output of :func:`paired`; pooled rows are passed over.
+    metrics
+        Metrics to count; all if None.
+
+    Returns
+    -------
+    Indexed by method, columns ``better``, ``unclear``, ``worse``, ``one_run``: numbers of
+    comparisons (data set x metric).
+    """
+    used = differences[differences["data"] != POOLED]
+    if metrics is not None:
+        used = used[used["metric"].isin(list(metrics))]
+    columns = ["better", "unclear", "worse", "one run"]
+    counts = pd.crosstab(used["method"], used["verdict"]).reindex(columns=columns, fill_value=0)
+    order = used["method"].unique()
+    return counts.reindex(order).rename(columns={"one run": "one_run"}).rename_axis(columns=None)
+
+
+def _numeric(rows: pd.DataFrame, metrics: Iterable[str]) -> pd.DataFrame:
+    """Rows that succeeded, with NaN where a metric is not a finite number."""
+    good = rows[rows["status"] == "ok"].copy()
+    for column in set(metrics) & set(good):
+        values = pd.to_numeric(good[column], errors="coerce").astype(float)
+        good[column] = values.where(np.isfinite(values))
+    return good
+
+
+def _finite(frame: pd.DataFrame, column: str) -> pd.Series:
+    return frame[column].dropna() if column in frame else pd.Series(dtype=float)
+
+
+def _agree(ours: pd.DataFrame, theirs: pd.DataFrame, column: str) -> bool:
+    if column not in ours:
+        return False
+    values = pd.concat([ours[column], theirs[column]])
+    return bool(values.notna().all() and values.ne("").all() and values.nunique() == 1)
+
+
+def _pair(
+    a: pd.Series, b: pd.Series, reference: str, method: str, deterministic: Collection[str]
+) -> tuple[pd.Series, pd.Series, str]:
+    """Both sides on the same seeds."""
+    if method in deterministic and len(b) == 1:
+        return a, pd.Series(b.iloc[0], index=a.index), "fixed"
+    if reference in deterministic and len(a) == 1:
+        return pd.Series(a.iloc[0], index=b.index), b, "fixed"
+    return a, b, "seeds"
+
+
+def _summary(values: pd.Series) -> dict[str, Any]:
+    mean, low, high = t_interval(values)
+    n = len(values)
+    if n < 2:
+        verdict = "one run" if n else "no common seed"
+    else:
+        verdict = "better" if low > _ROUNDING else "worse" if high < -_ROUNDING else "unclear"
+    sd = float(values.std(ddof=1)) if n > 1 else float("nan")
+    return {"n": n, "mean": mean, "sd": sd, "low": low, "high": high, "verdict": verdict}

@@ -1,0 +1,330 @@
+"""Files from the network: cached, resumed where they broke off, checked."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import json
+import os
+import shutil
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+__all__ = ["ChecksumError", "DownloadError", "data_dir", "fetch"]
+
+_CHUNK = 1 << 20
+_TIMEOUT = (10.0, 60.0)  # seconds to connect, and between two reads
+_ATTEMPTS = 4  # without a byte more
+_PAUSE = 1.0  # seconds before a broken connection is tried again
+
+
+class DownloadError(RuntimeError):
+    """A file could not be had; the message says how to put it in place by hand."""
+
+
+class ChecksumError(DownloadError):
+    """A file is not the one that was published, or not the one recorded before."""
+
+
+def data_dir() -> Path:
+    """Folder of the data files: ``SCVI_QBM_DATA_DIR``, else pooch's cache for ``scvi-qbm``."""
+    import pooch
+
+    chosen = os.environ.get("SCVI_QBM_DATA_DIR")
+    return Path(chosen).expanduser() if chosen else Path(pooch.os_cache("scvi-qbm"))
+
+
+def fetch(
+    url: str | None,
+    file_name: str,
+    *,
+    sha256: str | None = None,
+    unpack: bool = False,
+    portal: str | None = None,
+    progress: bool = True,
+) -> Path:
+    """Path of a file of the data folder, downloaded on first use.
+
+    A download that broke off is continued (HTTP Range) from ``<name>.part``, also in a later call,
+    as long as the server still has the same version. The file gets its own name only when it is
+    whole and its SHA-256 is right. Every later use is checked too: against the published SHA-256,
+    or, where none is published, against the one recorded at first use in ``<name>.sha256.json``.
+    Let one process at a time download a file: they would share its part.
+
+    Parameters
+    ----------
+    url
+        Address, or None where none is known: then the file must have been put there by hand.
+    file_name
+        Name in the data folder, without ``.gz`` where ``unpack``.
+    sha256
+        Published SHA-256 of what is at ``url``, as 64 hexadecimal digits.
+    unpack
+        Whether ``url`` is a gzip archive of the file. The archive is removed once unpacked.
+    portal
+        Web page to name in errors.
+    progress
+        Whether to draw a progress bar on standard error.
+
+    Returns
+    -------
+    Path of the checked file.
+
+    Raises
+    ------
+    FileNotFoundError
+        If ``url`` is None and the file is not there.
+    DownloadError
+        If the network, the server or the connection failed. What came is kept for the next call.
+    ChecksumError
+        If the file differs from what was published or recorded. A bad download is deleted, a bad
+        file that was there before is left alone.
+    """
+    folder = data_dir()
+    target = folder / file_name
+    published = folder / f"{file_name}.gz" if unpack else target
+    if not target.exists() and not published.exists():
+        if url is None:
+            raise FileNotFoundError(
+                f"No published address is known for {file_name}. Download it from {portal} and "
+                f"put it at {target}."
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        _download(url, published, sha256, progress)
+    if unpack and not target.exists():
+        if sha256 is not None:
+            _check(published, sha256, "published")
+        _unpack(published, target)
+        _record(target, url)
+        published.unlink()
+        return target
+    recorded = None if sha256 is not None and not unpack else _recorded(target)
+    if recorded is not None:
+        _check(target, recorded, f"recorded in {_record_path(target).name}")
+    elif sha256 is not None and not unpack:
+        _check(target, sha256, "published")
+    else:
+        _record(target, url)
+    return target
+
+
+def _by_hand(url: str, path: Path) -> str:
+    return f"To do it by hand, download it yourself from {url} and put it at {path}."
+
+
+def _digest(path: Path) -> str:
+    import pooch
+
+    return str(pooch.file_hash(str(path), alg="sha256"))
+
+
+def _check(path: Path, expected: str, origin: str) -> None:
+    found = _digest(path)
+    if found != expected.lower():
+        raise ChecksumError(
+            f"{path} has SHA-256 {found}, but {expected} is {origin}. Delete the file to download "
+            "it again; if it changed on purpose, delete the record beside it as well."
+        )
+
+
+def _record_path(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256.json")
+
+
+def _recorded(path: Path) -> str | None:
+    record = _record_path(path)
+    return json.loads(record.read_text())["sha256"] if record.exists() else None
+
+
+def _record(path: Path, url: str | None) -> None:
+    record = _record_path(path)
+    digest = _digest(path)
+    record.write_text(json.dumps({"file": path.name, "sha256": digest, "url": url}, indent=1))
+    warnings.warn(
+        f"No SHA-256 is published for {path.name}. That of this copy ({digest}) is recorded in "
+        f"{record.name}, and later uses are checked against it.",
+        UserWarning,
+        stacklevel=4,
+    )
+
+
+def _unpack(archive: Path, target: Path) -> None:
+    unpacked = target.with_name(f"{target.name}.unpacking")
+    try:
+        with gzip.open(archive, "rb") as source, unpacked.open("wb") as out:
+            shutil.copyfileobj(source, out, _CHUNK)
+    except (OSError, EOFError) as error:
+        unpacked.unlink(missing_ok=True)
+        if isinstance(error, OSError) and not isinstance(error, gzip.BadGzipFile):
+            raise
+        raise DownloadError(
+            f"{archive} is not a whole gzip file ({error}). Delete it and download it again."
+        ) from error
+    os.replace(unpacked, target)
+
+
+def _download(url: str, path: Path, sha256: str | None, progress: bool) -> None:
+    import pooch
+
+    logger = pooch.get_logger()
+    level = logger.level
+    logger.setLevel("ERROR")
+    try:
+        pooch.retrieve(
+            url,
+            known_hash=None if sha256 is None else f"sha256:{sha256}",
+            fname=path.name,
+            path=path.parent,
+            downloader=_ResumingDownloader(path, sha256 is not None, progress),
+        )
+    except ValueError as error:  # pooch's word for a wrong hash; it has deleted the file
+        raise ChecksumError(
+            f"What came from {url} is not the published file ({error}). It was deleted. "
+            + _by_hand(url, path)
+        ) from error
+    finally:
+        logger.setLevel(level)
+
+
+class _ResumingDownloader:
+    """A downloader for pooch (``(url, output_file, pooch) -> None``) that goes on where it broke.
+
+    Parameters
+    ----------
+    path
+        Final path; the part is kept beside it as ``<name>.part``.
+    verified
+        Whether the whole will be compared with a published checksum: only then is a part
+        continued that the server gave without ETag or date.
+    progress
+        Whether to draw a bar.
+    """
+
+    def __init__(self, path: Path, verified: bool, progress: bool) -> None:
+        self.path = path
+        self.part = path.with_name(f"{path.name}.part")
+        self.note = path.with_name(f"{path.name}.part.json")
+        self.verified = verified
+        self.progress = progress
+        self.answered = False
+
+    def __call__(self, url: str, output_file: str, pooch: Any) -> None:
+        """Download ``url`` to ``output_file``; raise DownloadError where that fails."""
+        with _bar(self.path.name, self.progress) as show:
+            longest, failures = 0, 0
+            while not self._attempt(url, show):
+                size = self._size()
+                failures = 0 if size > longest else failures + 1
+                longest = max(longest, size)
+                if failures == _ATTEMPTS:
+                    raise DownloadError(
+                        f"The connection to {url} keeps breaking off; {size} bytes are kept in "
+                        f"{self.part}, and the next call goes on from there. "
+                        + _by_hand(url, self.path)
+                    )
+                time.sleep(_PAUSE)
+        self.note.unlink(missing_ok=True)
+        os.replace(self.part, output_file)
+
+    def _size(self) -> int:
+        return self.part.stat().st_size if self.part.exists() else 0
+
+    def _resume_headers(self, url: str) -> dict[str, str]:
+        """Headers that ask for the rest of the part, if there is one of this address."""
+        note = json.loads(self.note.read_text()) if self.note.exists() else {}
+        validator = note.get("validator")
+        if self._size() == 0 or note.get("url") != url or not (validator or self.verified):
+            return {}
+        headers = {"Range": f"bytes={self._size()}-"}
+        if validator:
+            headers["If-Range"] = validator
+        return headers
+
+    def _attempt(self, url: str, show: Callable[[int, int | None], None]) -> bool:
+        """Ask once; whether the file is whole now."""
+        import requests
+        import urllib3
+
+        headers = {"User-Agent": "scvi-qbm", "Accept-Encoding": "identity"}
+        headers |= self._resume_headers(url)
+        try:
+            response = requests.get(url, headers=headers, stream=True, timeout=_TIMEOUT)
+        except requests.RequestException as error:
+            if self.answered:
+                return False
+            raise DownloadError(
+                f"No answer from {url} ({error}). Is there a network? {_by_hand(url, self.path)}"
+            ) from error
+        self.answered = True
+        with response:
+            if response.status_code == 416 and "Range" in headers:
+                # The part is not a beginning of what the server has now.
+                self.part.unlink()
+                return False
+            start, total = self._begin(response, url)
+            show(start, total)
+            try:
+                with self.part.open("ab" if start else "wb") as out:
+                    while chunk := response.raw.read(_CHUNK, decode_content=False):
+                        out.write(chunk)
+                        show(start := start + len(chunk), total)
+            except (requests.RequestException, urllib3.exceptions.HTTPError):
+                return False
+        return total is None or self._size() == total
+
+    def _begin(self, response: Any, url: str) -> tuple[int, int | None]:
+        """First byte that comes and the size of the whole; note what the part belongs to."""
+        status = response.status_code
+        if status not in (200, 206):
+            raise DownloadError(
+                f"{url} answered HTTP {status} {response.reason}. {_by_hand(url, self.path)}"
+            )
+        if response.headers.get("Content-Type", "").startswith("text/html"):
+            raise DownloadError(
+                f"{url} answered with a web page, not with a file. {_by_hand(url, self.path)}"
+            )
+        length = response.headers.get("Content-Length")
+        start = 0
+        if status == 206:
+            start = int(response.headers["Content-Range"].split()[1].split("-")[0])
+            if start != self._size():
+                self.part.unlink()
+                raise DownloadError(
+                    f"{url} answered with another range than asked for. Try again. "
+                    + _by_hand(url, self.path)
+                )
+        etag = response.headers.get("ETag", "")
+        # Only a strong ETag promises the same bytes.
+        validator = etag if etag.startswith('"') else response.headers.get("Last-Modified")
+        self.note.write_text(json.dumps({"url": url, "validator": validator}))
+        return start, None if length is None else start + int(length)
+
+
+@contextlib.contextmanager
+def _bar(name: str, shown: bool) -> Iterator[Callable[[int, int | None], None]]:
+    if not shown:
+        yield lambda done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(name, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)

@@ -1,0 +1,18 @@
+"""Packages of the extra ``benchmark``, imported where they are used."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from types import ModuleType
+
+__all__ = ["require"]
+
+
+def require(name: str) -> ModuleType:
+    """Import an optional package; its absence raises ImportError that names the extra."""
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise ImportError(
+            f'`{name}` could not be imported: pip install "scvi-qbm[benchmark]".'
+        ) from error

@@ -1,0 +1,272 @@
+"""Runs of the benchmark: rows, resumption, failures. Data are simulated, methods cheap."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from scvi_qbm.benchmark.config import Config, DataSpec, Task
+from scvi_qbm.benchmark.data import load_data, resolve
+from scvi_qbm.benchmark.measure import measure
+from scvi_qbm.benchmark.methods import METHODS, Method
+from scvi_qbm.benchmark.run import run_benchmark
+from scvi_qbm.datasets import simulate
+
+CHEAP = ("pca", "shuffled", "labels")
+GROUPS = ("classify",)  # the others wait for JAX and numba
+
+
+@pytest.fixture(scope="module")
+def h5ad(tmp_path_factory):
+    adata = simulate(n_cells=240, n_genes=60, n_types=3, n_batches=2, seed=0)
+    adata.X = adata.layers["counts"].copy()
+    del adata.uns
+    path = tmp_path_factory.mktemp("data") / "made.h5ad"
+    adata.write_h5ad(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def spec(h5ad):
+    return DataSpec("made", str(h5ad), batch_key="batch", label_key="cell_type")
+
+
+@pytest.fixture
+def config(spec):
+    return Config(data=(spec,), methods=CHEAP, seeds=1, max_epochs=2, groups=GROUPS)
+
+
+def quiet(config, out, **kwargs):
+    return run_benchmark(config, out, progress=False, **kwargs)
+
+
+@pytest.fixture(scope="module")
+def done(spec, tmp_path_factory):
+    """A finished run, copied by the tests that change it."""
+    out = tmp_path_factory.mktemp("run")
+    quiet(Config(data=(spec,), methods=CHEAP, max_epochs=2, groups=GROUPS, seeds=1), out)
+    return out
+
+
+@pytest.fixture
+def copied(done, tmp_path):
+    import shutil
+
+    return shutil.copytree(done, tmp_path / "copied")
+
+
+def rows_of(out):
+    return [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
+
+
+def test_rows_say_what_was_measured_and_by_what(done):
+    rows = {row["method"]: row for row in rows_of(done)}
+    assert set(rows) == set(CHEAP)
+    for row in rows.values():
+        assert row["status"] == "ok", row["reason"]
+        assert (row["data"], row["seed"], row["n_cells"], row["n_genes"]) == ("made", 0, 240, 60)
+        assert row["versions"]["scvi-tools"] and row["date"].endswith("+00:00")
+        assert row["seconds"] >= 0 and row["peak_memory_mb"] > 100
+    assert rows["labels"]["knn_accuracy"] == 1 > rows["shuffled"]["knn_accuracy"] + 0.3
+    assert "nmi" not in rows["pca"]
+    assert json.loads((done / "config.json").read_text())["methods"]["pca"]["block"] == (
+        "unsupervised"
+    )
+    with np.load(done / "embeddings" / "made" / "pca" / "0.npz") as kept:
+        assert kept["embedding"].shape == (240, 50)
+
+
+def test_a_finished_run_measures_nothing_again(copied, config):
+    before = (copied / "rows.jsonl").read_text()
+    started = time.monotonic()
+    frame = quiet(config, copied)
+    assert (copied / "rows.jsonl").read_text() == before and len(frame) == 3
+    assert time.monotonic() - started < 5
+
+
+def test_a_row_cut_off_while_written_is_scored_again_from_its_embedding(copied, config):
+    lines = (copied / "rows.jsonl").read_text().splitlines()
+    (copied / "rows.jsonl").write_text("\n".join(lines[:-1]) + "\n" + lines[-1][:40])
+    kept = copied / "embeddings" / "made" / json.loads(lines[-1])["method"] / "0.npz"
+    stamp = kept.stat().st_mtime_ns
+    quiet(config, copied)
+    assert kept.stat().st_mtime_ns == stamp
+    again, before = rows_of(copied)[-1], json.loads(lines[-1])
+    assert again["seconds"] == before["seconds"] and again["knn_f1"] == before["knn_f1"]
+
+
+def test_another_benchmark_in_the_same_directory_is_refused(copied, config, spec):
+    from dataclasses import replace
+
+    other = replace(config, data=(replace(spec, max_cells=100),))
+    with pytest.raises(ValueError, match="set up otherwise"):
+        quiet(other, copied)
+    with pytest.raises(ValueError, match="max_epochs=2, not 3"):
+        quiet(replace(config, max_epochs=3), copied)
+    assert len(rows_of(copied)) == 3
+
+
+def test_two_runs_at_once_are_refused(copied, config):
+    fcntl = pytest.importorskip("fcntl")
+    with (copied / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(BlockingIOError, match="Another run is at work"):
+            quiet(config, copied)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [({"executor": "slurm"}, "Unknown executor 'slurm'"), ({"n_workers": 0}, "at least 1")],
+)
+def test_bad_options(config, tmp_path, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        quiet(config, tmp_path / "out", **kwargs)
+    assert not (tmp_path / "out").exists()
+
+
+def broken(adata, **kwargs):
+    raise RuntimeError("it broke")
+
+
+def missing(adata, **kwargs):
+    raise ImportError('nothing is missing: pip install "nothing"')
+
+
+@pytest.mark.parametrize(
+    ("function", "status", "reason"),
+    [
+        (broken, "failed", "RuntimeError: it broke"),
+        (missing, "absent", 'nothing is missing: pip install "nothing"'),
+    ],
+)
+def test_what_fails_is_a_row_with_the_reason(
+    function, status, reason, spec, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setitem(METHODS, "pca", Method(function, "x", "x"))
+    row = measure(Task("made", "pca", 0), spec, tmp_path, max_epochs=1, groups=GROUPS)
+    assert (row["status"], row["reason"]) == (status, reason)
+    assert row["n_cells"] == 240
+
+
+def test_a_method_that_needs_batches_fails_alone_and_is_retried(spec, tmp_path):
+    from dataclasses import replace
+
+    config = Config(
+        data=(replace(spec, batch_key=None),), methods=("harmony", "pca"), seeds=1, groups=GROUPS
+    )
+    rows = quiet(config, tmp_path).set_index("method")
+    assert rows.loc["harmony", "reason"] == "ValueError: Harmony needs a batch column."
+    assert rows.loc["pca", "status"] == "ok"
+    log = tmp_path / "logs" / "worker-0.log"
+    assert "Harmony needs a batch column" in log.read_text()
+    length = len(log.read_text())
+    rows = quiet(config, tmp_path, retry_failed=True)
+    assert len(rows) == 2
+    assert log.read_text()[length:].count("--- Task") == 1
+
+
+def test_a_model_is_judged_by_its_likelihood_too(spec, tmp_path):
+    kwargs = {"max_epochs": 2, "groups": GROUPS}
+    ours = measure(Task("made", "qbmvi", 0), spec, tmp_path, **kwargs)
+    twin = measure(Task("made", "gaussian", 0), spec, tmp_path, **kwargs)
+    for row in (ours, twin):
+        assert row["status"] == "ok", row["reason"]
+        assert row["epochs"] == 2 and row["likelihood"] == "nb, counts"
+        assert row["validation_iwae"] > row["validation_elbo"] - 1
+    assert ours["n_dimensions"] == twin["n_dimensions"] == 64
+    assert 0 < ours["log_z_se"] < 1 and "log_z_se" not in twin
+
+
+COMMAND = """
+import sys
+from pathlib import Path
+from scvi_qbm.benchmark.config import Config, DataSpec
+from scvi_qbm.benchmark.run import run_benchmark
+
+if __name__ == "__main__":
+    spec = DataSpec("made", sys.argv[1], batch_key="batch", label_key="cell_type")
+    methods = ("pca", "harmony", "shuffled", "labels")
+    config = Config(data=(spec,), methods=methods, seeds=2, max_epochs=2, groups=("classify",))
+    run_benchmark(config, Path(sys.argv[2]), progress=False)
+"""
+
+
+@pytest.mark.parametrize(
+    "how", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
+def test_a_run_that_is_killed_goes_on(how, h5ad, tmp_path):
+    script, out = tmp_path / "run.py", tmp_path / "out"
+    script.write_text(COMMAND)
+    command = [sys.executable, str(script), str(h5ad), str(out)]
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
+    )
+    deadline = time.monotonic() + 120
+    while not (out / "rows.jsonl").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    if how == signal.SIGKILL:
+        os.killpg(process.pid, how)
+    else:
+        process.send_signal(how)
+    process.wait(60)
+    first = rows_of(out)
+    assert 1 <= len(first)
+    assert not list(out.rglob(".*.npz.*"))
+    subprocess.run(command, check=True, capture_output=True)
+    rows = rows_of(out)
+    assert rows[: len(first)] == first
+    keys = {(row["method"], row["seed"]) for row in rows}
+    expected = {(m, s) for m in ("pca", "harmony", "shuffled", "labels") for s in (0, 1)}
+    assert len(rows) == len(keys)
+    assert keys == expected - {("pca", 1), ("shuffled", 1), ("labels", 1)}
+
+
+def test_on_ray(config, tmp_path):
+    pytest.importorskip("ray", reason="ray is an extra: pip install 'scvi-qbm[autotune]'")
+    rows = quiet(config, tmp_path, executor="ray", n_workers=2)
+    assert set(rows["method"]) == set(CHEAP) and (rows["status"] == "ok").all()
+
+
+def test_ray_missing_is_said(config, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ImportError, match=r"scvi-qbm\[autotune\]"):
+        quiet(config, tmp_path, executor="ray")
+
+
+def test_data_are_read_as_counts_with_their_columns(spec, h5ad, tmp_path):
+    from dataclasses import replace
+
+    import anndata
+
+    data = load_data(replace(spec, max_cells=100, n_top_genes=30))
+    assert data.shape == (100, 30) and list(data.obs) == ["batch", "cell_type"]
+    again = load_data(replace(spec, max_cells=100, n_top_genes=30))
+    assert list(again.obs_names) == list(data.obs_names)
+    source = anndata.read_h5ad(h5ad)[data.obs_names, data.var_names]
+    np.testing.assert_array_equal(data.X.toarray(), source.X.toarray())
+    with pytest.raises(KeyError, match="'nope' is not in adata.obs"):
+        load_data(replace(spec, batch_key="nope"))
+    source = anndata.read_h5ad(h5ad)
+    source.obs["gap"] = np.where(np.arange(240) < 5, None, "x")
+    source.X = source.X * 0.5
+    source.write_h5ad(tmp_path / "bad.h5ad")
+    bad = replace(spec, path=str(tmp_path / "bad.h5ad"))
+    with pytest.raises(ValueError, match=r"missing values in gap \(5 cells\)"):
+        load_data(replace(bad, label_key="gap"))
+    with pytest.raises(ValueError, match="not integers"):
+        load_data(bad)
+
+
+def test_names_of_ours_bring_their_columns():
+    spec = resolve(DataSpec("paul15_myeloid"))
+    assert (spec.batch_key, spec.label_key) == ("batch", "cell_type")
+    assert spec.root_key and spec.root_label
+    assert resolve(DataSpec("paul15_myeloid", label_key="x")).label_key == "x"
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        resolve(DataSpec("x", path="nowhere.h5ad"))
