@@ -38,6 +38,7 @@ def simulate(n_cells: int, n_dims: int = 64, seed: int = 0) -> tuple[np.ndarray,
         unintegrated=(x + 3 * shifts[batch])[:, :50].astype(np.float32),
         scgraph=ScGraphReference(distances / distances.max(0), names, ("b0",), False),
         pseudotime=np.linalg.norm(x - centres[0], axis=1),
+        trajectory_labels=labels,
     )
     return (x + shifts[batch]).astype(np.float32), reference
 

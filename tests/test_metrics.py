@@ -112,8 +112,7 @@ def test_leaving_a_batch_out_sees_a_batch_effect():
     moved = x.copy()
     moved[batch == "q"] = moved[batch == "q"][:, [1, 2, 0, 3]]  # types trade places in one batch
     scores = leave_one_batch_out(moved, labels, batch)
-    assert scores.accuracy == pytest.approx(2 / 3, abs=0.05)
-    assert knn_probe(moved, labels).accuracy > 0.6
+    assert scores.accuracy < 0.5 < knn_probe(moved, labels).accuracy
     logistic = leave_one_batch_out(x, labels, batch, classifier="logistic")
     assert logistic.accuracy == pytest.approx(1.0, abs=0.02)
 
@@ -132,15 +131,11 @@ def test_leaving_a_batch_out_leaves_unknown_types_out():
 
 
 def test_batches_count_the_same_whatever_their_size():
-    x, labels = separated(n_types=2, n=100)
-    batch = np.where(np.arange(200) % 100 < 10, "small", "large")
-    x[batch == "small"] = x[batch == "small"][::-1]  # labels swapped there
+    x, labels = separated(n_types=2, n=200)
+    batch = np.where(np.arange(400) % 200 < 10, "small", np.resize(["p", "q"], 400))
+    x[batch == "small"] = x[batch == "small"][::-1]  # types trade places there
     scores = leave_one_batch_out(x, labels, batch)
-    assert scores.accuracy == pytest.approx(0.0, abs=0.01)
-    x, labels = separated(n_types=2, n=100)
-    x[(batch == "small") & (labels == "a")] += 100 * np.array([0, 1, 0, 0])
-    scores = leave_one_batch_out(x, labels, batch)
-    assert scores.accuracy == pytest.approx((0.5 + 1.0) / 2)
+    assert scores.accuracy == pytest.approx((1 + 1 + 0) / 3, abs=0.01)
 
 
 def test_label_entropy_by_hand():
@@ -263,7 +258,7 @@ def test_scib_scores_order_embeddings_as_they_must(two_batches):
     for name in ("bras", "ilisi", "kbet", "pcr"):
         assert good[name] > apart[name] + 0.1, name
     assert apart["pcr"] == 0.0 and good["pcr"] > 0.98
-    assert good["graph_connectivity"] == 1.0
+    assert good["graph_connectivity"] > 0.95 > shuffled["graph_connectivity"]
     assert good["scib_total"] == pytest.approx(0.6 * good["scib_bio"] + 0.4 * good["scib_batch"])
     assert good["unique_rows"] == 1.0
 
@@ -367,10 +362,10 @@ def test_scgraph_reference_says_when_it_pools():
         scgraph_reference(x, None, ["a"] * 3)
 
 
-def line(n=300, seed=0):
+def line(n=300, seed=0, noise=0.2):
     rng = np.random.default_rng(seed)
     t = np.sort(rng.random(n))
-    x = np.stack([t * 10, np.sin(3 * t)], 1) + rng.normal(size=(n, 2)) * 0.02
+    x = np.stack([t * 10, np.sin(3 * t)], 1) + rng.normal(size=(n, 2)) * noise
     return x, np.where(t < 0.2, "start", np.where(t < 0.6, "middle", "end")), t
 
 
@@ -385,6 +380,16 @@ def test_pseudotime_follows_a_line_and_is_conserved():
     assert found.score > 0.999 and found.pseudotime.shape == (300,)
     shuffled = np.random.default_rng(0).permutation(x)
     assert 0.2 < trajectory_conservation(shuffled, pseudotime, labels).score < 0.8
+
+
+def test_pseudotime_warns_where_scanpy_is_wrong():
+    x, labels, t = line(noise=0.02)
+    with pytest.warns(UserWarning, match="above 0.9994"):
+        pseudotime = reference_pseudotime(x, labels, "start")
+    assert pd.Series(pseudotime).corr(pd.Series(t), "spearman") < 0.9
+    x, labels, _ = line()
+    with pytest.warns(UserWarning, match="comes before 'middle' on average"):
+        reference_pseudotime(x, labels, "middle")
 
 
 def test_pseudotime_of_batches_and_pieces():

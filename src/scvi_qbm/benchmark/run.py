@@ -13,8 +13,10 @@ from typing import Any
 
 import pandas as pd
 
+from scvi_qbm.datasets import describe
+
 from ._pool import work_through
-from .config import Config, Task
+from .config import Config, DataSpec, Task
 from .data import resolve
 from .methods import METHODS
 from .rows import Rows
@@ -147,10 +149,11 @@ def _write_config(config: Config, specs: Any, out: Path) -> None:
     import scvi_qbm
 
     path = out / "config.json"
-    data = {name: dict(vars(spec)) for name, spec in specs.items()}
+    data = {name: dict(vars(spec)) | _titles(spec) for name, spec in specs.items()}
     before = json.loads(path.read_text()) if path.exists() else {"data": {}}
-    for name, spec in data.items():
-        if before["data"].get(name, spec) != spec:
+    for name, spec in specs.items():
+        known = before["data"].get(name, {})
+        if any(known.get(key, value) != value for key, value in vars(spec).items()):
             raise ValueError(
                 f"{out} holds a benchmark in which {name!r} was set up otherwise; its rows would "
                 "not be comparable. Choose another directory."
@@ -174,6 +177,15 @@ def _write_config(config: Config, specs: Any, out: Path) -> None:
     partial_path = path.with_suffix(".part")
     partial_path.write_text(json.dumps(content, indent=1))
     partial_path.replace(path)
+
+
+def _titles(spec: DataSpec) -> dict[str, Any]:
+    """What the report says of a data set beyond its columns."""
+    out: dict[str, Any] = {"subsampled": spec.max_cells is not None}
+    if spec.path is None:
+        info = describe(spec.name)
+        out |= {"title": info.title, "citation": info.citation}
+    return out
 
 
 @contextmanager

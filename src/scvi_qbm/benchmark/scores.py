@@ -378,7 +378,8 @@ def score_embedding(
     seed
         Of neighbours, clusterings, UMAP and folds. 0 gives scib-metrics' own numbers.
     n_jobs
-        Threads of the search for neighbours and of xgboost.
+        Threads of the searches for neighbours and of xgboost. Compare scores of the same number:
+        it changes a few neighbours.
 
     Returns
     -------

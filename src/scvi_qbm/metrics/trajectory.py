@@ -15,6 +15,9 @@ from scipy.sparse.csgraph import connected_components
 
 __all__ = ["TrajectoryScore", "reference_pseudotime", "trajectory_conservation"]
 
+# scanpy takes eigenvalues from here on for those of separate pieces.
+_FLAT = 0.9994
+
 
 class TrajectoryScore(NamedTuple):
     """Conservation of a trajectory.
@@ -56,7 +59,9 @@ def _connectivities(x: Any, seed: int = 0) -> sparse.csr_matrix:
     return cells.obsp["connectivities"]
 
 
-def _dpt(graph: sparse.csr_matrix, start: NDArray[np.bool_]) -> NDArray[np.float64] | None:
+def _dpt(
+    graph: sparse.csr_matrix, start: NDArray[np.bool_], warn: bool = False
+) -> NDArray[np.float64] | None:
     """Pseudotime in the largest component, NaN elsewhere; None if ``start`` has no cell there.
 
     The root is scIB's: of the start cells, the one most extreme in the first three diffusion
@@ -79,6 +84,12 @@ def _dpt(graph: sparse.csr_matrix, start: NDArray[np.bool_]) -> NDArray[np.float
             votes[extreme(values)] += 1
         cells.uns["iroot"] = candidates[votes.argmax()]
         sc.tl.dpt(cells)
+    if warn and cells.uns["diffmap_evals"][1] >= _FLAT:
+        warnings.warn(
+            f"scanpy's pseudotime hardly weighs diffusion components above {_FLAT}, and the "
+            "leading one is: it may not be in order along a long trajectory.",
+            stacklevel=3,
+        )
     pseudotime = np.full(len(start), np.nan)
     pseudotime[rows] = cells.obs["dpt_pseudotime"].to_numpy()
     return pseudotime
@@ -116,6 +127,11 @@ def reference_pseudotime(
     ``(n_cells,)`` from 0 to 1; NaN for cells outside the largest component of the graph, or of a
     batch where the start label has no cell in that component.
 
+    Warns
+    -----
+    If another label comes first on average, or if scanpy leaves out the leading diffusion
+    component (eigenvalue of 0.9994 or more: long, thin or large data); look at the result then.
+
     Raises
     ------
     ValueError
@@ -141,12 +157,19 @@ def reference_pseudotime(
         else:
             dense = x[rows].toarray() if sparse.issparse(x) else x[rows]
             part = _connectivities(dense, seed)
-        found = _dpt(part, start[rows])
+        found = _dpt(part, start[rows], warn=True)
         if found is not None:
             pseudotime[rows] = found
     pseudotime[~np.isfinite(pseudotime)] = np.nan
     if np.isnan(pseudotime).all():
         raise ValueError(f"No batch has a start cell {start_label!r} in its main component.")
+    first = pd.Series(pseudotime).groupby(y).mean().idxmin()
+    if first != str(start_label):
+        warnings.warn(
+            f"{first!r} comes before {start_label!r} on average, so the conservation score will "
+            "start there: choose a start at an end of the trajectory.",
+            stacklevel=2,
+        )
     return pseudotime
 
 
