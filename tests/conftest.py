@@ -1,6 +1,8 @@
 import hashlib
 import logging
 import os
+import signal
+import sys
 import tempfile
 import warnings
 from pathlib import Path
@@ -27,6 +29,29 @@ def peaked_ising(n, seed, sd=0.6, field_sd=0.4):
     rng = np.random.default_rng(seed)
     upper = np.triu(rng.normal(size=(n, n)) * sd, 1)
     return Ising(upper + upper.T, rng.normal(size=n) * field_sd, offset=rng.normal())
+
+
+# A shell starts what it puts in the background with Ctrl-C ignored, and so do we then; the tests
+# that interrupt need it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def _clean_pictures():
+    """No figures and no settings of matplotlib from one test to the next."""
+    if "matplotlib" not in sys.modules:
+        yield
+    else:
+        import matplotlib
+
+        with matplotlib.rc_context():
+            # Importing scib and others changes the resolution.
+            matplotlib.rcdefaults()
+            matplotlib.use("Agg")
+            yield
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close("all")
 
 
 @pytest.fixture(scope="session", autouse=True)

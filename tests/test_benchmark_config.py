@@ -15,9 +15,7 @@ ONE = (DataSpec("a", path="a.h5ad"),)
 def test_methods_by_name_and_group():
     assert select_methods(["pca", "control", "pca"]) == ["pca", "shuffled", "labels"]
     core = select_methods(["core"])
-    assert {"qbmvi", "bernoulli", "gaussian", "scvi", "scvi_wide_fast", "ldvae", "autozi"} <= set(
-        core
-    )
+    assert {"qbmvi", "bernoulli", "gaussian", "scvi", "scvi_fast", "ldvae", "autozi"} <= set(core)
     assert select_methods(["all"]) == list(METHODS)
     assert {m for m in METHODS if METHODS[m].block == "supervised"} == {"scanvi", "scpoli"}
     with pytest.raises(ValueError, match="Unknown method 'scVI'. Available: core, all"):

@@ -74,6 +74,11 @@ def test_twins_differ_in_their_latent_space_alone(recipe, adata):
         np.testing.assert_array_equal(twin.validation_indices, ours.validation_indices)
 
 
+def test_the_gaussian_twin_is_scvi_at_our_size_with_our_optimiser(adata):
+    scvi = run("scvi_fast", adata, n_latent=64)
+    np.testing.assert_array_equal(run("gaussian", adata).embedding, scvi.embedding)
+
+
 @pytest.mark.parametrize("name", ["sysvi", "harmony", "scanorama"])
 def test_methods_that_need_batches_say_so(name, adata):
     with pytest.raises(ValueError, match="needs a batch column"):

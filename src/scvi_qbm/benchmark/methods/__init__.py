@@ -74,7 +74,7 @@ METHODS: dict[str, Method] = {
     ),
     "gaussian": Method(
         gaussian_twin, "Gaussian twin",
-        "Its twin with N(0, I): same network, likelihood, optimiser, budget and stopping.",
+        "Its twin with N(0, I): scVI with 64 latents and QBMVI's optimiser and stopping.",
         "unsupervised", _NB, True,
     ),
     "qbmvi_paper": Method(
@@ -104,11 +104,6 @@ METHODS: dict[str, Method] = {
     "scvi_wide": Method(
         partial(scvi_model, n_latent=64), "scVI, 64",
         "64 latents, scvi-tools' optimiser.", "unsupervised", _NB, True,
-    ),
-    "scvi_wide_fast": Method(
-        partial(scvi_model, n_latent=64, **_FAST), "scVI, 64, our optimiser",
-        "64 latents, with QBMVI's learning rate, epsilon and stopping.",
-        "unsupervised", _NB, True,
     ),
     "scvi_zinb": Method(
         partial(scvi_model, gene_likelihood="zinb"), "scVI, zinb",
