@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 STAMP := $(VENV)/.ready
 THREADS ?= 1
+# Test files are shared out to so many processes; each needs up to 3 GB.
+TEST_WORKERS ?= 2
 # scvi-tools 1.5 needs Python 3.12; constraints-next.txt is for that version.
 NEXT_PYTHON ?= python3.12
 NEXT_VENV ?= .venv-next
@@ -46,7 +48,7 @@ demo: $(STAMP)
 	$(BIN)/scvi-qbm demo --out demo-output
 
 test: $(STAMP) lint
-	$(BIN)/python -m pytest -m "not slow" -q
+	$(BIN)/python -m pytest -m "not slow" -q -n $(TEST_WORKERS) --dist loadfile
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow -q
@@ -70,7 +72,7 @@ $(NEXT_STAMP): pyproject.toml constraints-next.txt
 	touch $@
 
 test-next: $(NEXT_STAMP)
-	$(NEXT_BIN)/python -m pytest -m "not slow" -q
+	$(NEXT_BIN)/python -m pytest -m "not slow" -q -n $(TEST_WORKERS) --dist loadfile
 	$(NEXT_BIN)/python tests/peer/run.py
 
 lint: $(STAMP)

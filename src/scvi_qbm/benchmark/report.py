@@ -309,6 +309,6 @@ def _block(method: str) -> str:
 
 
 def _metrics() -> tuple[Any, ...]:
-    from .scores import METRICS
+    from .columns import METRICS
 
     return METRICS
