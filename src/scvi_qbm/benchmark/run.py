@@ -241,7 +241,11 @@ def _on_ray(
     started_here = not ray.is_initialized()
     if started_here:
         ray.init(log_to_driver=False)
-    remote = ray.remote(max_retries=0, num_cpus=1, runtime_env={"env_vars": environment})(function)
+
+    @ray.remote(max_retries=0, num_cpus=1, runtime_env={"env_vars": environment})
+    def remote(task: Task) -> dict[str, Any]:
+        return function(task)
+
     left, running = list(tasks), {}
     try:
         while left or running:
