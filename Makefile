@@ -100,6 +100,7 @@ bench-methods: $(STAMP)
 	SCVI_QBM_DATA_DIR=$${SCVI_QBM_DATA_DIR:-../shared/data} $(BIN)/scvi-qbm benchmark run \
 		benchmarks/shared.toml --workers 2 --out bench-methods-output
 	$(BIN)/scvi-qbm benchmark report bench-methods-output
+	$(BIN)/python benchmarks/benchmark_tables.py bench-methods-output docs/benchmark
 
 table: $(STAMP)
 	$(BIN)/python benchmarks/fit_all.py ../shared/data docs/fits.csv

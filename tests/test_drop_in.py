@@ -99,6 +99,7 @@ def test_every_public_method_has_its_row():
     named = [name for row in rows() for name in re.findall(r"`(\w+)`", row[0])]
     public = {name for name in dir(scvi_qbm.QBMVI) if not name.startswith("_")}
     missing = {name for name in dir(scvi.model.SCVI) if not name.startswith("_")} | public
+    missing.discard("setup_annbatch")  # of scvi-tools 1.5 alone, below the table
     assert set(named) == missing and len(named) == len(set(named))
 
 

@@ -187,6 +187,8 @@ def test_scgraph_equals_the_package(expression, tmp_path, capsys):
 
 def scib_trajectory(x, pseudotime, labels, batch=None):
     scib = pytest.importorskip("scib")
+    if int(pd.__version__.split(".")[0]) >= 3:
+        pytest.skip("scib 1.1.7 fills in place through a chain, which pandas 3 ignores")
     names = np.arange(len(x)).astype(str)
     obs = pd.DataFrame({"labels": labels, "batch": batch if batch is not None else "b"}, names)
     obs["batch"] = obs["batch"].astype("category")

@@ -47,7 +47,8 @@ def check_setup_keys(
         Argument name -> key or keys to look for in ``obs``, if any.
     """
     # By keys(): scvi-tools' CollectionAdapter cannot tell what its layers contain.
-    layers = adata.layers.keys()
+    # anndata 0.13 lists X among them, as None.
+    layers = [key for key in adata.layers.keys() if key is not None]
     if layer is not None and layer not in layers:
         raise KeyError(f"layer={layer!r} is not in adata.layers. Available: {_listed(layers)}.")
     for argument, keys in obs_keys.items():

@@ -1,0 +1,113 @@
+"""Put the results of a benchmark into docs: rows as CSV, and the tables of docs/benchmark.md.
+
+    python benchmarks/benchmark_tables.py bench-methods-output docs/benchmark
+
+Part of ``make bench-methods``.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import pandas as pd
+
+from scvi_qbm.benchmark.methods import METHODS
+from scvi_qbm.benchmark.rows import Rows
+from scvi_qbm.benchmark.statistics import means, paired, pool, tidy
+
+METRICS = {
+    "validation_elbo": "ELBO", "validation_iwae": "IW bound", "scib_bio": "bio",
+    "scib_batch": "batch", "scib_total": "total", "nmi": "NMI", "ari": "ARI",
+    "scgraph": "scGraph", "xgb_f1": "XGB F1", "knn_f1": "kNN F1", "lobo_f1": "unseen batch F1",
+    "trajectory": "trajectory", "seconds": "s",
+}  # fmt: skip
+NATS = ("validation_elbo", "validation_iwae", "seconds")
+
+
+def number(metric: str, row: pd.Series, sd: bool = True) -> str:
+    digits = 1 if metric in NATS else 3
+    text = f"{row['mean']:.{digits}f}"
+    return text + (f" ({row['sd']:.{digits}f})" if sd and row["sd"] == row["sd"] else "")
+
+
+def markdown(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def by_data(rows: pd.DataFrame) -> str:
+    table = means(rows, METRICS)
+    order = [m for m in METHODS if m in set(rows["method"])]
+    out = []
+    for data in rows["data"].unique():
+        part = table[table["data"] == data]
+        columns = [m for m in METRICS if m in set(part["metric"])]
+        cells = rows[rows["data"] == data].iloc[0]
+        lines = []
+        for method in order:
+            mine = part[part["method"] == method].set_index("metric")
+            if len(mine):
+                values = [number(m, mine.loc[m]) if m in mine.index else "" for m in columns]
+                seeds = rows[(rows["data"] == data) & (rows["method"] == method)]["seed"].nunique()
+                lines.append([METHODS[method].label, str(seeds), *values])
+        head = ["method", "seeds", *(METRICS[m] for m in columns)]
+        title = f"### {data}: {cells['n_cells']:.0f} cells, {cells['n_genes']:.0f} genes"
+        out.append(f"{title}\n\n{markdown(head, lines)}")
+    return "\n\n".join(out)
+
+
+def overall(rows: pd.DataFrame) -> str:
+    """Mean over data sets of QBMVI minus method, with the interval over sets."""
+    metrics = [m for m in METRICS if m != "seconds"]
+    differences = paired(rows, dict.fromkeys(metrics, True))
+    pooled = pool(differences)
+    lines = []
+    for method in METHODS:
+        mine = pooled[pooled["method"] == method].set_index("metric")
+        if len(mine) and METHODS[method].block != "control":
+            values = []
+            for m in metrics:
+                if m not in mine.index or mine.loc[m, "n"] < 2:
+                    values.append("")
+                    continue
+                r = mine.loc[m]
+                d = 1 if m in NATS else 3
+                mark = "**" if r["verdict"] in ("better", "worse") else ""
+                low, high = f"{r['low']:+.{d}f}", f"{r['high']:+.{d}f}"
+                values.append(f"{mark}{r['mean']:+.{d}f}{mark} ({low}, {high})")
+            lines.append([METHODS[method].label, *values])
+    return markdown(["QBMVI minus", *(METRICS[m] for m in metrics)], lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("docs", type=Path)
+    args = parser.parse_args()
+    rows = tidy(Rows(args.directory, "rows").frame())
+    rows = rows[rows["method"].isin(METHODS)]
+    args.docs.mkdir(parents=True, exist_ok=True)
+    # Rows as they were measured: what `scvi-qbm benchmark run` goes on from.
+    text = "".join(rows.apply(lambda r: r.dropna().to_json() + "\n", axis=1))
+    (args.docs / "rows.jsonl").write_text(text)
+    flat = rows.drop(columns=["versions"])
+    flat.round(5).to_csv(args.docs / "rows.csv", index=False)
+    good = rows[rows["status"] == "ok"]
+    dates = sorted(good["date"].str[:10].unique())
+    versions = ", ".join(f"{k} {v}" for k, v in good["versions"].iloc[-1].items())
+    (args.docs / "results.md").write_text(
+        "# Results\n\nMade by `make bench-methods` (`benchmarks/benchmark_tables.py`); how to "
+        "read it: [the benchmark](../benchmark.md).\n\n"
+        f"{len(good)} runs of {len(rows)}, {dates[0]} to "
+        f"{dates[-1]}; {versions}. Rows: [rows.csv](rows.csv).\n\n"
+        "## Over all data sets\n\nQBMVI minus the method, paired by seed; mean over data sets, in "
+        "brackets the 95 % interval over data sets; bold: clear of zero. Positive: QBMVI is "
+        f"better.\n\n{overall(good)}\n\n## By data set\n\nMean over seeds (sd). ELBO and "
+        "importance-weighted bound in nats per held-out cell, comparable among models of one "
+        f"likelihood.\n\n{by_data(good)}\n"
+    )
+
+
+if __name__ == "__main__":
+    main()
