@@ -112,7 +112,8 @@ def _counts(adata: AnnData, layer: str | None) -> sparse.csr_matrix:
     if layer is not None and layer not in adata.layers:
         raise KeyError(
             f"layer {layer!r} is not in adata.layers. Available: "
-            f"{', '.join(map(repr, adata.layers.keys())) or 'none'}."
+            # anndata 0.13 lists X among them, as None.
+            f"{', '.join(repr(k) for k in adata.layers.keys() if k is not None) or 'none'}."
         )
     where = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
     matrix = adata.X if layer is None else adata.layers[layer]
