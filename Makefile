@@ -19,7 +19,7 @@ KERNELS := $(wildcard src/scvi_qbm/samplers/_kernels.py src/scvi_qbm/samplers/_r
 export NUMBA_CACHE_DIR ?= $(CURDIR)/$(VENV)/numba-$(shell cat $(KERNELS) | cksum | cut -d' ' -f1)
 
 .PHONY: help demo test test-slow test-peers test-next lint bench-train bench-negative \
-	bench-samplers bench-sampling bench-landscape bench-methods table clean
+	bench-samplers bench-sampling bench-landscape bench-methods bench-metrics table clean
 
 help:
 	@echo "make demo        train QBMVI on 700 real cells, results in demo-output/"
@@ -33,6 +33,7 @@ help:
 	@echo "make bench-sampling  the paper's Figure 2: law, optima, time per sample (2 hours)"
 	@echo "make bench-landscape outliers, generated cells, attractors, beside SCVI (an hour)"
 	@echo "make bench-methods   QBMVI beside 20 other methods on ../shared/data (10 hours, resumable)"
+	@echo "make bench-metrics   time and memory of the scores by number of cells (5 minutes)"
 	@echo "make table       scvi-qbm fit on every data set in ../shared/data"
 
 $(STAMP): pyproject.toml constraints.txt
@@ -101,6 +102,9 @@ bench-methods: $(STAMP)
 		benchmarks/shared.toml --workers 2 --out bench-methods-output
 	$(BIN)/scvi-qbm benchmark report bench-methods-output
 	$(BIN)/python benchmarks/benchmark_tables.py bench-methods-output docs/benchmark
+
+bench-metrics: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore benchmarks/bench_metrics.py
 
 table: $(STAMP)
 	$(BIN)/python benchmarks/fit_all.py ../shared/data docs/fits.csv
