@@ -1,12 +1,13 @@
 """The tables of docs/landscape.md. Run by ``make bench-landscape``.
 
-    python benchmarks/bench_landscape.py [outliers|generation|attractors] [--data ../shared/data]
-                                         [--out landscape-output]
+    python benchmarks/bench_landscape.py [outliers|generation|attractors|limits]
+                                         [--data ../shared/data] [--out landscape-output]
 
 ``outliers``: AUROC of a cell type left out of training against held-out cells of the others.
 ``generation``: new cells against held-out ones, QBMVI's Boltzmann prior beside its W = 0 twin and
 SCVI's N(0, I) at its own and at QBMVI's size. ``attractors``: ARI with cell types, beside Leiden.
-Rows are kept as they are measured; what is there is not measured again.
+``limits``: what outlier scores make of cells whose genes were shuffled, and the shares of batches
+among generated cells. Rows are kept as they are measured; what is there is not measured again.
 """
 
 from __future__ import annotations
@@ -170,8 +171,37 @@ def attractors(rows: Rows, data: Path) -> None:
             rows.add(key, row)
 
 
+def limits(rows: Rows, data: Path) -> None:
+    name = SETS[0]
+    adata = read_h5ad(data / f"{name}.h5ad")
+    for seed in SEEDS:
+        key = {"data": name, "seed": seed}
+        if key in rows:
+            continue
+        model = models(adata, seed)["QBMVI"]()
+        real = adata[model.validation_indices].copy()
+        noise = real.copy()
+        rng = np.random.default_rng(seed)
+        noise.X = np.stack([rng.permutation(row) for row in real.X.toarray()])
+        a, b = losses(model, real), losses(model, noise)
+        y = np.repeat([0, 1], real.n_obs)
+        row = {f"auroc_{k}": float(roc_auc_score(y, np.concatenate([a[k], b[k]]))) for k in a}
+        row |= {"rarest": adata.obs["batch"].value_counts().idxmin()}
+        made = model.generate(2000, seed=seed).obs["batch"].astype(str)
+        row["share"] = float((adata.obs["batch"] == row["rarest"]).mean())
+        row["share_generated"] = float((made == row["rarest"]).mean())
+        of_b = adata.obs["cell_type"] == "B"
+        row["share_of_b_cells"] = float((adata.obs["batch"][of_b] == row["rarest"]).mean())
+        rows.add(key, row)
+
+
 def main() -> None:
-    parts = {"outliers": outliers, "generation": generation, "attractors": attractors}
+    parts = {
+        "outliers": outliers,
+        "generation": generation,
+        "attractors": attractors,
+        "limits": limits,
+    }
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parts", nargs="*", choices=[*parts, []])
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))

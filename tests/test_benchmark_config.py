@@ -56,6 +56,7 @@ def test_tasks_are_balanced_and_seeds_limited():
         ({"max_epochs": 0}, "max_epochs must be at least 1"),
         ({"methods": ("nope",)}, "Unknown method 'nope'"),
         ({"seeds_of": {"nope": 1}}, "unknown methods: nope"),
+        ({"groups": ("scib", "nope")}, "Unknown groups nope. Available: scib, clustering"),
     ],
 )
 def test_bad_configurations(change, message):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from scvi_qbm.benchmark.config import Config, DataSpec, Task
+from scvi_qbm.benchmark.curves import _train, score_by_epoch
 from scvi_qbm.benchmark.data import load_data, resolve
 from scvi_qbm.benchmark.measure import measure
 from scvi_qbm.benchmark.methods import METHODS, Method
@@ -100,6 +101,18 @@ def test_a_row_cut_off_while_written_is_scored_again_from_its_embedding(copied, 
     assert again["seconds"] == before["seconds"] and again["knn_f1"] == before["knn_f1"]
 
 
+def test_scoring_afresh_leaves_what_was_not_asked_for(copied, config):
+    from dataclasses import replace
+
+    before = {row["method"]: row for row in rows_of(copied)}
+    quiet(replace(config, methods=("labels",)), copied, rescore=True)
+    after = {row["method"]: row for row in rows_of(copied)}
+    assert set(after) == set(before)
+    assert all(after[name] == before[name] for name in ("pca", "shuffled"))
+    assert after["labels"]["date"] > before["labels"]["date"]
+    assert after["labels"]["seconds"] == before["labels"]["seconds"]  # not fitted again
+
+
 def test_another_benchmark_in_the_same_directory_is_refused(copied, config, spec):
     from dataclasses import replace
 
@@ -168,6 +181,36 @@ def test_a_method_that_needs_batches_fails_alone_and_is_retried(spec, tmp_path):
     rows = quiet(config, tmp_path, retry_failed=True)
     assert len(rows) == 2
     assert log.read_text()[length:].count("--- Task") == 1
+
+
+def test_a_method_that_uses_labels_says_when_there_are_none(spec, tmp_path):
+    from dataclasses import replace
+
+    bare = replace(spec, label_key=None)
+    row = measure(Task("made", "labels", 0), bare, tmp_path, max_epochs=1, groups=GROUPS)
+    assert row["reason"] == "ValueError: labels embedded needs a label column."
+
+
+def test_looking_at_a_model_does_not_change_how_it_trains(spec, tmp_path):
+    data = load_data(spec)
+    for name in ("qbmvi", "gaussian"):
+        looked = _train(name, data, "batch", 0, 3, (1, 2, 3))
+        assert sorted(looked) == [1, 2, 3]
+        assert np.abs(looked[1] - looked[3]).max() > 1e-3
+        options = {"batch_key": "batch", "seed": 0, "max_epochs": 3}
+        alone = METHODS[name].run(data, train_kwargs={"early_stopping": False}, **options)
+        np.testing.assert_allclose(looked[3], alone.embedding, atol=1e-5)
+
+
+def test_scores_by_epoch_are_kept(spec, tmp_path):
+    config = Config(data=(spec,), seeds=1, max_epochs=3)
+    frame = score_by_epoch(config, tmp_path, methods=["gaussian"], epochs=(1, 3, 9))
+    assert list(frame["epoch"]) == [1, 3] and frame[["nmi", "ari", "knn_f1"]].notna().all(None)
+    before = (tmp_path / "curves.jsonl").read_text()
+    score_by_epoch(config, tmp_path, methods=["gaussian"], epochs=(1, 3, 9))
+    assert (tmp_path / "curves.jsonl").read_text() == before
+    with pytest.raises(ValueError, match="'pca' cannot be looked at while it trains"):
+        score_by_epoch(config, tmp_path, methods=["pca"])
 
 
 def test_a_model_is_judged_by_its_likelihood_too(spec, tmp_path):

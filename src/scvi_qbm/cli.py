@@ -9,19 +9,14 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
+from scvi_qbm.benchmark.commands import add_commands, positive, run_command
+
 __all__ = ["main"]
 
 _EPILOG = """\
 exit status: 0 success, 1 the data or an option's value cannot be used, 2 wrong usage,
 130 interrupted.
 """
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return value
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -56,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("--n-latent", type=int, help="binary latent units (default: the recipe's)")
     fit.add_argument("--relaxation", help="spike_exponential or overlapping_exponential")
     fit.add_argument("--sampler", default="parallel_tempering", help="see: scvi-qbm samplers list")
-    fit.add_argument("--max-epochs", type=_positive, help="at most so many; early stopping is on")
+    fit.add_argument("--max-epochs", type=positive, help="at most so many; early stopping is on")
     fit.add_argument(
         "--representation",
         default="probabilities",
@@ -108,8 +103,6 @@ def _parser() -> argparse.ArgumentParser:
     sampling.add_argument("--quick", action="store_true", help="small sizes, a minute or two")
     sampling.add_argument("--seed", type=int, default=0, help="seed of everything")
 
-    from scvi_qbm.benchmark.commands import add_commands
-
     add_commands(subjects)
 
     demo = commands.add_parser("demo", help="train on 700 real cells that ship with scanpy")
@@ -122,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_threads(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threads",
-        type=_positive,
+        type=positive,
         default=1,
         help="torch threads (default 1: with more, a busy machine can be 30 times slower)",
     )
@@ -239,9 +232,8 @@ def _check(args: argparse.Namespace) -> int:
 
 def _benchmark(args: argparse.Namespace) -> None:
     if args.subject != "sampling":
-        from scvi_qbm.benchmark.commands import run_command
-
-        _prepare(getattr(args, "threads", 1))
+        if args.subject == "curves":  # the others train in processes of their own, or not at all
+            _prepare(args.threads)
         return run_command(args)
     from scvi_qbm.benchmark.sampling import PARTS, run_sampling
 

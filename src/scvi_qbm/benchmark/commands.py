@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-__all__ = ["add_commands", "run_command"]
+__all__ = ["add_commands", "positive", "run_command"]
 
 _RUN = """\
 example: scvi-qbm benchmark run --data cells.h5ad --layer counts --batch-key donor \\
@@ -16,7 +16,8 @@ Rows are kept in DIR as they are ready: a run that was stopped goes on where it 
 """
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """Type of an option that counts something."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError("must be at least 1")
@@ -37,7 +38,7 @@ def add_commands(subjects: Any) -> None:
     run.add_argument(
         "--executor", default="processes", choices=["processes", "ray"], help="where rows run"
     )
-    run.add_argument("--workers", type=_positive, default=1, help="rows at a time (1)")
+    run.add_argument("--workers", type=positive, default=1, help="rows at a time (1)")
     run.add_argument("--timeout", type=float, metavar="S", help="give a row up after S seconds")
     run.add_argument("--retry-failed", action="store_true", help="measure failed rows again")
     run.add_argument("--rescore", action="store_true", help="score kept embeddings afresh")
@@ -61,10 +62,10 @@ def _add_what(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--layer", help="layer with the counts (default: X)")
     parser.add_argument("--batch-key", help="column of obs")
     parser.add_argument("--label-key", help="column of obs with cell types")
-    parser.add_argument("--seeds", type=_positive, help="number of seeds (5)")
-    parser.add_argument("--max-epochs", type=_positive, help="budget of every model (100)")
+    parser.add_argument("--seeds", type=positive, help="number of seeds (5)")
+    parser.add_argument("--max-epochs", type=positive, help="budget of every model (100)")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--threads", type=_positive, default=1, help="threads of a row (1)")
+    parser.add_argument("--threads", type=positive, default=1, help="threads of a row (1)")
     parser.add_argument("--no-progress", action="store_true", help="no progress bar")
 
 
@@ -76,12 +77,9 @@ def _config(args: argparse.Namespace) -> Any:
     if (args.config is None) == (args.data is None):
         raise ValueError("Give either CONFIG.toml or --data.")
     given = {"seeds": args.seeds, "max_epochs": args.max_epochs}
-    for name in ("methods", "groups"):
-        if getattr(args, name, None):
-            given[name] = tuple(getattr(args, name))
+    if args.subject == "run":
+        given |= {k: tuple(getattr(args, k) or ()) or None for k in ("methods", "groups")}
     given = {k: v for k, v in given.items() if v is not None}
-    if args.command == "benchmark" and args.subject == "curves":
-        given.pop("methods", None)
     keys = {k: getattr(args, k) for k in ("layer", "batch_key", "label_key")}
     if args.config is not None:
         if any(keys.values()):

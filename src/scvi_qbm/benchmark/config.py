@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from .columns import GROUPS
 from .methods import METHODS, select_methods
 
 __all__ = ["Config", "DataSpec", "Task"]
@@ -106,10 +107,13 @@ class Config:
         for name in ("seeds", "max_epochs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if unknown := [group for group in self.groups or () if group not in GROUPS]:
+            raise ValueError(
+                f"Unknown groups {', '.join(unknown)}. Available: {', '.join(GROUPS)}."
+            )
         object.__setattr__(self, "methods", tuple(select_methods(self.methods)))
-        unknown = set(self.seeds_of) - set(METHODS)
-        if unknown:
-            raise ValueError(f"seeds_of names unknown methods: {', '.join(sorted(unknown))}.")
+        if absent := sorted(set(self.seeds_of) - set(METHODS)):
+            raise ValueError(f"seeds_of names unknown methods: {', '.join(absent)}.")
 
     @classmethod
     def from_toml(cls, path: Path) -> Config:

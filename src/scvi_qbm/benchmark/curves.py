@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ from numpy.typing import NDArray
 from scvi_qbm.metrics.classify import knn_probe
 
 from .config import Config
-from .data import load_data, resolve
+from .data import resolve
+from .measure import prepared
 from .methods import get_method
 from .rows import Rows
-from .scores import prepare_reference, score_embedding
+from .scores import score_embedding
 
 __all__ = ["EPOCHS", "score_by_epoch"]
 
@@ -81,7 +83,15 @@ def score_by_epoch(
     Returns
     -------
     A row a data set, method, seed and epoch.
+
+    Raises
+    ------
+    ValueError
+        For a method that cannot be looked at while it trains.
     """
+    for name in methods:
+        if "on_model" not in signature(get_method(name).run).parameters:
+            raise ValueError(f"{name!r} cannot be looked at while it trains; QBMVI and twins can.")
     rows = Rows(Path(out), "curves")
     for seed in range(config.seeds):
         for given in config.data:
@@ -92,10 +102,7 @@ def score_by_epoch(
             missing = [n for n, key in keys.items() if {**key, "epoch": wanted[-1]} not in rows]
             if not missing:
                 continue
-            adata = load_data(spec)
-            reference = prepare_reference(
-                adata, layer=None, batch_key=spec.batch_key, label_key=spec.label_key
-            )
+            adata, reference = prepared(spec, Path(out))
             for name in missing:
                 kept = _train(name, adata, spec.batch_key, seed, budget, wanted)
                 for epoch, embedding in kept.items():

@@ -12,6 +12,7 @@ from anndata import AnnData
 
 from scvi_qbm._checks import check_expression, check_setup_keys
 from scvi_qbm.datasets import describe, list_datasets, load
+from scvi_qbm.datasets._read import choose_cells
 
 from .config import DataSpec
 
@@ -57,7 +58,8 @@ def load_data(spec: DataSpec) -> AnnData:
         If the matrix does not hold counts, or a column has missing values.
     """
     if spec.path is None:
-        adata, layer = load(spec.name), "counts"
+        # Drawn while reading: a file of millions need not be read whole.
+        adata, layer = load(spec.name, max_cells=spec.max_cells), "counts"
     else:
         adata, layer = anndata.read_h5ad(spec.path), spec.layer
     keys = [
@@ -74,9 +76,9 @@ def load_data(spec: DataSpec) -> AnnData:
     data = AnnData(X=x, obs=adata.obs[list(dict.fromkeys(keys))].copy(), var=adata.var[[]].copy())
     for key in data.obs:
         data.obs[key] = data.obs[key].astype(str).astype("category")
-    if spec.max_cells is not None and spec.max_cells < data.n_obs:
-        chosen = np.random.default_rng(0).choice(data.n_obs, spec.max_cells, replace=False)
-        data = data[np.sort(chosen)].copy()
+    chosen = choose_cells(data.n_obs, spec.max_cells, seed=0)
+    if chosen is not None:
+        data = data[chosen].copy()
     where = f"{spec.name}: {'X' if layer is None else layer}"
     check_expression(data.X, likelihood="nb", where=where)
     data.X = data.X.astype(np.float32)

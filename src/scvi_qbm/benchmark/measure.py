@@ -23,7 +23,7 @@ from .likelihood import held_out_likelihood
 from .methods import get_method
 from .scores import Reference, prepare_reference, score_embedding
 
-__all__ = ["measure"]
+__all__ = ["measure", "prepared"]
 
 _PACKAGES = ("scvi-qbm", "scvi-tools", "torch", "numpy", "scanpy", "scib-metrics", "anndata")
 
@@ -67,7 +67,7 @@ def measure(
         "versions": _versions(),
     }
     try:
-        adata, reference = _prepared(spec, out)
+        adata, reference = prepared(spec, out)
         row |= {"n_cells": adata.n_obs, "n_genes": adata.n_vars}
         embedding, fitted = _embedding(task, spec, adata, out, max_epochs)
         row |= fitted
@@ -88,7 +88,8 @@ def measure(
 
 
 @lru_cache(maxsize=1)
-def _prepared(spec: DataSpec, out: Path) -> tuple[AnnData, Reference]:
+def prepared(spec: DataSpec, out: Path) -> tuple[AnnData, Reference]:
+    """A data set and what its scores compare with; its labels go to ``out/references``."""
     adata = load_data(spec)
     reference = prepare_reference(
         adata,
@@ -124,6 +125,8 @@ def _embedding(
                 return kept["embedding"], json.loads(str(kept["fitted"]))
     options: dict[str, Any] = {"batch_key": spec.batch_key}
     if method.uses_labels:
+        if spec.label_key is None:
+            raise ValueError(f"{method.label} needs a label column.")
         options["label_key"] = spec.label_key
     _reset_peak_memory()
     result = method.run(adata, seed=task.seed, max_epochs=budget, **options)

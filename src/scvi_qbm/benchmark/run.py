@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 
 from scvi_qbm.datasets import describe
+from scvi_qbm.metrics._extras import require
 
 from ._pool import work_through
 from .config import Config, DataSpec, Task
@@ -86,11 +87,17 @@ def run_benchmark(
     with _alone(out):
         _write_config(config, specs, out)
         rows = Rows(out, "rows")
-        if rescore:
-            rows.keep(lambda row: False)
-        elif retry_failed:
-            rows.keep(lambda row: row["status"] == "ok")
-        tasks = [task for task in config.tasks() if task.key not in rows]
+        tasks = config.tasks()
+        if rescore or retry_failed:
+            # Rows of this directory that are not asked for stay whatever they are.
+            asked = set(tasks)
+            rows.keep(
+                lambda row: (
+                    Task(row["data"], row["method"], row["seed"]) not in asked
+                    or (row["status"] == "ok" and not rescore)
+                )
+            )
+        tasks = [task for task in tasks if task.key not in rows]
         function = partial(
             _measure,
             specs=specs,
@@ -235,8 +242,6 @@ def _on_ray(
     logs: Path,
 ) -> Iterator[tuple[Task, dict[str, Any]]]:
     """As ``work_through``, on Ray; a worker that dies costs its own task only."""
-    from .methods._common import require
-
     ray = require("ray", "autotune")
     started_here = not ray.is_initialized()
     if started_here:

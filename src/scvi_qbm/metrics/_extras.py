@@ -1,4 +1,4 @@
-"""Packages of the extra ``benchmark``, imported where they are used."""
+"""Optional packages, imported where they are used."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from types import ModuleType
 __all__ = ["require"]
 
 
-def require(name: str) -> ModuleType:
+def require(name: str, extra: str = "benchmark") -> ModuleType:
     """Import an optional package; its absence raises ImportError that names the extra."""
     try:
         return import_module(name)
     except ImportError as error:
         raise ImportError(
-            f'`{name}` could not be imported: pip install "scvi-qbm[benchmark]".'
+            f'`{name}` could not be imported: pip install "scvi-qbm[{extra}]".'
         ) from error

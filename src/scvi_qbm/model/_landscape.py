@@ -125,8 +125,7 @@ class LandscapeMixin:
 
         How to read it: rank cells by it, do not compare with a fixed number. The default finds
         cell types that were not in training (docs/landscape.md has the AUROC of all three scores,
-        beside SCVI's), but not noise: units that cannot decide cost little. For broken cells use
-        ``"elbo"``.
+        beside SCVI's). For broken cells use ``"elbo"``, which sees the counts themselves.
 
         Parameters
         ----------

@@ -10,8 +10,9 @@ import numpy as np
 import scanpy as sc
 from anndata import AnnData
 from numpy.typing import NDArray
+from scipy import sparse
 
-__all__ = ["MethodResult", "bare", "fit", "log_normalised", "require"]
+__all__ = ["MethodResult", "bare", "dense", "fit", "log_normalised", "need_batches"]
 
 
 class MethodResult(NamedTuple):
@@ -70,19 +71,13 @@ def fit(
     return MethodResult(embedding, elbo, seconds, model)
 
 
-def require(module: str, extra: str) -> Any:
-    """Import an optional package.
+def dense(adata: AnnData) -> None:
+    """Make ``X`` an array, for those who cannot read a sparse matrix."""
+    if sparse.issparse(adata.X):
+        adata.X = adata.X.toarray()
 
-    Raises
-    ------
-    ImportError
-        If it is missing; names the extra that brings it.
-    """
-    import importlib
 
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name is None or not module.startswith(error.name):
-            raise
-        raise ImportError(f'{module} is missing: pip install "scvi-qbm[{extra}]"') from error
+def need_batches(batch_key: str | None, method: str) -> None:
+    """Raise ValueError where there is no batch column."""
+    if batch_key is None:
+        raise ValueError(f"{method} needs a batch column.")

@@ -9,7 +9,9 @@ import pandas as pd
 import scanpy as sc
 from anndata import AnnData
 
-from ._common import MethodResult, log_normalised, require
+from scvi_qbm.metrics._extras import require
+
+from ._common import MethodResult, log_normalised, need_batches
 
 __all__ = ["harmony", "labels_embedded", "pca", "scanorama", "shuffled"]
 
@@ -60,8 +62,7 @@ def harmony(
     ValueError
         If there is no batch column.
     """
-    if batch_key is None:
-        raise ValueError("Harmony needs a batch column.")
+    need_batches(batch_key, "Harmony")
     package = require("harmonypy", "benchmark")
     started = time.perf_counter()
     before = pca(adata, layer=layer, seed=seed).embedding
@@ -93,8 +94,7 @@ def scanorama(
     ValueError
         If there is no batch column.
     """
-    if batch_key is None:
-        raise ValueError("Scanorama needs a batch column.")
+    need_batches(batch_key, "Scanorama")
     package = require("scanorama", "scanorama")
     data, started = log_normalised(adata, layer, batch_key), time.perf_counter()
     batch = data.obs[batch_key].astype(str).to_numpy()

@@ -9,9 +9,10 @@ import numpy as np
 import scvi
 from anndata import AnnData
 
+from scvi_qbm.metrics._extras import require
 from scvi_qbm.recipes import get_recipe
 
-from ._common import MethodResult, bare, fit, log_normalised, require
+from ._common import MethodResult, bare, dense, fit, log_normalised, need_batches
 
 __all__ = ["autozi", "drvi", "ldvae", "scanvi", "scpoli", "scvi_model", "sysvi"]
 
@@ -44,6 +45,29 @@ def _stopping(optimiser: str = "default") -> dict[str, Any]:
     return out
 
 
+def _fit_counts(
+    cls: Any,
+    adata: AnnData,
+    layer: str | None,
+    batch_key: str | None,
+    seed: int,
+    max_epochs: int | None,
+    optimiser: str = "default",
+    **model_kwargs: Any,
+) -> MethodResult:
+    """Register counts, build ``cls``, and train it within the budget."""
+    scvi.settings.seed = seed
+    data, started = bare(adata, layer, batch_key), time.perf_counter()
+    cls.setup_anndata(data, batch_key=batch_key)
+    return fit(
+        cls(data, **model_kwargs),
+        started,
+        max_epochs=max_epochs,
+        plan_kwargs=_plan(optimiser),
+        **_stopping(optimiser),
+    )
+
+
 def scvi_model(
     adata: AnnData,
     *,
@@ -67,17 +91,8 @@ def scvi_model(
     """
     from scvi.model import SCVI
 
-    scvi.settings.seed = seed
-    data, started = bare(adata, layer, batch_key), time.perf_counter()
-    SCVI.setup_anndata(data, batch_key=batch_key)
-    model = SCVI(data, **({"gene_likelihood": "nb"} | model_kwargs))
-    return fit(
-        model,
-        started,
-        max_epochs=max_epochs,
-        plan_kwargs=_plan(optimiser),
-        **_stopping(optimiser),
-    )
+    kwargs = {"gene_likelihood": "nb", "optimiser": optimiser} | model_kwargs
+    return _fit_counts(SCVI, adata, layer, batch_key, seed, max_epochs, **kwargs)
 
 
 def ldvae(
@@ -97,11 +112,7 @@ def ldvae(
     """
     from scvi.model import LinearSCVI
 
-    scvi.settings.seed = seed
-    data, started = bare(adata, layer, batch_key), time.perf_counter()
-    LinearSCVI.setup_anndata(data, batch_key=batch_key)
-    plan = _plan("default")
-    return fit(LinearSCVI(data), started, max_epochs=max_epochs, plan_kwargs=plan, **_stopping())
+    return _fit_counts(LinearSCVI, adata, layer, batch_key, seed, max_epochs)
 
 
 def autozi(
@@ -124,12 +135,7 @@ def autozi(
     """
     from scvi.model import AUTOZI
 
-    scvi.settings.seed = seed
-    data, started = bare(adata, layer, batch_key), time.perf_counter()
-    AUTOZI.setup_anndata(data, batch_key=batch_key)
-    result = fit(
-        AUTOZI(data), started, max_epochs=max_epochs, plan_kwargs=_plan("default"), **_stopping()
-    )
+    result = _fit_counts(AUTOZI, adata, layer, batch_key, seed, max_epochs)
     return result._replace(validation_elbo=float("nan"))
 
 
@@ -157,11 +163,10 @@ def sysvi(
     """
     from scvi.external import SysVI
 
-    if batch_key is None:
-        raise ValueError("SysVI needs a batch column.")
+    need_batches(batch_key, "SysVI")
     scvi.settings.seed = seed
     data, started = log_normalised(adata, layer, batch_key), time.perf_counter()
-    data.X = np.asarray(data.X.todense() if hasattr(data.X, "todense") else data.X)
+    dense(data)
     SysVI.setup_anndata(data, batch_key=batch_key)
     model = SysVI(data)
     model.train(max_epochs=max_epochs, check_val_every_n_epoch=1)
@@ -263,7 +268,8 @@ def scpoli(
     scPoli = require("scarches.models.scpoli", "scpoli").scPoli
     scvi.settings.seed = seed
     data, started = bare(adata, layer, batch_key, label_key), time.perf_counter()
-    data.X = np.asarray(data.X.todense() if hasattr(data.X, "todense") else data.X, np.float32)
+    dense(data)
+    data.X = data.X.astype(np.float32)
     if batch_key is None:
         batch_key = "batch"
         data.obs[batch_key] = "one"
