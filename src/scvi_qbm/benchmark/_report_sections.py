@@ -227,8 +227,9 @@ def cost_table(report: Report, data: str) -> Html:
     good = rows[rows["status"] == "ok"]
     columns = {
         "seconds": "time (s)", "cpu_seconds": "processor time (s)",
-        "peak_memory_mb": "peak memory (MiB)", "n_dimensions": "dimensions", "epochs": "epochs", "validation_iwae": "IWAE (nats per cell)",
-        "validation_elbo": "ELBO (nats per cell)", "log_z_se": "se of log Z (nats)",
+        "peak_memory_mb": "peak memory (MiB)", "n_dimensions": "dimensions", "epochs": "epochs",
+        "validation_iwae": "IWAE (nats per cell)", "validation_elbo": "ELBO (nats per cell)",
+        "log_z_se": "se of log Z (nats)",
     }  # fmt: skip
     columns = {c: t for c, t in columns.items() if c in good and good[c].notna().any()}
 

@@ -1,0 +1,66 @@
+"""Execute the tutorials: ``python tutorials/execute.py [--quick] [name ...]``.
+
+Without ``--quick`` outputs are written back into the notebooks. With it nothing is written, and
+the parameters in a notebook's metadata, ``{"scvi_qbm": {"quick": {"max_epochs": 2}}}``, replace
+those of its cell with the tag ``parameters``: the whole code on less work, as CI runs it.
+"""
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+
+HERE = Path(__file__).parent
+
+
+def notebooks() -> list[Path]:
+    """All tutorials, in the order of their numbers."""
+    return sorted(HERE.glob("*.ipynb"))
+
+
+def execute(path: Path, quick: bool = False) -> nbformat.NotebookNode:
+    """Run a notebook in a fresh kernel and an empty directory; the first failing cell raises."""
+    notebook = nbformat.read(path, as_version=4)
+    if quick:
+        smaller = notebook.metadata.get("scvi_qbm", {}).get("quick", {})
+        for cell in notebook.cells:
+            if "parameters" in cell.metadata.get("tags", []):
+                cell.source += "".join(f"\n{name} = {value!r}" for name, value in smaller.items())
+    with tempfile.TemporaryDirectory() as directory:
+        client = NotebookClient(
+            notebook, timeout=1800, resources={"metadata": {"path": directory}}
+        )
+        client.execute()
+    return notebook
+
+
+def main() -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", help="part of a notebook's name; default all")
+    parser.add_argument("--quick", action="store_true", help="small parameters, nothing written")
+    arguments = parser.parse_args()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    chosen = [
+        p for p in notebooks() if not arguments.names or any(n in p.stem for n in arguments.names)
+    ]
+    if not chosen:
+        parser.error(f"no tutorial is called {arguments.names}: {[p.stem for p in notebooks()]}")
+    for path in chosen:
+        start = time.perf_counter()
+        notebook = execute(path, arguments.quick)
+        if not arguments.quick:
+            for cell in notebook.cells:
+                cell.metadata.pop("execution", None)  # times of day, which differ every time
+            nbformat.write(notebook, path)
+        print(f"{path.name}: {time.perf_counter() - start:.0f} s", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
