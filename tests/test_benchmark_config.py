@@ -55,7 +55,7 @@ def test_tasks_are_balanced_and_seeds_limited():
         ({"seeds": 0}, "seeds must be at least 1"),
         ({"max_epochs": 0}, "max_epochs must be at least 1"),
         ({"methods": ("nope",)}, "Unknown method 'nope'"),
-        ({"seeds_of": {"nope": 1}}, "unknown methods: nope"),
+        ({"seeds_of": {"nope": 1}}, "Unknown method 'nope'"),
         ({"groups": ("scib", "nope")}, "Unknown groups nope. Available: scib, clustering"),
     ],
 )

@@ -313,3 +313,59 @@ def test_names_of_ours_bring_their_columns():
     assert resolve(DataSpec("paul15_myeloid", label_key="x")).label_key == "x"
     with pytest.raises(FileNotFoundError, match="no such file"):
         resolve(DataSpec("x", path="nowhere.h5ad"))
+
+
+OUTSIDE = '''
+import numpy as np
+
+def totals(adata, *, batch_key, seed, max_epochs):
+    """Log totals of cells.
+
+    More text.
+    """
+    adata.X.data[:] = 1  # of a copy
+    return np.log1p(np.asarray(adata.X.sum(1))).repeat(2, axis=1)
+
+def careless(adata):
+    return adata.X
+
+number = 3
+'''
+
+
+@pytest.fixture
+def outside(tmp_path, monkeypatch):
+    """A module of the user's, in a folder on the path."""
+    folder = tmp_path / "lab"
+    folder.mkdir()
+    (folder / "lab_methods.py").write_text(OUTSIDE)
+    monkeypatch.syspath_prepend(str(folder))
+    yield
+    sys.modules.pop("lab_methods", None)
+
+
+def test_a_method_of_the_users_own(spec, tmp_path, outside):
+    methods = ("pca", "lab_methods:totals")
+    config = Config(data=(spec,), methods=methods, seeds=1, max_epochs=2, groups=GROUPS)
+    rows = quiet(config, tmp_path / "run").set_index("method")
+    assert list(rows["status"]) == ["ok", "ok"] and rows["n_dimensions"]["lab_methods:totals"] == 2
+    assert rows["xgb_f1"]["lab_methods:totals"] < rows["xgb_f1"]["pca"]
+    known = json.loads((tmp_path / "run" / "config.json").read_text())["methods"]
+    assert known["lab_methods:totals"] == {
+        "label": "totals", "block": "unsupervised", "summary": "Log totals of cells.",
+    }  # fmt: skip
+    assert (tmp_path / "run" / "embeddings" / "made" / "lab_methods.totals" / "0.npz").is_file()
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [
+        ("no_such_module:f", ImportError, "PYTHONPATH"),
+        ("lab_methods:missing", ValueError, "has no 'missing'"),
+        ("lab_methods:careless", ValueError, "does not take batch_key, max_epochs, seed"),
+        ("lab_methods:number", ValueError, "is no function"),
+    ],
+)
+def test_what_cannot_be_a_method_is_said_before_anything_runs(spec, outside, name, error, message):
+    with pytest.raises(error, match=message):
+        Config(data=(spec,), methods=(name,))

@@ -37,7 +37,14 @@ def split_rhat(draws: ArrayLike) -> float:
 
     Returns
     -------
-    :math:`\hat R`; NaN if every value is the same (a frozen chain says nothing about mixing).
+    float
+        :math:`\hat R`; NaN if every value is the same (a frozen chain says nothing about mixing),
+        infinite if chains are frozen at different values.
+
+    Raises
+    ------
+    ValueError
+        If ``draws`` has more than 2 axes or fewer than 4 draws.
 
     References
     ----------
@@ -65,7 +72,13 @@ def effective_sample_size(draws: ArrayLike) -> float:
 
     Returns
     -------
-    The effective size, at most ``n_chains * n_draws``; NaN if every value is the same.
+    float
+        The effective size, at most ``n_chains * n_draws``; NaN if every value is the same.
+
+    Raises
+    ------
+    ValueError
+        If ``draws`` has more than 2 axes or fewer than 4 draws.
 
     References
     ----------
@@ -108,9 +121,12 @@ def effective_beta(ising: Ising, spins: ArrayLike) -> tuple[float, float]:
 
     Returns
     -------
-    Beta and its standard error, with states taken as independent. Infinite where no spin of any
-    state would gain by a flip (all in local minima); negative where states avoid low energies;
-    NaN where the model has neither couplings nor fields.
+    beta : float
+        In units of the model's own. Infinite where no spin of any state would gain by a flip (all
+        in local minima); negative where states avoid low energies; NaN where the model has
+        neither couplings nor fields.
+    standard_error : float
+        Of beta, with states taken as independent; NaN where beta is not finite.
 
     Raises
     ------
@@ -163,12 +179,21 @@ def total_variation(spins: ArrayLike, law: ArrayLike) -> tuple[float, float]:
     spins
         int8 ``(n_samples, n_spins)``.
     law
-        Probabilities of all states, from :func:`scvi_qbm.samplers.exact.boltzmann_law`.
+        Probabilities of all states, shape ``(2**n_spins,)``, from
+        :func:`scvi_qbm.samplers.exact.boltzmann_law`.
 
     Returns
     -------
-    The distance, and its expectation under independent draws from ``law`` (the floor: finite
-    samples are never at distance zero).
+    distance : float
+        From 0 (the same law) to 1.
+    floor : float
+        Its expectation under independent draws from ``law``: finite samples are never at distance
+        zero.
+
+    Raises
+    ------
+    ValueError
+        If ``law`` has not one probability a state.
     """
     states = np.asarray(spins)
     probabilities = np.asarray(law, dtype=np.float64)

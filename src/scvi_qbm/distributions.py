@@ -21,7 +21,9 @@ class FreeNormal(Normal):
     Parameters
     ----------
     loc, scale
-        Mean and standard deviation.
+        Mean and standard deviation, shapes that broadcast.
+    validate_args
+        Whether to check arguments and values; torch's default if None.
     """
 
     arg_constraints = {"loc": constraints.real, "scale": constraints.positive}
@@ -38,7 +40,9 @@ class ScaledPoisson(Poisson):
     rate
         Mean, >= 0.
     scale
-        Normalised expression, the mean over the library size.
+        Normalised expression, the mean over the library size, shape of ``rate``; ones if None.
+    validate_args
+        Whether to check arguments and values; torch's default if None.
     """
 
     arg_constraints = {

@@ -113,7 +113,23 @@ class Ising:
         return f"Ising(n_spins={self.n_spins}, offset={self.offset:.6g})"
 
     def local_fields(self, spins: ArrayLike) -> FloatArray:
-        """Local fields ``f = J s + b``, ``(..., n_spins)``; flipping spin i costs 2 s_i f_i."""
+        """Local fields ``f = J s + b``; flipping spin i costs ``2 s_i f_i``.
+
+        Parameters
+        ----------
+        spins
+            States of shape ``(..., n_spins)`` with entries -1 and +1 (not checked here).
+
+        Returns
+        -------
+        numpy.ndarray
+            float64 of the same shape.
+
+        Raises
+        ------
+        ValueError
+            If the last axis is not ``n_spins`` long.
+        """
         s = self._spins(spins)
         out: FloatArray = s @ self.J + self.b
         return out
@@ -128,7 +144,8 @@ class Ising:
 
         Returns
         -------
-        float64 array of shape ``(...)``.
+        numpy.ndarray
+            float64 of shape ``(...)``.
 
         Raises
         ------
@@ -152,7 +169,18 @@ class Ising:
         return s
 
     def scaled(self, beta: float) -> Ising:
-        """The model with energies times ``beta``: its law at 1 is the law of this one at beta."""
+        """The model with energies times ``beta``: its law at 1 is the law of this one at beta.
+
+        Parameters
+        ----------
+        beta
+            The factor; an inverse temperature.
+
+        Returns
+        -------
+        Ising
+            A new model; this one itself where ``beta`` is 1.
+        """
         if beta == 1.0:
             return self
         return self._trusted(beta * self.J, beta * self.b, beta * self.offset)
@@ -183,6 +211,11 @@ class Ising:
         h
             Biases, shape ``(n,)``. A positive entry makes it costly that the unit is on.
 
+        Returns
+        -------
+        Ising
+            ``n`` spins, the same energies.
+
         Raises
         ------
         ValueError
@@ -201,7 +234,21 @@ class Ising:
         )
 
     def to_boltzmann(self) -> tuple[FloatArray, FloatArray, float]:
-        """The Boltzmann machine ``(W, h, constant)`` with ``E(s) = h.z + z'Wz/2 + constant``."""
+        r"""The Boltzmann machine of this model over binary units :math:`z = (s + 1) / 2`.
+
+        The inverse of :meth:`from_boltzmann`:
+        :math:`E(s) = h^\top z + \frac12 z^\top W z + \mathrm{constant}`.
+
+        Returns
+        -------
+        W : numpy.ndarray
+            Couplings :math:`-4J`, float64 ``(n_spins, n_spins)``, symmetric with zero diagonal.
+        h : numpy.ndarray
+            Biases :math:`2(J\mathbf 1 - b)`, float64 ``(n_spins,)``.
+        constant : float
+            What a machine has no place for:
+            :math:`c + \mathbf 1^\top b - \frac12 \mathbf 1^\top J \mathbf 1`.
+        """
         weights = -4 * self.J
         bias = -2 * self.b + 2 * self.J.sum(axis=1)
         constant = self.offset + float(self.b.sum()) - 0.5 * float(self.J.sum())
@@ -218,6 +265,11 @@ class Ising:
         offset
             Constant added to every energy.
 
+        Returns
+        -------
+        Ising
+            ``n`` spins, the same energies.
+
         Raises
         ------
         ValueError
@@ -233,7 +285,15 @@ class Ising:
         return cls(model.J, model.b, model.offset + offset)
 
     def to_qubo(self) -> tuple[FloatArray, float]:
-        """Symmetric ``(Q, constant)`` with ``E(s) = z'Qz + constant`` for ``z = (s + 1) / 2``."""
+        r"""The QUBO of this model, :math:`E(s) = z^\top Q z + \mathrm{constant}` with :math:`z = (s + 1) / 2`.
+
+        Returns
+        -------
+        Q : numpy.ndarray
+            float64 ``(n_spins, n_spins)``, symmetric; the diagonal is the linear term.
+        constant : float
+            The energy of z = 0.
+        """
         weights, bias, constant = self.to_boltzmann()
         return weights / 2 + np.diag(bias), constant
 
@@ -242,10 +302,11 @@ class Ising:
 
         Returns
         -------
-        Matrix :math:`M` of shape ``(n_spins + 1, n_spins + 1)``, symmetric with zero diagonal,
-        with :math:`-\frac12 \tilde s^\top M \tilde s + c = E(s)` wherever
-        :math:`\tilde s = (\sigma s, \sigma)`, :math:`\sigma = \pm 1`. Multiply a machine's
-        states by their last spin to get back to those of this model.
+        numpy.ndarray
+            Matrix :math:`M`, float64 ``(n_spins + 1, n_spins + 1)``, symmetric with zero
+            diagonal, with :math:`-\frac12 \tilde s^\top M \tilde s + c = E(s)` wherever
+            :math:`\tilde s = (\sigma s, \sigma)`, :math:`\sigma = \pm 1`. Multiply a machine's
+            states by their last spin to get back to those of this model.
         """
         n = self.n_spins
         out = np.zeros((n + 1, n + 1))

@@ -51,7 +51,13 @@ class Attractors(NamedTuple):
 
     @property
     def barriers(self) -> F64:
-        """Climb from each minimum (row) to the pass to another (column), in nats; at least 0."""
+        """Climb from each minimum (row) to the pass to another (column), in nats; at least 0.
+
+        Raises
+        ------
+        ValueError
+            If passes were not computed (``barriers=False``).
+        """
         if self.saddles is None:
             raise ValueError("Barriers were not computed: leave out barriers=False.")
         return self.saddles - self.energies[:, None]
@@ -67,7 +73,13 @@ class Attractors(NamedTuple):
 
         Returns
         -------
-        int64 (n_codes,), from 0, largest group first.
+        numpy.ndarray
+            int64 ``(n_codes,)``, from 0, largest group first.
+
+        Raises
+        ------
+        ValueError
+            If passes were not computed (``barriers=False``), or ``barrier`` is negative.
         """
         if self.saddles is None:
             raise ValueError("Barriers were not computed: leave out barriers=False.")
@@ -129,7 +141,8 @@ def quench(machine: Ising | tuple[ArrayLike, ArrayLike], codes: ArrayLike) -> ND
 
     Returns
     -------
-    int8 ``(n_codes, n_units)``: no single flip lowers their energy. Ties go to the first unit.
+    numpy.ndarray
+        int8 ``(n_codes, n_units)``: no single flip lowers their energy. Ties go to the first unit.
 
     Raises
     ------
@@ -197,7 +210,13 @@ def saddles(machine: Ising | tuple[ArrayLike, ArrayLike], states: ArrayLike) -> 
 
     Returns
     -------
-    ``(k, k)``, symmetric, the states' own energies on the diagonal.
+    numpy.ndarray
+        float64 ``(k, k)``, symmetric, the states' own energies on the diagonal.
+
+    Raises
+    ------
+    ValueError
+        As :func:`quench`.
     """
     W, h = _parts(machine)
     z = _checked(states, h.shape[0])
@@ -234,7 +253,7 @@ def _spanning_tree(weights: F64) -> tuple[list[tuple[int, int]], list[float]]:
 
 
 def merge_tree(energies: ArrayLike, passes: ArrayLike) -> F64 | None:
-    """Tree of merges as the level rises: a disconnectivity graph (Becker and Karplus 1997).
+    """Tree of merges as the level rises: a disconnectivity graph.
 
     Parameters
     ----------
@@ -245,8 +264,13 @@ def merge_tree(energies: ArrayLike, passes: ArrayLike) -> F64 | None:
 
     Returns
     -------
-    A linkage matrix (k - 1, 4) for ``scipy.cluster.hierarchy.dendrogram``; heights are energies of
-    passes above the lowest minimum. None for one minimum.
+    numpy.ndarray | None
+        A linkage matrix, float64 ``(k - 1, 4)``, for ``scipy.cluster.hierarchy.dendrogram``;
+        heights are energies of passes above the lowest minimum. None for one minimum.
+
+    References
+    ----------
+    Becker and Karplus (1997), J. Chem. Phys. 106, 1495.
     """
     energies, passes = np.asarray(energies, dtype=float), np.asarray(passes, dtype=float)
     k = len(energies)
@@ -271,9 +295,24 @@ def cut_tree(energies: ArrayLike, passes: ArrayLike, barrier: float) -> NDArray[
     Minima are taken from the highest to the lowest; each joins the neighbour of lowest pass among
     those not above it. What is left are valleys more than ``barrier`` deep.
 
+    Parameters
+    ----------
+    energies
+        Of the minima, ``(k,)``, nats.
+    passes
+        From :func:`saddles`, ``(k, k)``, nats.
+    barrier
+        Highest climb that joins, >= 0, in nats; 0 joins only minima on one level.
+
     Returns
     -------
-    int64 (k,): for each minimum the index of the minimum that stands for its valley.
+    numpy.ndarray
+        int64 ``(k,)``: for each minimum the index of the minimum that stands for its valley.
+
+    Raises
+    ------
+    ValueError
+        If ``barrier`` is negative or NaN.
     """
     if not barrier >= 0:
         raise ValueError(f"`barrier` must be at least 0 nats, got {barrier}.")
@@ -317,12 +356,13 @@ def find_attractors(
 
     Returns
     -------
-    :class:`Attractors`
+    Attractors
+        The minima, largest basin first; without passes and tree if ``barriers`` is False.
 
     Raises
     ------
     ValueError
-        As :func:`quench`; or if there are more than 2,000 minima and ``barriers`` is True.
+        As :func:`quench`; if there are no codes; or if there are more than 2,000 minima and ``barriers`` is True.
     """
     W, h = _parts(machine)
     minima = quench((W, h), codes)

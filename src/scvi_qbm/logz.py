@@ -26,7 +26,15 @@ Method = Literal["bar", "ais", "exact"]
 
 
 class LogPartition(NamedTuple):
-    """``(value, standard_error)`` in nats; the error of an enumeration is 0."""
+    """A log partition function and how far to trust it.
+
+    Parameters
+    ----------
+    value
+        log Z, in nats.
+    standard_error
+        In nats; 0 for an enumeration.
+    """
 
     value: float
     standard_error: float
@@ -64,8 +72,9 @@ def bar(trace: F64, ladder: F64) -> BarEstimate:
 
     Returns
     -------
-    :class:`BarEstimate`. The standard error is the sandwich estimate with chains as clusters, so
-    autocorrelation along a chain and correlation between its levels are in it.
+    BarEstimate
+        The standard error is the sandwich estimate with chains as clusters, so autocorrelation
+        along a chain and correlation between its levels are in it.
 
     Raises
     ------
@@ -139,8 +148,15 @@ def bar_from_chains(
 
     Returns
     -------
-    log Z of ``chains.ising`` at inverse temperature 1 with its standard error, and the tempered
-    energies ``U`` of the target level (see ``_chains``), float64 ``(n_draws, n_chains)``.
+    log_partition : LogPartition
+        Of ``chains.ising`` at inverse temperature 1, in nats.
+    target_energies : numpy.ndarray
+        The tempered energies ``U`` recorded at the target level, float64 ``(n_draws, n_chains)``.
+
+    Raises
+    ------
+    ValueError
+        If the ladder does not run from 0 to 1; or as :func:`bar`.
     """
     if chains.ladder[0] != 0.0 or chains.ladder[-1] != 1.0:
         raise ValueError("The ladder must run from 0 to 1.")
@@ -215,7 +231,8 @@ def log_partition(
 
     Returns
     -------
-    ``(value, standard_error)`` in nats.
+    LogPartition
+        ``(value, standard_error)`` in nats.
 
     Raises
     ------

@@ -64,10 +64,20 @@ RECIPES = {
 def get_recipe(name: str) -> Recipe:
     """The recipe of that name.
 
+    Parameters
+    ----------
+    name
+        A key of :data:`RECIPES`: ``"default"`` or ``"paper"``.
+
+    Returns
+    -------
+    Recipe
+        Defaults of the model, its training plan and ``train``.
+
     Raises
     ------
     ValueError
-        If there is none; the message lists those there are.
+        If there is none of that name; the message lists those there are.
     """
     if name not in RECIPES:
         raise ValueError(f"Unknown recipe {name!r}. Available: {', '.join(RECIPES)}.")

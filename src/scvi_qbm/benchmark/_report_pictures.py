@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from scvi_qbm import plots
 
 from ._report_html import Html, details, picture, tag
+from .rows import folder_of
 
 if TYPE_CHECKING:
-    from .report import Report
+from .report import Report
 
 __all__ = ["cell_pictures", "cost_picture", "score_pictures"]
 
@@ -195,7 +196,7 @@ def _artifacts(report: Report, data: str, method: str) -> dict[str, Any]:
 
 
 def _paths(report: Report, data: str, method: str) -> list[Path]:
-    folder = report.directory / "artifacts" / data / method
+    folder = report.directory / "artifacts" / data / folder_of(method)
     good = report.on(report.rows, data)
     good = good[(good["method"] == method) & (good["status"] == "ok")]
     # Of runs that count only: a failed attempt may have left a file.

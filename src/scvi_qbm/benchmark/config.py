@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .columns import GROUPS
-from .methods import METHODS, select_methods
+from .methods import get_method, select_methods
 
 __all__ = ["Config", "DataSpec", "Task"]
 
@@ -112,8 +112,8 @@ class Config:
                 f"Unknown groups {', '.join(unknown)}. Available: {', '.join(GROUPS)}."
             )
         object.__setattr__(self, "methods", tuple(select_methods(self.methods)))
-        if absent := sorted(set(self.seeds_of) - set(METHODS)):
-            raise ValueError(f"seeds_of names unknown methods: {', '.join(absent)}.")
+        for name in self.seeds_of:
+            get_method(name)
 
     @classmethod
     def from_toml(cls, path: Path) -> Config:
@@ -148,7 +148,7 @@ class Config:
         """All rows, by seed, then data set, then method: a run cut short is balanced."""
 
         def wanted(method: str) -> int:
-            limit = self.seeds_of.get(method, METHODS[method].n_seeds)
+            limit = self.seeds_of.get(method, get_method(method).n_seeds)
             return self.seeds if limit is None else min(limit, self.seeds)
 
         return [

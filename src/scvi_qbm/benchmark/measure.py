@@ -21,6 +21,7 @@ from .config import DataSpec, Task
 from .data import load_data
 from .likelihood import held_out_likelihood
 from .methods import get_method
+from .rows import folder_of
 from .scores import Reference, prepare_reference, score_embedding
 
 __all__ = ["measure", "prepared"]
@@ -75,7 +76,9 @@ def measure(
             embedding, reference, groups=groups, seed=task.seed, n_jobs=n_jobs
         )
         row |= scores
-        _save(out / "artifacts" / task.data / task.method / f"{task.seed}.npz", artifacts)
+        _save(
+            out / "artifacts" / task.data / folder_of(task.method) / f"{task.seed}.npz", artifacts
+        )
     except ImportError as error:
         row |= {"status": "absent", "reason": str(error)}
     except Exception as error:  # noqa: BLE001 - a method's failure is a row, not the end
@@ -118,7 +121,7 @@ def _embedding(
     budget = spec.max_epochs or max_epochs
     key = json.dumps([str(task), str(spec), budget, adata.n_obs, adata.n_vars], sort_keys=True)
     fingerprint = hashlib.sha256(key.encode()).hexdigest()
-    path = out / "embeddings" / task.data / task.method / f"{task.seed}.npz"
+    path = out / "embeddings" / task.data / folder_of(task.method) / f"{task.seed}.npz"
     if path.exists():
         with np.load(path, allow_pickle=False) as kept:
             if str(kept["fingerprint"]) == fingerprint:

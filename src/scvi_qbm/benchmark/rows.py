@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-__all__ = ["Rows"]
+__all__ = ["Rows", "folder_of"]
 
 
 class Rows:
@@ -51,3 +51,8 @@ class Rows:
     def frame(self) -> pd.DataFrame:
         """All rows."""
         return pd.DataFrame(self.rows)
+
+
+def folder_of(method: str) -> str:
+    """Name of a method's folder: ``"module:function"`` without what Windows refuses."""
+    return method.replace(":", ".")

@@ -19,7 +19,7 @@ from scvi_qbm.metrics._extras import require
 from ._pool import work_through
 from .config import Config, DataSpec, Task
 from .data import resolve
-from .methods import METHODS
+from .methods import METHODS, get_method
 from .rows import Rows
 
 __all__ = ["EXECUTORS", "run_benchmark"]
@@ -172,9 +172,10 @@ def _write_config(config: Config, specs: Any, out: Path) -> None:
         )
     content = {
         "data": before["data"] | data,
-        "methods": {
+        "methods": before.get("methods", {})
+        | {
             name: {"label": m.label, "block": m.block, "summary": m.summary}
-            for name, m in METHODS.items()
+            for name, m in (METHODS | {n: get_method(n) for n in config.methods}).items()
         },
         "max_epochs": config.max_epochs,
         "seeds": max(config.seeds, before.get("seeds", 0)),

@@ -1,16 +1,17 @@
 """Methods to compare: each a function from AnnData to an embedding and what it knows of itself.
 
-A new method is one function with :func:`pca`'s signature, and one line in ``METHODS``.
+A new method is one function with :func:`pca`'s signature, and one line in ``METHODS``; yours, in
+any module that can be imported, is named ``"module:function"``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from functools import partial
+from functools import lru_cache, partial
 from inspect import signature
 from typing import NamedTuple
 
-from ._common import MethodResult
+from ._common import MethodResult, imported
 from ._linear import harmony, labels_embedded, pca, scanorama, shuffled
 from ._scvi_tools import autozi, drvi, ldvae, scanvi, scpoli, scvi_model, sysvi
 from ._vae import GaussianTwin, gaussian_twin, qbmvi
@@ -140,18 +141,57 @@ METHODS: dict[str, Method] = {
 def get_method(name: str) -> Method:
     """The method of that name.
 
+    Parameters
+    ----------
+    name
+        A key of ``METHODS``, or ``"module:attribute"`` for a function or a :class:`Method` of
+        yours. A function takes an AnnData with counts in ``X`` and the keywords ``batch_key``,
+        ``seed`` and ``max_epochs`` (and ``label_key``, if it uses labels), and returns an
+        embedding or a :class:`MethodResult`.
+
+    Returns
+    -------
+    Its line of the table.
+
     Raises
     ------
     ValueError
-        If there is none; the message lists those there are.
+        If there is none (the message lists those there are), or the module has no such function,
+        or it does not take those keywords.
+    ImportError
+        If the module cannot be imported.
     """
-    if name not in METHODS:
-        raise ValueError(f"Unknown method {name!r}. Available: {', '.join(METHODS)}.")
-    return METHODS[name]
+    if name in METHODS:
+        return METHODS[name]
+    if ":" in name:
+        return _external(name)
+    raise ValueError(
+        f"Unknown method {name!r}. Available: {', '.join(METHODS)}; or 'module:function'."
+    )
+
+
+@lru_cache
+def _external(name: str) -> Method:
+    found = imported(name)
+    if isinstance(found, Method):
+        return found
+    if not callable(found):
+        raise ValueError(f"{name} is no function and no Method, but {type(found).__name__}.")
+    summary = (found.__doc__ or "").strip().partition("\n")[0]
+    return Method(found, name.rpartition(":")[2], summary)
 
 
 def select_methods(names: Iterable[str]) -> list[str]:
-    """Names of methods from names and groups: ``core``, ``all``, or a block.
+    """Names of methods from names and groups.
+
+    Parameters
+    ----------
+    names
+        Names as :func:`get_method` takes them, ``core``, ``all``, or a block.
+
+    Returns
+    -------
+    Names, each once, in that order.
 
     Raises
     ------
@@ -160,7 +200,8 @@ def select_methods(names: Iterable[str]) -> list[str]:
     """
     out: list[str] = []
     for name in names:
-        if name in METHODS:
+        if name in METHODS or ":" in name:
+            get_method(name)
             chosen = [name]
         elif name == "core":
             chosen = [key for key, method in METHODS.items() if method.core]
@@ -171,7 +212,7 @@ def select_methods(names: Iterable[str]) -> list[str]:
             if not chosen:
                 raise ValueError(
                     f"Unknown method {name!r}. Available: core, all, unsupervised, supervised, "
-                    f"control, {', '.join(METHODS)}."
+                    f"control, {', '.join(METHODS)}; or 'module:function' for yours."
                 )
         out += [key for key in chosen if key not in out]
     return out

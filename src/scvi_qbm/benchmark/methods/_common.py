@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import wraps
+from importlib import import_module
+from inspect import Parameter, signature
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +15,9 @@ from anndata import AnnData
 from numpy.typing import NDArray
 from scipy import sparse
 
-__all__ = ["MethodResult", "bare", "dense", "fit", "log_normalised", "need_batches"]
+__all__ = [
+    "MethodResult", "bare", "dense", "fit", "imported", "log_normalised", "need_batches",
+]  # fmt: skip
 
 
 class MethodResult(NamedTuple):
@@ -81,3 +86,36 @@ def need_batches(batch_key: str | None, method: str) -> None:
     """Raise ValueError where there is no batch column."""
     if batch_key is None:
         raise ValueError(f"{method} needs a batch column.")
+
+
+def imported(name: str) -> Any:
+    """What ``"module:attribute"`` names; a function is made to return a :class:`MethodResult`."""
+    module, _, attribute = name.partition(":")
+    try:
+        found = getattr(import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        if error.name != module:
+            raise
+        raise ImportError(
+            f"No module {module!r} for the method {name!r}. Install it, or set PYTHONPATH to the "
+            "folder that holds it; the processes of a benchmark import it afresh."
+        ) from error
+    except AttributeError as error:
+        raise ValueError(f"{module} has no {attribute!r}, for the method {name!r}.") from error
+    if isinstance(found, tuple) or not callable(found):
+        return found
+    takes = signature(found).parameters
+    missing = {"batch_key", "seed", "max_epochs"} - set(takes)
+    if missing and not any(p.kind is Parameter.VAR_KEYWORD for p in takes.values()):
+        raise ValueError(f"{name} does not take {', '.join(sorted(missing))}.")
+
+    @wraps(found)
+    def run(adata: AnnData, **options: Any) -> MethodResult:
+        started = time.perf_counter()
+        result = found(adata.copy(), **options)
+        if isinstance(result, MethodResult):
+            return result
+        seconds = time.perf_counter() - started
+        return MethodResult(np.asarray(result), float("nan"), seconds)
+
+    return run
