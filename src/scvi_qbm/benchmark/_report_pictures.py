@@ -17,7 +17,7 @@ from ._report_html import Html, details, picture, tag
 from .rows import folder_of
 
 if TYPE_CHECKING:
-from .report import Report
+    from .report import Report
 
 __all__ = ["cell_pictures", "cost_picture", "score_pictures"]
 
