@@ -1,7 +1,10 @@
 """Processes that work through the benchmark's tasks."""
 
 import os
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 from pool_tasks import work
@@ -58,5 +61,34 @@ def test_a_run_that_is_left_stops_its_processes(tmp_path):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     rows.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(path.read_text()), 0)
+
+
+PARENT = """
+import sys
+from pool_tasks import work
+from scvi_qbm.benchmark._pool import work_through
+
+if __name__ == "__main__":
+    list(work_through([("touch", sys.argv[1])], work))
+"""
+
+
+def test_processes_end_with_a_parent_that_is_killed(tmp_path):
+    script, path = tmp_path / "parent.py", tmp_path / "pid"
+    script.write_text(PARENT)
+    paths = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
+    parent = subprocess.Popen(
+        [sys.executable, script, path], env={**os.environ, "PYTHONPATH": paths}
+    )
+    deadline = time.monotonic() + 60
+    while not (path.exists() and path.read_text()):
+        assert time.monotonic() < deadline and parent.poll() is None
+        time.sleep(0.05)
+    parent.kill()
+    parent.wait()
+    while Path(f"/proc/{path.read_text()}").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
     with pytest.raises(ProcessLookupError):
         os.kill(int(path.read_text()), 0)

@@ -8,9 +8,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
+from threading import Thread
 from typing import Any, NamedTuple
 
 __all__ = ["work_through"]
@@ -139,6 +140,7 @@ def _stop(worker: _Worker) -> None:
 def _loop(connection: Connection, function: Any, log: str | None) -> None:
     # Ctrl-C is the parent's to handle, which stops us.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    Thread(target=_end_with_parent, daemon=True).start()
     if log is not None:
         file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(file, 1)
@@ -149,3 +151,11 @@ def _loop(connection: Connection, function: Any, log: str | None) -> None:
         except EOFError:
             return
         connection.send(function(task))
+
+
+def _end_with_parent() -> None:
+    """A parent that was killed cannot stop us, and nobody would take our row."""
+    parent = parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
