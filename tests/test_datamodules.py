@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import scvi
 import torch
+from anndata import AnnData
 from anndata.experimental import AnnCollection
 from lightning.pytorch import LightningDataModule
 from scvi.dataloaders import CollectionAdapter
@@ -237,6 +238,13 @@ def test_collection_of_anndatas(pbmc, tmp_path):
     model.save(tmp_path / "model", save_anndata=False)
     loaded = scvi_qbm.QBMVI.load(tmp_path / "model", adata=collection)
     np.testing.assert_array_equal(loaded.get_latent_representation(), latent)
+
+
+def test_a_collection_without_layers(pbmc):
+    part = AnnData(pbmc.layers["counts"], obs=pbmc.obs[["batch"]].copy())
+    collection = CollectionAdapter(AnnCollection([part], join_obs="inner"))
+    with pytest.raises(KeyError, match="layers only"):
+        scvi_qbm.QBMVI.setup_anndata(collection, batch_key="batch")
 
 
 def test_a_collection_with_bad_values(pbmc):

@@ -8,8 +8,10 @@ import http.server
 import json
 import os
 import socket
+import sys
 import threading
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -262,6 +264,15 @@ def test_a_progress_bar_is_drawn_unless_switched_off(server, capsys):
     get(server, progress=True)
     shown = capsys.readouterr()
     assert "a.bin" in shown.err and shown.out == ""
+
+
+@pytest.mark.parametrize("style", ["rich", "tqdm"])
+def test_the_bar_has_the_style_of_scvi_tools(server, capsys, monkeypatch, style):
+    settings = SimpleNamespace(progress_bar_style=style)
+    monkeypatch.setitem(sys.modules, "scvi", SimpleNamespace(settings=settings))
+    get(server, progress=True)
+    shown = capsys.readouterr().err
+    assert "a.bin" in shown and ("a.bin: " in shown) == (style == "tqdm")
 
 
 def test_archives_are_unpacked_and_removed(server):

@@ -46,11 +46,19 @@ def check_setup_keys(
     obs_keys
         Argument name -> key or keys to look for in ``obs``, if any.
     """
-    # By keys(): scvi-tools' CollectionAdapter cannot tell what its layers contain.
-    # anndata 0.13 lists X among them, as None.
-    layers = [key for key in adata.layers.keys() if key is not None]
-    if layer is not None and layer not in layers:
-        raise KeyError(f"layer={layer!r} is not in adata.layers. Available: {_listed(layers)}.")
+    if layer is None and not hasattr(adata, "X"):
+        raise KeyError(
+            "The data have no X: scvi-tools' CollectionAdapter hands on layers only. Put the "
+            "counts into a layer of every AnnData, and pass layer=."
+        )
+    if layer is not None:
+        # By keys(): a CollectionAdapter cannot tell what its layers contain. anndata 0.13 lists X
+        # among them, as None.
+        layers = [key for key in adata.layers.keys() if key is not None]
+        if layer not in layers:
+            raise KeyError(
+                f"layer={layer!r} is not in adata.layers. Available: {_listed(layers)}."
+            )
     for argument, keys in obs_keys.items():
         for key in [keys] if isinstance(keys, str) else keys or []:
             if key not in adata.obs:

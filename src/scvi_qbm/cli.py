@@ -122,7 +122,19 @@ def _add_threads(parser: argparse.ArgumentParser) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status."""
+    """Run the command line.
+
+    Parameters
+    ----------
+    argv
+        Arguments after the program's name; those of the process if None.
+
+    Returns
+    -------
+    int
+        Exit status: 0; 1 after an error, which goes to standard error; 2 without a command; 130
+        when interrupted.
+    """
     parser = _parser()
     args = parser.parse_args(argv)
     if args.version:

@@ -94,6 +94,11 @@ def model_card(
     references
         Papers; Markdown.
 
+    Returns
+    -------
+    str
+        Markdown: a header for the hub, then model, prior, data, training and references.
+
     Raises
     ------
     ValueError
@@ -167,7 +172,8 @@ def push(
 
     Returns
     -------
-    :class:`scvi.hub.HubModel`; its ``push_to_huggingface_hub(repo_name)`` uploads the directory.
+    scvi.hub.HubModel
+        Its ``push_to_huggingface_hub(repo_name)`` uploads the directory.
 
     Raises
     ------
@@ -206,7 +212,8 @@ def pull(source: str | Path, **kwargs: Any) -> HubModel:
 
     Returns
     -------
-    :class:`scvi.hub.HubModel`; ``.model`` loads the :class:`~scvi_qbm.QBMVI`.
+    scvi.hub.HubModel
+        Its ``model`` loads the :class:`~scvi_qbm.QBMVI`.
     """
     if Path(source).is_dir():
         return HubModel(str(source))

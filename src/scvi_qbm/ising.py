@@ -285,7 +285,7 @@ class Ising:
         return cls(model.J, model.b, model.offset + offset)
 
     def to_qubo(self) -> tuple[FloatArray, float]:
-        r"""The QUBO of this model, :math:`E(s) = z^\top Q z + \mathrm{constant}` with :math:`z = (s + 1) / 2`.
+        r"""The QUBO :math:`E(s) = z^\top Q z + \mathrm{constant}` over :math:`z = (s + 1) / 2`.
 
         Returns
         -------

@@ -362,7 +362,8 @@ def find_attractors(
     Raises
     ------
     ValueError
-        As :func:`quench`; if there are no codes; or if there are more than 2,000 minima and ``barriers`` is True.
+        As :func:`quench`; if there are no codes; or if there are more than 2,000 minima and
+        ``barriers`` is True.
     """
     W, h = _parts(machine)
     minima = quench((W, h), codes)

@@ -36,12 +36,14 @@ class ExpressionVAE(VAE):
 
     Parameters
     ----------
-    *args, **kwargs
+    *args
         As :class:`scvi.module.VAE`.
     normal_variance
-        For ``gene_likelihood="normal"``. ``"learned"``: a standard deviation per gene (or as
+        For ``gene_likelihood="normal"``. ``"learned"``: a variance per gene (or as
         ``dispersion`` says). ``"fixed"``: 1/2, so that :math:`-\log p(x|z)` is the squared error
         plus a constant.
+    **kwargs
+        As :class:`scvi.module.VAE`.
     """
 
     def __init__(
@@ -74,7 +76,19 @@ class ExpressionVAE(VAE):
 
     @auto_move_data
     def generative(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Decode continuous codes, see :meth:`scvi.module.VAE.generative`."""
+        """Decode continuous codes, see :meth:`scvi.module.VAE.generative`.
+
+        Parameters
+        ----------
+        *args, **kwargs
+            As there: codes, library sizes (log), batch and covariates.
+
+        Returns
+        -------
+        dict[str, Any]
+            As there; ``px`` is a :class:`~scvi_qbm.distributions.FreeNormal` or
+            :class:`~scvi_qbm.distributions.ScaledPoisson` for these two likelihoods.
+        """
         out = super().generative(*args, **kwargs)
         px = out[MODULE_KEYS.PX_KEY]
         if self.gene_likelihood == "normal":
@@ -129,14 +143,40 @@ class BinaryEncoder(nn.Module):
         self.relaxation_beta = relaxation_beta
 
     def posterior(self, logits: Tensor) -> BinaryRelaxation:
-        """The relaxed posterior with these logits, in float32 at least."""
+        """The relaxed posterior with these logits, in float32 at least.
+
+        Parameters
+        ----------
+        logits
+            Log-odds of the units, ``(..., n_output)``.
+
+        Returns
+        -------
+        scvi_qbm.relaxations.BinaryRelaxation
+            Law of the continuous code, elementwise.
+        """
         # Under autocast logits come in half precision, too coarse for a sum of many entropies.
         if logits.dtype in (torch.bfloat16, torch.float16):
             logits = logits.float()
         return self.relaxation(logits, self.relaxation_beta)
 
     def forward(self, x: Tensor, *cat_list: Tensor) -> tuple[BinaryRelaxation, Tensor]:
-        """Posterior and one reparametrised draw of the continuous code."""
+        """Posterior and one reparametrised draw of the continuous code.
+
+        Parameters
+        ----------
+        x
+            Features, ``(n_cells, n_input)``.
+        *cat_list
+            Categories of each covariate of ``n_cat_list``, ``(n_cells, 1)`` each.
+
+        Returns
+        -------
+        qz : scvi_qbm.relaxations.BinaryRelaxation
+            The posterior, ``(n_cells, n_output)``.
+        zeta : torch.Tensor
+            The draw, in [0, 1], ``(n_cells, n_output)``, with gradients.
+        """
         qz = self.posterior(self.logits(self.encoder(x, *cat_list)))
         return qz, qz.rsample()
 
@@ -151,16 +191,34 @@ class QBMVAE(ExpressionVAE):
 
     Parameters
     ----------
-    n_input, n_batch, n_labels, n_hidden, n_latent, n_layers, n_continuous_cov, n_cats_per_cov,
-    dropout_rate, dispersion, gene_likelihood, encode_covariates,
-    deeply_inject_covariates, batch_representation, use_batch_norm, use_layer_norm,
-    use_size_factor_key, use_observed_lib_size, extra_payload_autotune, library_log_means,
-    library_log_vars, extra_encoder_kwargs, extra_decoder_kwargs, batch_embedding_kwargs
-        As :class:`scvi.module.VAE`; ``extra_encoder_kwargs`` go to :class:`scvi.nn.FCLayers`.
+    n_input, n_batch, n_labels
+        Numbers of genes, batches and labels.
+    n_hidden
+        Units per hidden layer.
+    n_latent
+        Binary latent units, >= 2.
+    n_layers
+        Hidden layers of encoder and decoder.
+    n_continuous_cov, n_cats_per_cov, dropout_rate, dispersion
+        As :class:`scvi.module.VAE`.
     log_variational
         Whether the encoder sees log(1 + x); if None, for count likelihoods.
+    gene_likelihood
+        As :class:`scvi.module.VAE`, but for ``"normal"``, see :class:`ExpressionVAE`.
     latent_distribution
         Only ``"bernoulli"``.
+    encode_covariates, deeply_inject_covariates, batch_representation
+        As :class:`scvi.module.VAE`.
+    use_batch_norm, use_layer_norm, use_size_factor_key, use_observed_lib_size
+        As :class:`scvi.module.VAE`.
+    extra_payload_autotune, library_log_means, library_log_vars
+        As :class:`scvi.module.VAE`.
+    var_activation
+        Accepted for compatibility; a binary posterior has no variance of its own.
+    extra_encoder_kwargs
+        For the encoder's :class:`scvi.nn.FCLayers`.
+    extra_decoder_kwargs, batch_embedding_kwargs
+        As :class:`scvi.module.VAE`.
     relaxation, relaxation_beta
         Name (see :func:`scvi_qbm.relaxations.list_relaxations`) and sharpness of the relaxation.
     prior
@@ -169,13 +227,12 @@ class QBMVAE(ExpressionVAE):
         Where the negative phase's samples come from, see :class:`~scvi_qbm.prior.BoltzmannPrior`.
     normal_variance
         See :class:`ExpressionVAE`.
-    var_activation
-        Accepted for compatibility; a binary posterior has no variance of its own.
 
     Raises
     ------
     ValueError
-        If the relaxation, prior or sampler is unknown or ``n_latent`` < 2.
+        If ``latent_distribution`` is not ``"bernoulli"``, the relaxation, prior or sampler is
+        unknown, or ``n_latent`` < 2.
     """
 
     def __init__(
@@ -309,7 +366,31 @@ class QBMVAE(ExpressionVAE):
         y: Tensor | None = None,
         transform_batch: Tensor | None = None,
     ) -> dict[str, Any]:
-        """Decode continuous codes; the prior is not a torch distribution, so ``pz`` is None."""
+        """Decode continuous codes, see :meth:`scvi.module.VAE.generative`.
+
+        Parameters
+        ----------
+        z
+            Continuous codes in [0, 1], ``([n_samples,] n_cells, n_latent)``.
+        library
+            Log library sizes, ``([n_samples,] n_cells, 1)``; zeros for ``normal``.
+        batch_index
+            Batch of each cell, ``(n_cells, 1)``.
+        cont_covs, cat_covs
+            Continuous and categorical covariates, ``(n_cells, n_covariates)``.
+        size_factor
+            Size factors, ``(n_cells, 1)``, used instead of the library with ``size_factor_key``.
+        y
+            Label of each cell, ``(n_cells, 1)``.
+        transform_batch
+            Decode as if every cell were of this batch.
+
+        Returns
+        -------
+        dict[str, Any]
+            ``px``, the likelihood; ``pl``, the prior of a latent library size or None; ``pz``,
+            None: a Boltzmann machine is not a torch distribution.
+        """
         out = super().generative(
             z, library, batch_index, cont_covs, cat_covs, size_factor, y, transform_batch
         )
@@ -328,6 +409,21 @@ class QBMVAE(ExpressionVAE):
 
         In training mode the prior's own gradient rides along with weight 1 and value 0: warm-up
         must not starve the Boltzmann machine, and its surrogate is not part of the bound.
+
+        Parameters
+        ----------
+        tensors
+            A minibatch.
+        inference_outputs, generative_outputs
+            What ``inference`` and :meth:`generative` returned for it.
+        kl_weight
+            Weight of KL(q(z|x) || p(z)); below 1 the value is no bound.
+
+        Returns
+        -------
+        scvi.module.base.LossOutput
+            The loss averaged over cells; reconstruction and KL a cell, ``(n_cells,)``. All in
+            nats.
         """
         qz = inference_outputs[MODULE_KEYS.QZ_KEY]
         kl_z = self.prior.kl(qz.logits)
@@ -383,7 +479,17 @@ class QBMVAE(ExpressionVAE):
 
         Returns
         -------
-        Tensor ``(n_cells,)`` in nats, or its mean as a float.
+        torch.Tensor | float
+            ``(n_cells,)`` in nats, or its mean as a float.
+
+        Raises
+        ------
+        ValueError
+            If ``n_mc_samples`` < 1.
+
+        References
+        ----------
+        Burda et al. (2016), Importance Weighted Autoencoders, arXiv:1509.00519, equation 8.
         """
         if n_mc_samples < 1:
             raise ValueError(f"`n_mc_samples` must be at least 1, got {n_mc_samples}.")

@@ -38,12 +38,14 @@ class QBMTrainingPlan(TrainingPlan):
         Learning rate of the Boltzmann machine; ``lr / 5`` by default.
     bm_weight_decay
         Weight decay on the Boltzmann machine.
+    weight_decay
+        Weight decay on encoder and decoder.
     eps
         Adam's epsilon. scvi-tools' 0.01 starves discrete latents (docs/training.md).
     n_epochs_kl_warmup
         Epochs over which the KL weight rises; the machine's own gradient is not scaled by it.
     log_z_every_n_epochs
-        Where validation is off.
+        Epochs between estimates of log Z where validation does not bring them.
     **kwargs
         As :class:`scvi.train.TrainingPlan`.
     """
@@ -82,7 +84,13 @@ class QBMTrainingPlan(TrainingPlan):
         self._dishonest = 0
 
     def get_optimizer_creator(self) -> Any:
-        """The optimiser's constructor, handed the groups ``vae`` and ``bm``."""
+        """The optimiser's constructor, handed the groups ``vae`` and ``bm``.
+
+        Returns
+        -------
+        Callable
+            Parameters in, optimiser out, as scvi-tools calls it.
+        """
         create = super().get_optimizer_creator()
         return lambda params: create(self._parameter_groups(params))
 
@@ -101,6 +109,18 @@ class QBMTrainingPlan(TrainingPlan):
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         """One step; negative samples are drawn beside the forward pass.
+
+        Parameters
+        ----------
+        batch
+            A minibatch of tensors by registry key.
+        batch_idx
+            Its number in the epoch.
+
+        Returns
+        -------
+        torch.Tensor | dict
+            As :class:`scvi.train.TrainingPlan`.
 
         Raises
         ------
@@ -146,13 +166,25 @@ class QBMTrainingPlan(TrainingPlan):
         )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the prior's chains to a Lightning checkpoint."""
+        """Add the prior's chains to a Lightning checkpoint.
+
+        Parameters
+        ----------
+        checkpoint
+            Changed in place.
+        """
         super().on_save_checkpoint(checkpoint)
         if isinstance(self.module.prior, BoltzmannPrior):
             checkpoint[_CHECKPOINT_KEY] = self.module.prior.training_state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the prior's chains from a Lightning checkpoint."""
+        """Take the prior's chains from a Lightning checkpoint.
+
+        Parameters
+        ----------
+        checkpoint
+            As :meth:`on_save_checkpoint` left it; without chains they start afresh.
+        """
         super().on_load_checkpoint(checkpoint)
         self._resumed = checkpoint.get(_CHECKPOINT_KEY)
 

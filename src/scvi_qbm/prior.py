@@ -151,24 +151,70 @@ class _BinaryPrior(nn.Module):
         self.register_buffer("log_z_se", torch.tensor(0.0))
 
     def energy(self, z: Tensor, *, detach: bool = False) -> Tensor:
-        """E(z) for z in [0, 1], shape ``(..., n_latent)`` -> ``(...)``; in expectation E(q)."""
+        """Energy of codes, in nats.
+
+        Parameters
+        ----------
+        z
+            Codes ``(..., n_latent)``, 0 and 1; of probabilities in [0, 1] it is the expectation
+            over independent units.
+        detach
+            No gradients to the prior's parameters.
+
+        Returns
+        -------
+        torch.Tensor
+            Shape ``(...)``.
+        """
         h = self.h.detach() if detach else self.h
         return z @ h
 
     def log_prob(self, z: Tensor) -> Tensor:
-        """Normalised log-probability of binary codes, shape ``(...)``."""
+        """Normalised log-probability of binary codes.
+
+        Parameters
+        ----------
+        z
+            0 and 1, shape ``(..., n_latent)``.
+
+        Returns
+        -------
+        torch.Tensor
+            ``-E(z) - log Z`` in nats, shape ``(...)``, with the log Z last estimated.
+        """
         return -self.energy(z) - self.log_z
 
     def kl(self, logits: Tensor) -> Tensor:
-        r"""KL(q || p) in nats for each cell, shape ``(..., n_latent)`` -> ``(...)``.
+        """Divergence KL(q || p) of each factorised posterior: exact, but for the error of log Z.
 
         Gradients flow to the logits only; the prior's own come from :meth:`surrogate`, which no
         KL weight scales.
+
+        Parameters
+        ----------
+        logits
+            Of the posterior's units, shape ``(..., n_latent)``.
+
+        Returns
+        -------
+        torch.Tensor
+            In nats, shape ``(...)``.
         """
         return _entropy_term(logits) + self.energy(torch.sigmoid(logits), detach=True) + self.log_z
 
     def surrogate(self, q: Tensor) -> Tensor:
-        """A scalar whose gradient is that of E_q[-log p], q (n_cells, n_latent) detached."""
+        r"""A scalar whose gradient is that of :math:`E_q[-\log p]`.
+
+        Parameters
+        ----------
+        q
+            Posterior probabilities, ``(n_cells, n_latent)``, detached.
+
+        Returns
+        -------
+        torch.Tensor
+            A scalar for backpropagation.
+        """
         raise NotImplementedError
 
     def prefetch(self) -> None:
@@ -180,33 +226,88 @@ class _BinaryPrior(nn.Module):
     def refresh_log_z(
         self, *, final: bool = False, over_ranks: bool = True
     ) -> NegativePhaseReport | None:
-        """Bring ``log_z`` up to date with the parameters."""
+        """Bring ``log_z`` up to date with the parameters.
+
+        Parameters
+        ----------
+        final
+            Whether this is the value that is reported in the end.
+        over_ranks
+            Average over the ranks of distributed training, which must all call this.
+
+        Returns
+        -------
+        NegativePhaseReport | None
+            None where log Z is exact.
+        """
         raise NotImplementedError
 
     def parameters_numpy(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """``(W, h)`` as float64 arrays, W symmetric with zero diagonal."""
+        """Couplings and biases as arrays, zeros for the couplings.
+
+        Returns
+        -------
+        W : numpy.ndarray
+            float64 ``(n_latent, n_latent)``.
+        h : numpy.ndarray
+            float64 ``(n_latent,)``, a copy.
+        """
         h = self.h.detach().cpu().double().numpy().copy()
         return np.zeros((self.n_latent, self.n_latent)), h
 
     def ising(self) -> Ising:
-        """The prior as an Ising model with the same energies."""
+        """The prior as an Ising model with the same energies.
+
+        Returns
+        -------
+        scvi_qbm.ising.Ising
+            Over spins ``s = 2z - 1``, in nats: sample it at ``beta=1``.
+        """
         return Ising.from_boltzmann(*self.parameters_numpy())
 
 
 class BernoulliPrior(_BinaryPrior):
-    """Independent units: the W = 0 twin, with learned biases and everything in closed form."""
+    """Independent units: the W = 0 twin, with learned biases and everything in closed form.
+
+    Parameters
+    ----------
+    n_latent
+        Number of binary units, >= 2.
+
+    Raises
+    ------
+    ValueError
+        If ``n_latent`` < 2.
+    """
 
     def _exact_log_z(self) -> Tensor:
         return softplus(-self.h).sum()
 
     def surrogate(self, q: Tensor) -> Tensor:
-        """E(q) + log Z, averaged over cells."""
+        """E(q) + log Z, averaged over cells: here the loss itself, in nats; ``log_z`` is updated.
+
+        Parameters
+        ----------
+        q
+            Posterior probabilities, ``(n_cells, n_latent)``, detached.
+
+        Returns
+        -------
+        torch.Tensor
+            A scalar for backpropagation.
+        """
         log_z = self._exact_log_z()
         self.log_z.copy_(log_z.detach())
         return self.energy(q).mean() + log_z
 
     def refresh_log_z(self, *, final: bool = False, over_ranks: bool = True) -> None:
-        """Log Z in closed form."""
+        """Set ``log_z`` to its closed form; there is no negative phase to report on.
+
+        Parameters
+        ----------
+        final, over_ranks
+            Not used: the value is exact, and the same on every rank.
+        """
         self.log_z.copy_(self._exact_log_z().detach())
 
 
@@ -299,6 +400,12 @@ class BoltzmannPrior(_BinaryPrior):
 
         Tensors, numbers and lists only, as a Lightning checkpoint wants them. A corrected
         heuristic's chains are not kept: they start afresh from its states every so often anyway.
+
+        Returns
+        -------
+        dict[str, Any]
+            ``chains`` by name; ``steps`` taken and ``since`` the last estimate; ``recent``
+            energies in nats; ``tracked``, the W and h that log Z is known for, or None.
         """
         self._settle()
         chains = {
@@ -316,6 +423,11 @@ class BoltzmannPrior(_BinaryPrior):
 
     def load_training_state(self, state: dict[str, Any]) -> None:
         """Go on where :meth:`training_state` was taken.
+
+        Parameters
+        ----------
+        state
+            What it returned.
 
         Raises
         ------
@@ -349,22 +461,60 @@ class BoltzmannPrior(_BinaryPrior):
 
     @property
     def W(self) -> Tensor:
-        """Couplings, symmetric with zero diagonal."""
+        """Couplings in nats, ``(n_latent, n_latent)``, symmetric with zero diagonal."""
         upper = self.W_upper.triu(1)
         return upper + upper.T
 
     def energy(self, z: Tensor, *, detach: bool = False) -> Tensor:
-        """E(z) for z in [0, 1], shape ``(..., n_latent)`` -> ``(...)``; in expectation E(q)."""
+        """Energy of codes, in nats.
+
+        Parameters
+        ----------
+        z
+            Codes ``(..., n_latent)``, 0 and 1; of probabilities in [0, 1] it is the expectation
+            over independent units, as W has no diagonal.
+        detach
+            No gradients to the machine's parameters.
+
+        Returns
+        -------
+        torch.Tensor
+            Shape ``(...)``.
+        """
         upper = self.W_upper.detach() if detach else self.W_upper
         return super().energy(z, detach=detach) + ((z @ upper.triu(1)) * z).sum(-1)
 
     def parameters_numpy(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """``(W, h)`` as float64 arrays, W symmetric with zero diagonal."""
+        """Couplings and biases as arrays, in nats.
+
+        Returns
+        -------
+        W : numpy.ndarray
+            float64 ``(n_latent, n_latent)``, symmetric with zero diagonal, a copy.
+        h : numpy.ndarray
+            float64 ``(n_latent,)``, a copy.
+        """
         upper = np.triu(self.W_upper.detach().cpu().double().numpy(), 1)
         return upper + upper.T, super().parameters_numpy()[1]
 
     def surrogate(self, q: Tensor) -> Tensor:
-        """E(q) over cells minus E over negative samples; draws them. The value means nothing."""
+        """E(q) over cells minus E over negative samples, which it draws. The value means nothing.
+
+        Parameters
+        ----------
+        q
+            Posterior probabilities, ``(n_cells, n_latent)``, detached.
+
+        Returns
+        -------
+        torch.Tensor
+            A scalar for backpropagation.
+
+        Raises
+        ------
+        ValueError
+            If the machine's parameters are not finite.
+        """
         negatives = torch.from_numpy(self._collect()).to(q)
         # Linear in the parameters, so the moments are the gradient: no graph through the energies.
         first = q.mean(0) - negatives.mean(0)
@@ -373,7 +523,13 @@ class BoltzmannPrior(_BinaryPrior):
 
     @torch.compiler.disable
     def prefetch(self) -> None:
-        """Start drawing negative samples in a thread, beside the encoder's and decoder's work."""
+        """Start drawing negative samples in a thread, beside the encoder's and decoder's work.
+
+        Raises
+        ------
+        ValueError
+            If the machine's parameters are not finite.
+        """
         if self._pending is not None and self._pending[0] != os.getpid():
             self._pending = None  # a fork leaves the thread behind
         if self._pending is None:
@@ -458,7 +614,8 @@ class BoltzmannPrior(_BinaryPrior):
 
         Returns
         -------
-        :class:`NegativePhaseReport`; ``log_z`` and ``log_z_se`` are updated.
+        NegativePhaseReport
+            Energies in nats; ``log_z`` and ``log_z_se`` are updated.
         """
         self._settle()
         parameters = self.parameters_numpy()

@@ -25,6 +25,7 @@ class Recipe(NamedTuple):
     train: dict[str, Any]
 
 
+#: Recipe by name.
 RECIPES = {
     "default": Recipe(
         model={

@@ -40,7 +40,10 @@ class BinaryRelaxation(Distribution, abc.ABC):
     logits
         Log-odds of z = 1, any shape.
     beta
-        Sharpness, > 0: the larger, the closer :math:`\zeta` to z and the rarer its gradient.
+        Sharpness, > 0: the larger, the closer :math:`\zeta` to z and the rarer its gradient. The
+        class's ``default_beta`` if None.
+    validate_args
+        Whether to check arguments and values; torch's default if None.
     """
 
     arg_constraints = {"logits": constraints.real, "beta": constraints.positive}
@@ -67,6 +70,20 @@ class BinaryRelaxation(Distribution, abc.ABC):
 
         ``probs`` is ``mean`` to the bit. Log-odds are right beyond where a float's probability
         rounds to 1, because the variance p (1 - p) still knows 1 - p there.
+
+        Parameters
+        ----------
+        mean
+            p of the binary units, any shape.
+        variance
+            Their p (1 - p), the same shape.
+        beta
+            Sharpness, > 0; the class's ``default_beta`` if None.
+
+        Returns
+        -------
+        BinaryRelaxation
+            Of the class that it is called on.
         """
         tiny = torch.finfo(mean.dtype).tiny
         log_mean, log_variance = mean.clamp_min(tiny).log(), variance.clamp_min(tiny).log()
@@ -76,7 +93,20 @@ class BinaryRelaxation(Distribution, abc.ABC):
         return out
 
     def expand(self, batch_shape: torch.Size, _instance: BinaryRelaxation | None = None):
-        """The same law with batch dimensions expanded to ``batch_shape``."""
+        """The same law with batch dimensions expanded to ``batch_shape``.
+
+        Parameters
+        ----------
+        batch_shape
+            The new batch shape.
+        _instance
+            torch's: what a subclass that overrides this method hands in to be filled.
+
+        Returns
+        -------
+        BinaryRelaxation
+            A view: memory is shared with this law.
+        """
         new = self._get_checked_instance(type(self), _instance)
         new.logits, new.beta = self.logits.expand(batch_shape), self.beta.expand(batch_shape)
         if self._probs is not None:
@@ -86,38 +116,56 @@ class BinaryRelaxation(Distribution, abc.ABC):
 
     @property
     def probs(self) -> Tensor:
-        """Probability of z = 1."""
+        """Probability of z = 1, in [0, 1], shape of the logits."""
         return torch.sigmoid(self.logits) if self._probs is None else self._probs
 
     @property
     def loc(self) -> Tensor:
-        """Mean of z."""
+        """Mean of the binary unit z, the same as ``probs``."""
         return self.probs
 
     @property
     def scale(self) -> Tensor:
-        """Standard deviation of z."""
+        """Standard deviation of the binary unit z."""
         # By logarithms: p (1 - p) rounds to 0 long before its unit is certain.
         return torch.exp(0.5 * (logsigmoid(self.logits) + logsigmoid(-self.logits)))
 
     @property
     def mean(self) -> Tensor:
-        r"""Mean of :math:`\zeta`."""
+        r"""Mean of the continuous code :math:`\zeta`."""
         on, off = self._moments(1)
         return self.probs * on + (1 - self.probs) * off
 
     @property
     def variance(self) -> Tensor:
-        r"""Variance of :math:`\zeta`."""
+        r"""Variance of the continuous code :math:`\zeta`."""
         on, off = self._moments(2)
         return self.probs * on + (1 - self.probs) * off - self.mean**2
 
     def binary_log_prob(self, z: Tensor) -> Tensor:
-        """Log-probability of binary states, elementwise."""
+        """Log-probability of binary states, elementwise.
+
+        Parameters
+        ----------
+        z
+            0 and 1, a shape that broadcasts with the logits. Values between give the expectation
+            of the log-probability over independent units of these means.
+
+        Returns
+        -------
+        torch.Tensor
+            In nats; sum over units for the log-probability of a code.
+        """
         return z * logsigmoid(self.logits) + (1 - z) * logsigmoid(-self.logits)
 
     def binary_entropy(self) -> Tensor:
-        """Entropy of z in nats, elementwise."""
+        """Entropy of z, elementwise.
+
+        Returns
+        -------
+        torch.Tensor
+            In nats, from 0 to log 2, shape of the logits.
+        """
         return -self.binary_log_prob(self.probs)
 
     def _uniform(self, sample_shape: torch.Size) -> Tensor:
@@ -126,13 +174,37 @@ class BinaryRelaxation(Distribution, abc.ABC):
 
     @torch.no_grad()
     def sample_joint(self, sample_shape: torch.Size = _SCALAR) -> tuple[Tensor, Tensor]:
-        r"""Draw :math:`(z, \zeta)` together, as importance weights need them."""
+        r"""Draw :math:`(z, \zeta)` together, as importance weights need them.
+
+        Parameters
+        ----------
+        sample_shape
+            Put before the batch shape.
+
+        Returns
+        -------
+        z : torch.Tensor
+            0 and 1, float, ``(*sample_shape, *batch_shape)``; without gradients.
+        zeta : torch.Tensor
+            In [0, 1], the same shape, drawn given ``z``; without gradients.
+        """
         z = (self._uniform(sample_shape) < self.probs).to(self.logits.dtype)
         return z, self.sample_given(z)
 
     @torch.no_grad()
     def sample_given(self, z: Tensor) -> Tensor:
-        r"""Draw :math:`\zeta \sim r(\zeta | z)` for binary states, whatever the logits."""
+        r"""Draw :math:`\zeta \sim r(\zeta | z)` for binary states, whatever the logits.
+
+        Parameters
+        ----------
+        z
+            0 and 1, a shape that broadcasts with ``beta``.
+
+        Returns
+        -------
+        torch.Tensor
+            In [0, 1], shape of ``z``; without gradients.
+        """
         u = torch.rand(z.shape, dtype=self.logits.dtype, device=self.logits.device)
         return torch.where(z > 0, self._icdf_on(u), self._icdf_off(u))
 
@@ -141,16 +213,53 @@ class BinaryRelaxation(Distribution, abc.ABC):
         r"""Draw z given :math:`\zeta`, by :math:`q(z | x)\, r(\zeta | z)`.
 
         With :math:`\zeta` a draw of this law, :math:`(z, \zeta)` is one of the joint law.
+
+        Parameters
+        ----------
+        value
+            :math:`\zeta` in [0, 1], a shape that broadcasts with the logits.
+
+        Returns
+        -------
+        torch.Tensor
+            0 and 1, float; without gradients.
+
+        Raises
+        ------
+        NotImplementedError
+            In a relaxation that does not say how; only importance weights need it.
         """
         raise NotImplementedError(f"{type(self).__name__} does not implement sample_binary.")
 
     def rsample(self, sample_shape: torch.Size = _SCALAR) -> Tensor:
-        r"""Draw :math:`\zeta` with gradients to the logits."""
+        r"""Draw :math:`\zeta` with gradients to the logits.
+
+        Parameters
+        ----------
+        sample_shape
+            Put before the batch shape.
+
+        Returns
+        -------
+        torch.Tensor
+            In [0, 1], ``(*sample_shape, *batch_shape)``.
+        """
         return self.icdf(self._uniform(sample_shape))
 
     @abc.abstractmethod
     def icdf(self, value: Tensor) -> Tensor:
-        r"""Inverse CDF of :math:`\zeta`, differentiable in the logits."""
+        r"""Inverse CDF of :math:`\zeta`, differentiable in the logits.
+
+        Parameters
+        ----------
+        value
+            Levels in [0, 1], a shape that broadcasts with the logits.
+
+        Returns
+        -------
+        torch.Tensor
+            :math:`\zeta` in [0, 1].
+        """
 
     @abc.abstractmethod
     def _icdf_on(self, u: Tensor) -> Tensor: ...
@@ -166,16 +275,39 @@ class BinaryRelaxation(Distribution, abc.ABC):
 class SpikeExponential(BinaryRelaxation):
     r"""Spike-and-exponential: the paper's relaxation (there with beta = 0.5).
 
-    :math:`r(\zeta|0) = \delta(\zeta)` and
-    :math:`r(\zeta|1) = \beta e^{\beta\zeta} / (e^\beta - 1)`, with inverse CDF
-    :math:`\frac1\beta \log[\max(\rho + q - 1, 0)\,(e^\beta - 1)/q + 1]`
-    (Rolfe 2017, appendix D). Draws below the spike carry no gradient.
+    :math:`r(\zeta|0) = \delta(\zeta)` and :math:`r(\zeta|1) = \beta e^{\beta\zeta} / (e^\beta -
+    1)`, with inverse CDF :math:`\frac1\beta \log[\max(\rho + q - 1, 0)\,(e^\beta - 1)/q + 1]`.
+    Draws below the spike carry no gradient.
+
+    Parameters
+    ----------
+    logits
+        Log-odds of z = 1, any shape.
+    beta
+        Sharpness, > 0; 5 if None.
+    validate_args
+        Whether to check arguments and values; torch's default if None.
+
+    References
+    ----------
+    Rolfe (2017), Discrete Variational Autoencoders, arXiv:1609.02200, appendix D.
     """
 
     default_beta = 5.0
 
     def icdf(self, value: Tensor) -> Tensor:
-        r"""Inverse CDF of :math:`\zeta`."""
+        r"""Inverse CDF of :math:`\zeta`: 0 up to the level 1 - q, then the exponential's.
+
+        Parameters
+        ----------
+        value
+            Levels in [0, 1], a shape that broadcasts with the logits.
+
+        Returns
+        -------
+        torch.Tensor
+            :math:`\zeta` in [0, 1]; its gradient is zero at the spike.
+        """
         q = self.probs.clamp_min(1e-7)
         # (rho + q - 1) / q without its cancellation at small q.
         return self._icdf_on((1 - (1 - value) / q).clamp_min(0.0))
@@ -188,11 +320,33 @@ class SpikeExponential(BinaryRelaxation):
 
     @torch.no_grad()
     def sample_binary(self, value: Tensor) -> Tensor:
-        r"""Z is known: off at the spike, on elsewhere."""
+        r"""Say which z made :math:`\zeta`, which is certain: off at the spike, on elsewhere.
+
+        Parameters
+        ----------
+        value
+            :math:`\zeta` in [0, 1], any shape.
+
+        Returns
+        -------
+        torch.Tensor
+            0 and 1, float, shape of ``value``; without gradients.
+        """
         return (value > 0).to(self.logits.dtype)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log-density; at 0 the log-mass of the spike."""
+        """Log-density of the exponential part; at 0 the log-mass of the spike.
+
+        Parameters
+        ----------
+        value
+            Points of [0, 1], a shape that broadcasts with the logits.
+
+        Returns
+        -------
+        torch.Tensor
+            In nats, elementwise.
+        """
         if self._validate_args:
             self._validate_sample(value)
         slab = torch.log(self.beta) + self.beta * value - torch.log(torch.expm1(self.beta))
@@ -206,17 +360,42 @@ class SpikeExponential(BinaryRelaxation):
 
 
 class OverlappingExponential(BinaryRelaxation):
-    r"""Two exponentials that lean to either end and overlap (Vahdat et al. 2018, DVAE++).
+    r"""Two exponentials that lean to either end and overlap.
 
     :math:`r(\zeta|0) \propto e^{-\beta\zeta}`, :math:`r(\zeta|1) \propto e^{\beta(\zeta-1)}` on
     [0, 1]. Every draw carries a gradient, taken implicitly:
     :math:`d\zeta/dq = -\partial_q F(\zeta) / f(\zeta)`.
+
+    Parameters
+    ----------
+    logits
+        Log-odds of z = 1, any shape.
+    beta
+        Sharpness, > 0; 8 if None.
+    validate_args
+        Whether to check arguments and values; torch's default if None.
+
+    References
+    ----------
+    Vahdat et al. (2018), DVAE++: Discrete Variational Autoencoders with Overlapping
+    Transformations, arXiv:1802.04920.
     """
 
     default_beta = 8.0
 
     def icdf(self, value: Tensor) -> Tensor:
-        r"""Inverse CDF of :math:`\zeta`: a quadratic in :math:`e^{-\beta\zeta}`."""
+        r"""Inverse CDF of :math:`\zeta`: the root of a quadratic in :math:`e^{-\beta\zeta}`.
+
+        Parameters
+        ----------
+        value
+            Levels in [0, 1], a shape that broadcasts with the logits.
+
+        Returns
+        -------
+        torch.Tensor
+            :math:`\zeta` in [0, 1], with implicit gradients to the logits.
+        """
         q = self.probs
         with torch.no_grad():
             d = torch.exp(-self.beta)
@@ -247,12 +426,34 @@ class OverlappingExponential(BinaryRelaxation):
 
     @torch.no_grad()
     def sample_binary(self, value: Tensor) -> Tensor:
-        r"""Draw z given :math:`\zeta`: the log-odds of on are logits + beta (2 zeta - 1)."""
+        r"""Draw z given :math:`\zeta`: the log-odds of on are logits + beta (2 zeta - 1).
+
+        Parameters
+        ----------
+        value
+            :math:`\zeta` in [0, 1], a shape that broadcasts with the logits.
+
+        Returns
+        -------
+        torch.Tensor
+            0 and 1, float; without gradients.
+        """
         on = torch.sigmoid(self.logits + self.beta * (2 * value - 1))
         return (torch.rand_like(on) < on).to(on.dtype)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log-density."""
+        r"""Log-density of :math:`\zeta`, both units' states summed over.
+
+        Parameters
+        ----------
+        value
+            Points of [0, 1], a shape that broadcasts with the logits.
+
+        Returns
+        -------
+        torch.Tensor
+            In nats, elementwise.
+        """
         if self._validate_args:
             self._validate_sample(value)
         return torch.log(self._density(value))
@@ -273,7 +474,13 @@ _RELAXATIONS: dict[str, type[BinaryRelaxation]] = {
 
 
 def list_relaxations() -> list[str]:
-    """Names that :func:`get_relaxation` knows."""
+    """Names that :func:`get_relaxation` knows.
+
+    Returns
+    -------
+    list[str]
+        In alphabetical order, registered ones included.
+    """
     return sorted(_RELAXATIONS)
 
 
@@ -304,10 +511,20 @@ def register_relaxation(name: str, cls: type[BinaryRelaxation]) -> None:
 def get_relaxation(name: str) -> type[BinaryRelaxation]:
     """The relaxation of that name.
 
+    Parameters
+    ----------
+    name
+        One of :func:`list_relaxations`.
+
+    Returns
+    -------
+    type[BinaryRelaxation]
+        The class, to be called with logits and a sharpness.
+
     Raises
     ------
     ValueError
-        If there is none; the message lists those there are.
+        If there is none of that name; the message lists those there are.
     """
     if name not in _RELAXATIONS:
         raise ValueError(

@@ -47,7 +47,15 @@ class KeepBest(Callback):
         self._state: dict[str, torch.Tensor] = {}
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-        """Keep the weights if they are the best so far."""
+        """Keep the weights if they are the best so far.
+
+        Parameters
+        ----------
+        trainer
+            Lightning's trainer, which has the metric.
+        pl_module
+            The training plan, whose ``module`` has the weights.
+        """
         value = trainer.callback_metrics.get(self.monitor)
         if trainer.sanity_checking or value is None or not torch.isfinite(value):
             return
@@ -61,7 +69,18 @@ class KeepBest(Callback):
         self._state = {k: v.detach().to("cpu", copy=True) for k, v in state.items()}
 
     def restore(self, module: torch.nn.Module) -> bool:
-        """Put the kept weights into ``module``; False if there are none."""
+        """Put the kept weights into a module.
+
+        Parameters
+        ----------
+        module
+            The module they were taken from, or one of the same architecture.
+
+        Returns
+        -------
+        bool
+            False if no weights are kept; ``module`` is as it was then.
+        """
         if self.epoch is None:
             return False
         module.load_state_dict(self._state)
@@ -72,6 +91,15 @@ class QBMTrainRunner(TrainRunner):
     """scvi-tools' runner; an interrupted or failed run leaves the best weights so far.
 
     Early stopping also works under DDP, where scvi-tools drops it.
+
+    Parameters
+    ----------
+    model
+        The :class:`~scvi_qbm.QBMVI` to train.
+    training_plan
+        Its :class:`~scvi_qbm.plan.QBMTrainingPlan`.
+    *args, **kwargs
+        As :class:`scvi.train.TrainRunner`: the data splitter, epochs, devices, and the trainer's.
     """
 
     def __init__(self, model: Any, training_plan: Any, *args: Any, **kwargs: Any) -> None:

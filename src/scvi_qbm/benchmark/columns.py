@@ -35,6 +35,7 @@ def _metrics(group: str, *rows: tuple[str, str, str]) -> tuple[Metric, ...]:
     return tuple(Metric(name, label, group, True, summary) for name, label, summary in rows)
 
 
+#: Every score, in the order of tables; all are better when higher.
 METRICS: tuple[Metric, ...] = (
     *_metrics(
         "scib",
@@ -96,9 +97,10 @@ METRICS: tuple[Metric, ...] = (
         ("trajectory", "Trajectory", "Rank agreement of pseudotime with the unintegrated one."),
     ),
 )
-# Columns that describe and do not rank.
+#: Group -> columns that describe and do not rank.
 DESCRIPTIONS = {
     "clustering": ("n_clusters", "resolution"),
     "classify": tuple(f"xgb_{x}_sd" for x in ("accuracy", "precision", "recall", "f1")),
 }
+#: Names of the groups, each computed together, in the order of ``METRICS``.
 GROUPS = tuple(dict.fromkeys(metric.group for metric in METRICS))

@@ -17,7 +17,25 @@ Rows are kept in DIR as they are ready: a run that was stopped goes on where it 
 
 
 def positive(text: str) -> int:
-    """Type of an option that counts something."""
+    """Type of a command-line option that counts something.
+
+    Parameters
+    ----------
+    text
+        What the user wrote.
+
+    Returns
+    -------
+    int
+        At least 1.
+
+    Raises
+    ------
+    argparse.ArgumentTypeError
+        If it is below 1.
+    ValueError
+        If it is no integer.
+    """
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError("must be at least 1")
@@ -25,7 +43,13 @@ def positive(text: str) -> int:
 
 
 def add_commands(subjects: Any) -> None:
-    """Add the subcommands to ``scvi-qbm benchmark``."""
+    """Add the subcommands to ``scvi-qbm benchmark``.
+
+    Parameters
+    ----------
+    subjects
+        The subparsers to add them to.
+    """
     run = subjects.add_parser(
         "run",
         help="compare methods by their embeddings",
@@ -94,7 +118,13 @@ def _config(args: argparse.Namespace) -> Any:
 
 
 def run_command(args: argparse.Namespace) -> None:
-    """Run what :func:`add_commands` parsed."""
+    """Run what :func:`add_commands` parsed.
+
+    Parameters
+    ----------
+    args
+        What the parser returned; ``args.subject`` names the subcommand.
+    """
     {"run": _run, "curves": _curves, "report": _report, "methods": _methods}[args.subject](args)
 
 

@@ -56,7 +56,17 @@ class DataSpec:
 
 @dataclass(frozen=True)
 class Task:
-    """One row to measure."""
+    """One row to measure.
+
+    Parameters
+    ----------
+    data
+        Name of the data set.
+    method
+        Name of the method.
+    seed
+        From 0 on.
+    """
 
     data: str
     method: str
@@ -86,6 +96,12 @@ class Config:
         Groups of metrics; default all.
     seeds_of
         Method -> number of seeds, in place of the above.
+
+    Raises
+    ------
+    ValueError
+        If there is no data set, two have one name, a name cannot be a folder's, a number is below
+        1, or a method or group is unknown.
     """
 
     data: tuple[DataSpec, ...]
@@ -121,6 +137,16 @@ class Config:
 
         Relative paths are relative to the file.
 
+        Parameters
+        ----------
+        path
+            The file.
+
+        Returns
+        -------
+        Config
+            What it says.
+
         Raises
         ------
         ValueError
@@ -141,11 +167,28 @@ class Config:
         return _build(cls, {"data": tuple(specs), **content}, str(path))
 
     def spec(self, name: str) -> DataSpec:
-        """The data set of that name."""
+        """The data set of that name.
+
+        Parameters
+        ----------
+        name
+            One of the names in ``data``.
+
+        Returns
+        -------
+        DataSpec
+            Its columns and limits.
+        """
         return next(spec for spec in self.data if spec.name == name)
 
     def tasks(self) -> list[Task]:
-        """All rows, by seed, then data set, then method: a run cut short is balanced."""
+        """All rows, by seed, then data set, then method: a run cut short is balanced.
+
+        Returns
+        -------
+        list[Task]
+            One a data set, method and seed.
+        """
 
         def wanted(method: str) -> int:
             limit = self.seeds_of.get(method, get_method(method).n_seeds)
@@ -160,7 +203,13 @@ class Config:
         ]
 
     def as_dict(self) -> dict[str, Any]:
-        """All fields, for JSON."""
+        """All fields, as JSON takes them.
+
+        Returns
+        -------
+        dict[str, Any]
+            By name, data sets as dictionaries.
+        """
         return asdict(self)
 
 

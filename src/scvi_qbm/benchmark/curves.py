@@ -24,6 +24,7 @@ from .scores import score_embedding
 
 __all__ = ["EPOCHS", "score_by_epoch"]
 
+#: Epochs after which an embedding is scored, denser early on, where scores change.
 EPOCHS = (1, 2, 3, 5, 8, 12, 20, 30, 40, 60, 80, 100, 150, 200, 300, 400)
 
 
@@ -82,7 +83,8 @@ def score_by_epoch(
 
     Returns
     -------
-    A row a data set, method, seed and epoch.
+    pandas.DataFrame
+        A row a data set, method, seed and epoch.
 
     Raises
     ------

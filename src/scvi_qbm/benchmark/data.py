@@ -24,6 +24,16 @@ _FROM_TABLE = ("batch_key", "label_key", "fine_label_key", "root_key", "root_lab
 def resolve(spec: DataSpec) -> DataSpec:
     """The data set with what :func:`scvi_qbm.datasets.describe` knows of it.
 
+    Parameters
+    ----------
+    spec
+        As the configuration has it.
+
+    Returns
+    -------
+    DataSpec
+        With the columns that the table knows in place of None.
+
     Raises
     ------
     ValueError
@@ -49,6 +59,16 @@ def load_data(spec: DataSpec) -> AnnData:
     """Read a data set: counts in ``X`` (CSR, float32), the columns of ``spec`` in ``obs``.
 
     Cells are drawn first (``max_cells``, seed 0), then genes (``n_top_genes``, by batch).
+
+    Parameters
+    ----------
+    spec
+        The data set, resolved (:func:`resolve`).
+
+    Returns
+    -------
+    anndata.AnnData
+        Cells by genes, integer counts; ``obs`` columns are categories.
 
     Raises
     ------

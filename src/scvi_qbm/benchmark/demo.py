@@ -29,7 +29,8 @@ def run_demo(out: Path, seed: int = 0, max_epochs: int = 200) -> str:
 
     Returns
     -------
-    The report, as Markdown; also in ``out/report.md``.
+    str
+        The report, as Markdown; also in ``out/report.md``.
     """
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt

@@ -12,7 +12,26 @@ __all__ = ["moebius_ladder", "moebius_optimum", "planted", "sherrington_kirkpatr
 
 
 def sherrington_kirkpatrick(n_spins: int, seed: int, field_sd: float = 0.0) -> Ising:
-    """Normal couplings of variance 1 / n, so that the glass transition is at beta = 1."""
+    """Normal couplings of variance 1 / n, so that the glass transition is at beta = 1.
+
+    Parameters
+    ----------
+    n_spins
+        Number of spins.
+    seed
+        Seed of couplings and fields.
+    field_sd
+        Standard deviation of the normal fields; 0 for none.
+
+    Returns
+    -------
+    scvi_qbm.ising.Ising
+        Fully connected, in units of the glass transition's temperature.
+
+    References
+    ----------
+    Sherrington and Kirkpatrick (1975), Phys. Rev. Lett. 35, 1792.
+    """
     rng = np.random.default_rng(seed)
     upper = np.triu(rng.normal(size=(n_spins, n_spins)) / np.sqrt(n_spins), 1)
     return Ising(upper + upper.T, field_sd * rng.normal(size=n_spins))
@@ -20,6 +39,16 @@ def sherrington_kirkpatrick(n_spins: int, seed: int, field_sd: float = 0.0) -> I
 
 def moebius_ladder(n_spins: int) -> Ising:
     """MaxCut on the Moebius ladder: a ring with antiferromagnetic couplings, and to the far side.
+
+    Parameters
+    ----------
+    n_spins
+        Number of spins, even, >= 6.
+
+    Returns
+    -------
+    scvi_qbm.ising.Ising
+        Couplings of -1, no fields.
 
     Raises
     ------
@@ -36,14 +65,27 @@ def moebius_ladder(n_spins: int) -> Ising:
 
 
 def moebius_optimum(n_spins: int) -> float:
-    """Energy of the ladder's best cut: 3n/2 - 2 edges where 4 divides n, else all 3n/2."""
+    """Ground-state energy of :func:`moebius_ladder`.
+
+    The best cut has 3n/2 - 2 edges where 4 divides n, else all 3n/2.
+
+    Parameters
+    ----------
+    n_spins
+        Number of spins, even, >= 6.
+
+    Returns
+    -------
+    float
+        Edges not cut minus edges cut.
+    """
     edges = 3 * n_spins // 2
     cut = edges - 2 if n_spins % 4 == 0 else edges
     return float(edges - 2 * cut)
 
 
 def planted(n_spins: int, alpha: float, seed: int) -> tuple[Ising, float]:
-    """Wishart planted ensemble: a dense model whose ground state is known, and its energy.
+    """Wishart planted ensemble: a dense model whose ground state is known.
 
     Parameters
     ----------
@@ -54,6 +96,13 @@ def planted(n_spins: int, alpha: float, seed: int) -> tuple[Ising, float]:
         the landscape is smooth.
     seed
         Seed of the planted state and the patterns.
+
+    Returns
+    -------
+    ising : scvi_qbm.ising.Ising
+        The model, without fields.
+    ground : float
+        Its least energy.
 
     References
     ----------
@@ -81,6 +130,11 @@ def spectral(ising: Ising, n_samples: int, seed: int) -> NDArray[np.int8]:
         Number of random vectors.
     seed
         Their seed.
+
+    Returns
+    -------
+    numpy.ndarray
+        int8 ``(n_samples, n_spins)``, -1 and +1.
     """
     values, vectors = eigsh(ising.J, k=min(6, ising.n_spins - 1), which="LA")
     top = vectors[:, values > values.max() - 1e-6 * np.abs(values).max()]

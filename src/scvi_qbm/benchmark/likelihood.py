@@ -29,8 +29,9 @@ def held_out_likelihood(
 
     Returns
     -------
-    ``validation_iwae`` in nats per cell (Burda et al. 2016, arXiv:1509.00519); ``log_z_se`` in
-    nats, for a Boltzmann prior: the same error in every cell, hence in the mean.
+    dict[str, float]
+        ``validation_iwae`` in nats per cell (Burda et al. 2016, arXiv:1509.00519); ``log_z_se`` in
+        nats, for a Boltzmann prior: the same error in every cell, hence in the mean.
     """
     out = {}
     held_out = model.validation_indices

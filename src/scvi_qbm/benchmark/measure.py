@@ -57,8 +57,9 @@ def measure(
 
     Returns
     -------
-    Columns of the row apart from its key; ``status`` is ``ok``, ``failed`` or ``absent`` (a
-    package is missing), with the ``reason``.
+    dict[str, Any]
+        Columns of the row apart from its key; ``status`` is ``ok``, ``failed`` or ``absent`` (a
+        package is missing), with the ``reason``.
     """
     started = time.perf_counter()
     row: dict[str, Any] = {
@@ -92,7 +93,24 @@ def measure(
 
 @lru_cache(maxsize=1)
 def prepared(spec: DataSpec, out: Path) -> tuple[AnnData, Reference]:
-    """A data set and what its scores compare with; its labels go to ``out/references``."""
+    """A data set and what its scores compare with; its labels go to ``out/references``.
+
+    The last pair is kept in memory.
+
+    Parameters
+    ----------
+    spec
+        The data set, resolved.
+    out
+        Directory of the benchmark.
+
+    Returns
+    -------
+    adata : anndata.AnnData
+        Counts in ``X``.
+    reference : scvi_qbm.benchmark.scores.Reference
+        Principal components, labels, batches and pseudotime before integration.
+    """
     adata = load_data(spec)
     reference = prepare_reference(
         adata,

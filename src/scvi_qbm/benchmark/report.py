@@ -18,6 +18,7 @@ from .statistics import POOLED, means, paired, pool, tidy
 
 __all__ = ["HEADLINE", "Report", "read_report", "write_report"]
 
+#: Metrics that the report draws and shows first, where they were measured.
 HEADLINE = (
     "scib_total", "scib_bio", "scib_batch", "nmi", "ari", "ilisi", "graph_connectivity", "pcr",
     "scgraph", "xgb_f1", "lobo_f1", "trajectory",
@@ -93,26 +94,83 @@ class Report:
 
     @staticmethod
     def on(frame: pd.DataFrame, data: str) -> pd.DataFrame:
-        """The rows of one data set."""
+        """The rows of one data set.
+
+        Parameters
+        ----------
+        frame
+            Rows with a column ``data``.
+        data
+            Name of the data set.
+
+        Returns
+        -------
+        pandas.DataFrame
+            All rows of a frame without that column.
+        """
         return frame[frame["data"] == data] if "data" in frame else frame
 
     def name(self, data: str) -> str:
-        """Title of a data set."""
+        """Title of a data set.
+
+        Parameters
+        ----------
+        data
+            Its name in the rows.
+
+        Returns
+        -------
+        str
+            The configuration's title, or the name itself.
+        """
         return str(self.config.get("data", {}).get(data, {}).get("title") or data)
 
     def is_subsampled(self, data: str) -> bool:
-        """Whether some of its cells were left out, as far as the configuration says."""
+        """Whether some of a data set's cells were left out, as far as the configuration says.
+
+        Parameters
+        ----------
+        data
+            Name of the data set.
+
+        Returns
+        -------
+        bool
+            False where nothing is known.
+        """
         info = self.config.get("data", {}).get(data, {})
         return bool(info.get("subsampled", info.get("max_cells") is not None))
 
     def headline(self, data: str | None = None) -> list[str]:
-        """The headline metrics that were measured on a data set, or on any."""
+        """The headline metrics that were measured.
+
+        Parameters
+        ----------
+        data
+            Name of the data set; any if None.
+
+        Returns
+        -------
+        list[str]
+            In the order of ``HEADLINE``.
+        """
         found = self.means if data is None else self.on(self.means, data)
         measured = set(found["metric"])
         return [m for m in HEADLINE if m in self.metrics and m in measured]
 
     def titles(self, columns: Iterable[str]) -> dict[str, str]:
-        """Column -> label."""
+        """Labels of columns.
+
+        Parameters
+        ----------
+        columns
+            Names of metrics; unknown ones are passed over.
+
+        Returns
+        -------
+        dict[str, str]
+            Column -> label.
+        """
         return {c: self.metrics[c].label for c in columns if c in self.metrics}
 
     @property
@@ -136,6 +194,11 @@ def read_report(directory: Path | str, *, reference: str = "qbmvi") -> Report:
         With ``rows.jsonl`` and, if there, ``config.json`` and ``curves.jsonl``.
     reference
         Method to compare the others with; a warning if it has no run.
+
+    Returns
+    -------
+    Report
+        Rows, means, paired differences and what is pooled over data sets.
 
     Raises
     ------
@@ -187,7 +250,8 @@ def write_report(
 
     Returns
     -------
-    Path of the page.
+    pathlib.Path
+        Path of the page.
 
     Raises
     ------

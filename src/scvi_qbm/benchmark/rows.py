@@ -13,7 +13,15 @@ __all__ = ["Rows", "folder_of"]
 
 
 class Rows:
-    """Rows of one part, each with its key, kept in ``DIR/PART.jsonl`` as they come."""
+    """Rows of one part, each with its key, kept in ``DIR/PART.jsonl`` as they come.
+
+    Parameters
+    ----------
+    directory
+        Made if it is not there.
+    part
+        Name of the file, without its ending.
+    """
 
     def __init__(self, directory: Path, part: str) -> None:
         directory.mkdir(parents=True, exist_ok=True)
@@ -30,16 +38,41 @@ class Rows:
         return self.find(key) is not None
 
     def find(self, key: dict[str, Any]) -> dict[str, Any] | None:
-        """The row with this key, if it was measured."""
+        """The row with this key, if it was measured.
+
+        Parameters
+        ----------
+        key
+            Some of a row's fields.
+
+        Returns
+        -------
+        dict[str, Any] | None
+            The first that has them all; None if there is none.
+        """
         return next((r for r in self.rows if key.items() <= r.items()), None)
 
     def add(self, key: dict[str, Any], values: dict[str, Any]) -> None:
-        """Append a row."""
+        """Append a row and write the file.
+
+        Parameters
+        ----------
+        key
+            What identifies it.
+        values
+            What was measured.
+        """
         self.rows.append({**key, **values})
         self._write()
 
     def keep(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
-        """Drop the rows that are not wanted any more."""
+        """Drop the rows that are not wanted any more.
+
+        Parameters
+        ----------
+        wanted
+            Given a row, whether it stays.
+        """
         self.rows = [row for row in self.rows if wanted(row)]
         self._write()
 
@@ -49,10 +82,27 @@ class Rows:
         partial.replace(self.path)
 
     def frame(self) -> pd.DataFrame:
-        """All rows."""
+        """All rows, as a data frame.
+
+        Returns
+        -------
+        pandas.DataFrame
+            In the order they came.
+        """
         return pd.DataFrame(self.rows)
 
 
 def folder_of(method: str) -> str:
-    """Name of a method's folder: ``"module:function"`` without what Windows refuses."""
+    """Name of a method's folder, without what Windows refuses.
+
+    Parameters
+    ----------
+    method
+        Its name, which may be ``"module:function"``.
+
+    Returns
+    -------
+    str
+        Dots in place of colons.
+    """
     return method.replace(":", ".")

@@ -24,6 +24,7 @@ from .rows import Rows
 
 __all__ = ["EXECUTORS", "run_benchmark"]
 
+#: Where rows can run: processes of this machine, or Ray.
 EXECUTORS = ("processes", "ray")
 
 
@@ -68,7 +69,8 @@ def run_benchmark(
 
     Returns
     -------
-    All rows, those of earlier runs included.
+    pandas.DataFrame
+        All rows, those of earlier runs included.
 
     Raises
     ------

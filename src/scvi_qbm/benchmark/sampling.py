@@ -101,6 +101,7 @@ def law(directory: Path, *, quick: bool, seed: int) -> pd.DataFrame:
                 {
                     "slope": slope,
                     "r": r,
+                    "n_samples": n_samples,
                     "n_states": len(seen),
                     "effective_beta": effective_beta(ising, spins)[0],
                     "total_variation": distance,
@@ -144,6 +145,13 @@ def energy_slope(cold: F64, hot: F64) -> tuple[float, float]:
     ----------
     cold, hot
         Energies at the higher and at the lower inverse temperature, independent draws.
+
+    Returns
+    -------
+    slope : float
+        Inverse temperature of ``cold`` minus that of ``hot``, in units of 1 / energy.
+    standard_error : float
+        Of the slope.
 
     References
     ----------
@@ -275,6 +283,7 @@ def per_sample(directory: Path, *, quick: bool, seed: int) -> pd.DataFrame:
     return rows.frame()
 
 
+#: Part of the sampling benchmark -> function that measures it, or goes on where it stopped.
 PARTS: dict[str, Callable[..., pd.DataFrame]] = {
     "law": law,
     "reweighting": reweighting,

@@ -110,9 +110,10 @@ def prepare_reference(
 
     Returns
     -------
-    Counts are scaled to 10,000 a cell and ``log1p`` taken; 50 principal components of the 2,000
-    most variable genes; scGraph's consensus of all genes, None where fewer than 3 labels have 10
-    cells.
+    Reference
+        Counts are scaled to 10,000 a cell and ``log1p`` taken; 50 principal components of the
+        2,000 most variable genes; scGraph's consensus of all genes, None where fewer than 3 labels
+        have 10 cells.
 
     Raises
     ------
@@ -288,12 +289,12 @@ def score_embedding(
 
     Returns
     -------
-    scores
+    scores : dict[str, Any]
         The columns of the groups (``METRICS``, and ``n_clusters``, ``resolution``,
         ``xgb_*_sd``), NaN where labels, batches, fine labels or a pseudotime are missing or the
         group failed; ``seconds_<group>`` and ``seconds_neighbors`` (one search serves all);
         ``errors``, the failures joined by ``"; "``, or ``""``.
-    artifacts
+    artifacts : dict[str, numpy.ndarray]
         Where computed: ``umap`` (n_cells, 2), ``confusion`` and ``confusion_labels`` of xgboost,
         ``pseudotime`` (n_cells,).
 

@@ -53,7 +53,7 @@ class Solver:
 
     @property
     def smallest(self) -> int:
-        """Least batch, and what batches are multiples of: ours do 64 runs at a time."""
+        """Least batch, of which others are multiples; ours do 64 runs at a time."""
         return 64 if self.ours else 1
 
 
@@ -72,6 +72,7 @@ def _nothing(_: Ising) -> dict[str, Any]:
 _SWEEPS = (100, 1000, 10_000, 100_000)
 _STEPS = (300, 1000, 3000)
 
+#: Solver by its name in tables and pictures.
 SOLVERS: dict[str, Solver] = {
     "SA": Solver("simulated_annealing", "n_sweeps", _SWEEPS, lambda _: {"end": "ground"}),
     "SA Metropolis": Solver(
@@ -104,7 +105,13 @@ SOLVERS: dict[str, Solver] = {
 
 
 def available() -> dict[str, Solver]:
-    """Solvers whose package is installed."""
+    """Solvers whose package is installed.
+
+    Returns
+    -------
+    dict[str, Solver]
+        By name, in the order of ``SOLVERS``.
+    """
     return {
         name: solver
         for name, solver in SOLVERS.items()
@@ -128,7 +135,32 @@ def run_solver(
     beta: float = 1.0,
     **options: Any,
 ) -> tuple[NDArray[np.float64], float]:
-    """Energies of ``n_samples`` states, and the seconds they took."""
+    """Energies of states that a solver finds, and the time they took.
+
+    Parameters
+    ----------
+    solver
+        One of ``SOLVERS``.
+    ising
+        The model.
+    effort
+        Sweeps or steps a state.
+    n_samples
+        Number of states.
+    seed
+        Of the solver.
+    beta
+        Inverse temperature, for those that take notice of it.
+    **options
+        More options of the sampler, over the solver's own.
+
+    Returns
+    -------
+    energies : numpy.ndarray
+        float64 ``(n_samples,)``.
+    seconds : float
+        Wall-clock time of all states, on one thread.
+    """
     if solver.sampler == "spectral":
         start = time.perf_counter()
         spins = spectral(ising, n_samples, seed)

@@ -12,8 +12,10 @@ from scipy.stats import t as student
 
 __all__ = ["DETERMINISTIC", "POOLED", "means", "paired", "pool", "t_interval", "tidy", "wins"]
 
+#: What stands for the data set in rows that are means over data sets.
 POOLED = "(all data sets)"
-# Another seed gives the same embedding: a single row of these is compared with all of others.
+#: Methods to which another seed gives the same embedding: one row of theirs is compared with all
+#: of others.
 DETERMINISTIC = frozenset({"pca", "harmony"})
 # Nats are comparable where this column is equal, and nowhere else.
 COMPARABLE = {"validation_elbo": "likelihood", "validation_iwae": "likelihood"}
@@ -39,7 +41,12 @@ def t_interval(values: ArrayLike, level: float = 0.95) -> tuple[float, float, fl
 
     Returns
     -------
-    Mean, lower and upper end. The ends are NaN for one value, all three for none.
+    mean : float
+        NaN without values.
+    low : float
+        Lower end, NaN for fewer than two values.
+    high : float
+        Upper end, likewise.
     """
     x = np.asarray(values, dtype=float)
     x = x[np.isfinite(x)]
@@ -60,6 +67,11 @@ def tidy(rows: pd.DataFrame) -> pd.DataFrame:
     ----------
     rows
         Columns ``data``, ``method``, ``seed``, ``status`` and others.
+
+    Returns
+    -------
+    pandas.DataFrame
+        The rows that stand, in their order.
 
     Raises
     ------
@@ -86,8 +98,9 @@ def means(rows: pd.DataFrame, metrics: Iterable[str]) -> pd.DataFrame:
 
     Returns
     -------
-    Columns ``data, method, metric, n, mean, sd, low, high``; ``n`` is the number of seeds with a
-    finite value, and combinations without any are left out.
+    pandas.DataFrame
+        Columns ``data, method, metric, n, mean, sd, low, high``; ``n`` is the number of seeds with
+        a finite value, and combinations without any are left out.
     """
     metrics = list(metrics)
     good = _numeric(rows, metrics)
@@ -132,11 +145,12 @@ def paired(
 
     Returns
     -------
-    Columns ``data, metric, reference, method, pairing, n, mean, sd, low, high, verdict``, one row
-    a data set, metric and method. ``pairing`` is ``"seeds"`` or ``"fixed"`` (one side is
-    deterministic), ``n`` the number of pairs, ``low`` and ``high`` the 95 % interval (NaN with
-    one pair). ``verdict``: ``"better"`` or ``"worse"`` (the reference, interval clear of zero),
-    ``"unclear"``, ``"one run"``, ``"no common seed"`` or ``"not comparable"``.
+    pandas.DataFrame
+        Columns ``data, metric, reference, method, pairing, n, mean, sd, low, high, verdict``, one
+        row a data set, metric and method. ``pairing`` is ``"seeds"`` or ``"fixed"`` (one side is
+        deterministic), ``n`` the number of pairs, ``low`` and ``high`` the 95 % interval (NaN with
+        one pair). ``verdict``: ``"better"`` or ``"worse"`` (the reference, interval clear of
+        zero), ``"unclear"``, ``"one run"``, ``"no common seed"`` or ``"not comparable"``.
     """
     good = _numeric(rows, metrics)
     out = []
@@ -172,8 +186,9 @@ def pool(differences: pd.DataFrame) -> pd.DataFrame:
 
     Returns
     -------
-    The same columns with ``data`` = :data:`POOLED`; ``n`` is the number of data sets, ``sd`` that
-    between them, and one set gives no interval (verdict ``"one set"``).
+    pandas.DataFrame
+        The same columns with ``data`` = :data:`POOLED`; ``n`` is the number of data sets, ``sd``
+        that between them, and one set gives no interval (verdict ``"one set"``).
     """
     used = differences[(differences["data"] != POOLED) & (differences["n"] > 0)]
     out = []
@@ -199,8 +214,9 @@ def wins(differences: pd.DataFrame, metrics: Collection[str] | None = None) -> p
 
     Returns
     -------
-    Indexed by method, columns ``better``, ``unclear``, ``worse``, ``one_run``: numbers of
-    comparisons (data set x metric).
+    pandas.DataFrame
+        Indexed by method, columns ``better``, ``unclear``, ``worse``, ``one_run``: numbers of
+        comparisons (data set x metric).
     """
     used = differences[differences["data"] != POOLED]
     if metrics is not None:

@@ -7,6 +7,7 @@ import gzip
 import json
 import os
 import shutil
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -30,7 +31,14 @@ class ChecksumError(DownloadError):
 
 
 def data_dir() -> Path:
-    """Folder of the data files: ``SCVI_QBM_DATA_DIR``, else pooch's cache for ``scvi-qbm``."""
+    """Folder of the data files.
+
+    Returns
+    -------
+    pathlib.Path
+        ``SCVI_QBM_DATA_DIR`` of the environment, else pooch's cache for ``scvi-qbm``; it may not
+        exist yet.
+    """
     import pooch
 
     chosen = os.environ.get("SCVI_QBM_DATA_DIR")
@@ -71,7 +79,8 @@ def fetch(
 
     Returns
     -------
-    Path of the checked file.
+    pathlib.Path
+        Path of the checked file.
 
     Raises
     ------
@@ -307,6 +316,19 @@ class _ResumingDownloader:
 def _bar(name: str, shown: bool) -> Iterator[Callable[[int, int | None], None]]:
     if not shown:
         yield lambda done, total: None
+        return
+    # The style of scvi-tools' bars, where it is loaded: to load it for a bar would take 10 s.
+    settings = getattr(sys.modules.get("scvi"), "settings", None)
+    if getattr(settings, "progress_bar_style", "rich") == "tqdm":
+        from tqdm.auto import tqdm
+
+        with tqdm(desc=name, unit="B", unit_scale=True) as bar:
+
+            def show(done: int, total: int | None) -> None:
+                bar.total = total
+                bar.update(done - bar.n)
+
+            yield show
         return
     from rich.console import Console
     from rich.progress import (

@@ -42,6 +42,12 @@ class DatasetInfo:
         ``"download"`` is fetched from ``url``.
     file_name
         Name of the h5ad in the data folder (of the first file, where there are several).
+    label_key
+        Column of ``obs`` with the cell type.
+    citation
+        The paper, as authors, year, journal.
+    source
+        Where ``url``, ``sha256`` and the keys were found.
     url
         Published address, or None where none was found: then ``portal`` says where to look.
     sha256
@@ -57,17 +63,13 @@ class DatasetInfo:
         Whether part of these values are estimated counts, not integers: ``load`` rounds them.
     features
         ``(column of var, value)`` of the genes to keep, where the file holds more than RNA.
-    batch_key, label_key, fine_label_key
-        Columns of ``obs``: technical batch, cell type, finer cell type; None where there is none.
+    batch_key, fine_label_key
+        Columns of ``obs``: technical batch, finer cell type; None where there is none.
     root_key, root_label
         Column of ``obs`` and its value where a reference pseudotime starts, decided from the
         biology (see ``remarks``); None for sets without a trajectory.
-    citation
-        The paper, as authors, year, journal.
     licence
         Licence of the data as its publisher states it, or None where none was found.
-    source
-        Where ``url``, ``sha256`` and the keys were found.
     portal
         Web page for a download by hand.
     remarks

@@ -22,7 +22,13 @@ _ALL = {PBMC68K.name: PBMC68K} | SHARED | COLLECTIONS
 
 
 def list_datasets() -> list[str]:
-    """Names that ``describe`` and ``load`` take: the bundled set, the shared, the downloads."""
+    """Names that :func:`describe` and :func:`load` take.
+
+    Returns
+    -------
+    list[str]
+        The bundled set, then the shared ones, then the downloads.
+    """
     return list(_ALL)
 
 
@@ -33,6 +39,11 @@ def describe(name: str) -> DatasetInfo:
     ----------
     name
         One of :func:`list_datasets`.
+
+    Returns
+    -------
+    DatasetInfo
+        Its line of the table.
 
     Raises
     ------
@@ -81,9 +92,10 @@ def load(
 
     Returns
     -------
-    AnnData, cells by genes: ``X`` and ``layers["counts"]`` (both CSR, float32), ``obs`` with the
-    columns that :func:`describe` names, ``uns["dataset"]`` name, title, citation. Cells without
-    any counts are dropped, and ``uns["dataset"]["n_empty"]`` says how many.
+    anndata.AnnData
+        Cells by genes: ``X`` and ``layers["counts"]`` (both CSR, float32), ``obs`` with the
+        columns that :func:`describe` names, ``uns["dataset"]`` name, title, citation. Cells
+        without any counts are dropped, and ``uns["dataset"]["n_empty"]`` says how many.
 
     Raises
     ------

@@ -34,8 +34,9 @@ def pbmc68k() -> AnnData:
 
     Returns
     -------
-    AnnData of 700 cells and 765 genes: ``X`` log(1 + CP10k), the paper's input;
-    ``layers["counts"]`` integer counts (CSR, float32); ``obs["cell_type"]`` 10 types.
+    anndata.AnnData
+        700 cells and 765 genes: ``X`` log(1 + CP10k), the paper's input; ``layers["counts"]``
+        integer counts (CSR, float32); ``obs["cell_type"]`` 10 types.
 
     Raises
     ------

@@ -50,9 +50,10 @@ def preprocess_counts(
 
     Returns
     -------
-    A new AnnData: ``X`` log(1 + CP10k) and ``layers["counts"]`` counts (both CSR, float32),
-    ``obs``, ``var`` with scanpy's columns, ``obsm`` and ``uns``; other layers, ``raw`` and graphs
-    are left behind.
+    anndata.AnnData
+        A new one: ``X`` log(1 + CP10k) and ``layers["counts"]`` counts (both CSR, float32),
+        ``obs``, ``var`` with scanpy's columns, ``obsm`` and ``uns``; other layers, ``raw`` and
+        graphs are left behind.
 
     Raises
     ------

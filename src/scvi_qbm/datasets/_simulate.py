@@ -78,18 +78,19 @@ def simulate(
 
     Returns
     -------
-    AnnData, cells by genes:
+    anndata.AnnData
+        Cells by genes:
 
-    - ``layers["counts"]`` counts, ``X`` log(1 + CP10k), both CSR float32
-    - ``obs``: ``cell_type``, ``batch``, ``pseudotime`` (path length from the root),
-      ``library_size`` (expected counts of the cell)
-    - ``obsm["programs"]`` [cells, n_programs] activities in [0, 1]
-    - ``obsm["truth"]`` [cells, n_types - 1 + n_programs] the code ``c`` below, batch-free
-    - ``var["base"]``, ``varm["loadings"]`` [genes, columns of truth], ``varm["batch_effect"]``
-      [genes, n_batches]
-    - ``uns["tree"]``: ``names``, ``parent`` (index, -1 for the root), ``length`` (of the edge to
-      the parent), ``distance`` [n_types, n_types] (path lengths), ``root``
-    - ``uns["composition"]`` [n_batches, n_types] expected shares
+        - ``layers["counts"]`` counts, ``X`` log(1 + CP10k), both CSR float32
+        - ``obs``: ``cell_type``, ``batch``, ``pseudotime`` (path length from the root),
+          ``library_size`` (expected counts of the cell)
+        - ``obsm["programs"]`` [cells, n_programs] activities in [0, 1]
+        - ``obsm["truth"]`` [cells, n_types - 1 + n_programs] the code ``c`` below, batch-free
+        - ``var["base"]``, ``varm["loadings"]`` [genes, columns of truth], ``varm["batch_effect"]``
+          [genes, n_batches]
+        - ``uns["tree"]``: ``names``, ``parent`` (index, -1 for the root), ``length`` (of the edge
+          to the parent), ``distance`` [n_types, n_types] (path lengths), ``root``
+        - ``uns["composition"]`` [n_batches, n_types] expected shares
 
     Raises
     ------

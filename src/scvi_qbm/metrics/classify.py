@@ -29,7 +29,17 @@ __all__ = [
 
 
 class ProbeScores(NamedTuple):
-    """Cross-validated scores of a classifier, mean and standard deviation over folds."""
+    """Cross-validated scores of a classifier.
+
+    Parameters
+    ----------
+    accuracy, accuracy_sd
+        Share of cells classified rightly, mean and standard deviation over folds.
+    macro_f1, macro_f1_sd
+        F1 averaged over types, every type the same, mean and standard deviation over folds.
+    n_cells
+        Cells that took part: those of types that are large enough.
+    """
 
     accuracy: float
     accuracy_sd: float
@@ -39,11 +49,21 @@ class ProbeScores(NamedTuple):
 
 
 class XGBoostScores(NamedTuple):
-    """Cross-validated scores of boosted trees, mean and standard deviation (``_sd``) over folds.
+    """Cross-validated scores of boosted trees.
 
-    Precision, recall and F1 are macro averages: every type counts the same. ``confusion`` has a
-    row for each true and a column for each predicted type, cells of all folds, in the order of
-    ``labels``.
+    Precision, recall and F1 are macro averages: every type counts the same.
+
+    Parameters
+    ----------
+    accuracy, precision, recall, f1
+        Means over folds, from 0 to 1.
+    accuracy_sd, precision_sd, recall_sd, f1_sd
+        Standard deviations over folds.
+    confusion
+        int64 ``(n_types, n_types)``: a row for each true and a column for each predicted type,
+        cells of all folds.
+    labels
+        The types, in the order of ``confusion``.
     """
 
     accuracy: float
@@ -59,7 +79,17 @@ class XGBoostScores(NamedTuple):
 
 
 class BatchOutScores(NamedTuple):
-    """Scores on batches that a classifier has not seen; every batch counts the same."""
+    """Scores on batches that a classifier has not seen; every batch counts the same.
+
+    Parameters
+    ----------
+    accuracy
+        Share of cells classified rightly, mean over batches.
+    macro_f1
+        F1 averaged over the types of a batch, mean over batches.
+    n_batches
+        Batches that could be scored.
+    """
 
     accuracy: float
     macro_f1: float
@@ -132,6 +162,11 @@ def knn_probe(
     seed
         Seed of the folds.
 
+    Returns
+    -------
+    ProbeScores
+        Means and standard deviations over folds.
+
     Raises
     ------
     ValueError
@@ -153,8 +188,32 @@ def logistic_probe(
 ) -> ProbeScores:
     """Accuracy and macro F1 of a logistic regression on standardised dimensions (C = 1).
 
-    Are the types *linearly* separable? Parameters and errors are those of :func:`knn_probe`;
-    ``max_iter`` bounds the iterations of L-BFGS.
+    Are the types *linearly* separable?
+
+    Parameters
+    ----------
+    embedding
+        Shape ``(n_cells, n_dimensions)``.
+    labels
+        Cell types, ``(n_cells,)``.
+    n_folds
+        Folds of the stratified, shuffled cross-validation.
+    min_cells
+        Types with fewer cells are left out: a fold could lack them.
+    max_iter
+        Iterations of L-BFGS at most.
+    seed
+        Seed of the folds.
+
+    Returns
+    -------
+    ProbeScores
+        Means and standard deviations over folds.
+
+    Raises
+    ------
+    ValueError
+        If lengths differ, or fewer than 2 types have enough cells.
     """
     return _probe(
         lambda: make_pipeline(StandardScaler(), LogisticRegression(max_iter=max_iter, tol=1e-3)),
@@ -201,6 +260,11 @@ def xgboost_scores(
         Threads.
     seed
         Of the folds and the classifier.
+
+    Returns
+    -------
+    XGBoostScores
+        Means and standard deviations over folds, and the confusion matrix of all of them.
 
     Raises
     ------
@@ -257,9 +321,10 @@ def leave_one_batch_out(
 
     Returns
     -------
-    Means over batches. Cells whose type the other batches lack are left out, and so is a batch
-    with no others or whose training part has one type. Macro F1 is over the types that a batch
-    has. NaN with a single batch.
+    BatchOutScores
+        Means over batches. Cells whose type the other batches lack are left out, and so is a batch
+        with no others or whose training part has one type. Macro F1 is over the types that a batch
+        has. NaN with a single batch.
 
     Raises
     ------

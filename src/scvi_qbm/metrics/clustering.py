@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RESOLUTIONS", "ClusterScores", "LeidenSweep", "leiden_sweep"]
 
+#: Resolutions of the Leiden sweep: 0.05, and 0.1 to 2 in steps of 0.1.
 RESOLUTIONS = (0.05, *(round(0.1 * i, 1) for i in range(1, 21)))
 
 
@@ -72,6 +73,16 @@ class LeidenSweep:
         """Agreement with these labels, at the resolution where NMI is highest (the first of ties).
 
         The choice uses the labels, as scIB's does: every method gets the same help from it.
+
+        Parameters
+        ----------
+        labels
+            Cell types, ``(n_cells,)``.
+
+        Returns
+        -------
+        ClusterScores
+            At the best resolution, with a table of all.
 
         Raises
         ------
@@ -127,6 +138,11 @@ def leiden_sweep(
         Threads of the search for neighbours, if there is one.
     seed
         Of every clustering; 42 is that of scib-metrics.
+
+    Returns
+    -------
+    LeidenSweep
+        A clustering a resolution.
 
     Raises
     ------

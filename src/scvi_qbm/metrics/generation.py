@@ -22,7 +22,20 @@ def _dense(x: ArrayLike) -> NDArray[np.float64]:
 
 
 def log_normalise(counts: ArrayLike, target: float = 1e4) -> NDArray[np.float64]:
-    """``log1p`` of counts scaled to ``target`` a cell; cells without counts stay 0."""
+    """``log1p`` of counts scaled to ``target`` a cell; cells without counts stay 0.
+
+    Parameters
+    ----------
+    counts
+        ``(n_cells, n_genes)``, dense or sparse.
+    target
+        Counts that every cell is scaled to.
+
+    Returns
+    -------
+    numpy.ndarray
+        float64 ``(n_cells, n_genes)``, dense, natural logarithms.
+    """
     x = _dense(counts)
     totals = x.sum(1, keepdims=True)
     return np.log1p(np.divide(target * x, totals, out=np.zeros_like(x), where=totals > 0))
@@ -38,8 +51,8 @@ def two_sample_auc(
 ) -> float:
     """Cross-validated AUROC of a classifier that tells generated from real cells; 0.5 is best.
 
-    A classifier two-sample test (Lopez-Paz and Oquab 2017, arXiv:1610.06545): any number above 0.5
-    beyond its error proves a difference, while 0.5 only says that this classifier sees none.
+    A classifier two-sample test: any number above 0.5 beyond its error proves a difference, while
+    0.5 only says that this classifier sees none.
 
     Parameters
     ----------
@@ -50,10 +63,19 @@ def two_sample_auc(
     seed
         Of the five folds and the classifier.
 
+    Returns
+    -------
+    float
+        AUROC of the held-out folds' probabilities.
+
     Raises
     ------
     ValueError
         If the classifier is unknown, features differ in number, or there are fewer than ten cells.
+
+    References
+    ----------
+    Lopez-Paz and Oquab (2017), Revisiting Classifier Two-Sample Tests, arXiv:1610.06545.
     """
     real, generated = _dense(real), _dense(generated)
     if real.shape[1] != generated.shape[1]:
@@ -90,11 +112,17 @@ def generation_scores(
 
     Returns
     -------
-    ``marginal``: mean over genes of the 1-Wasserstein distance between log-normalised values in
-    units of the real standard deviation. ``zeros``: mean absolute difference of the share of
-    zeros. ``correlation``: root mean square difference of gene correlations over the 200 most
-    variable genes; 0 where a generated gene is constant. ``auc_boosting``, ``auc_logistic``:
-    :func:`two_sample_auc` on principal components.
+    dict[str, float]
+        ``marginal``: mean over genes of the 1-Wasserstein distance between log-normalised values
+        in units of the real standard deviation. ``zeros``: mean absolute difference of the share
+        of zeros. ``correlation``: root mean square difference of gene correlations over the 200
+        most variable genes; 0 where a generated gene is constant. ``auc_boosting``,
+        ``auc_logistic``: :func:`two_sample_auc` on principal components.
+
+    Raises
+    ------
+    ValueError
+        If fewer than two genes vary among the real cells; or as :func:`two_sample_auc`.
     """
     counts = _dense(real), _dense(generated)
     x, y = (log_normalise(c) for c in counts)

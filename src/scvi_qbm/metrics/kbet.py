@@ -77,9 +77,15 @@ def kbet_per_label(
 
     Returns
     -------
-    From 0 to 1, higher is better mixed. Labels in one batch only or with fewer than 10 cells are
-    left out; labels whose graph is in pieces count 0 unless the large pieces hold 75% of their
-    cells. NaN if no label is left.
+    float
+        From 0 to 1, higher is better mixed. Labels in one batch only or with fewer than 10 cells
+        are left out; labels whose graph is in pieces count 0 unless the large pieces hold 75% of
+        their cells. NaN if no label is left.
+
+    References
+    ----------
+    Buettner et al. (2019), Nat. Methods 16, 43 (kBET); Luecken et al. (2022), Nat. Methods 19, 41
+    (within labels).
     """
     names, codes = np.unique(np.asarray(labels).astype(str), return_inverse=True)
     _, batches = np.unique(np.asarray(batch).astype(str), return_inverse=True)

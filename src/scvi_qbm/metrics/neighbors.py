@@ -37,6 +37,11 @@ def check_embedding(embedding: ArrayLike, n_cells: int | None = None) -> NDArray
     n_cells
         The number of rows it must have.
 
+    Returns
+    -------
+    numpy.ndarray
+        float32 ``(n_cells, n_dimensions)``, contiguous, a copy.
+
     Raises
     ------
     ValueError
@@ -72,9 +77,10 @@ def nearest_neighbors(
 
     Returns
     -------
-    ``scib_metrics.nearest_neighbors.NeighborsResults``: ``indices`` and ``distances`` (Euclidean),
-    both ``(n_cells, n_neighbors)``, nearest first. Rows that pynndescent leaves incomplete, as it
-    may where many cells are identical, are searched again exactly.
+    scib_metrics.nearest_neighbors.NeighborsResults
+        ``indices`` and ``distances`` (Euclidean), both ``(n_cells, n_neighbors)``, nearest first.
+        Rows that pynndescent leaves incomplete, as it may where many cells are identical, are
+        searched again exactly.
 
     Raises
     ------
@@ -98,12 +104,40 @@ def nearest_neighbors(
 
 
 def subgraph(neighbors: NeighborsResults, n_neighbors: int) -> NeighborsResults:
-    """The ``n_neighbors`` nearest of the neighbours found, or all where there are fewer."""
+    """The nearest of the neighbours found.
+
+    Parameters
+    ----------
+    neighbors
+        From :func:`nearest_neighbors`.
+    n_neighbors
+        How many to keep, the cell itself included; all where there are fewer.
+
+    Returns
+    -------
+    scib_metrics.nearest_neighbors.NeighborsResults
+        Of ``n_neighbors`` columns at most.
+    """
     return neighbors.subset_neighbors(min(n_neighbors, neighbors.n_neighbors))
 
 
 def as_neighbors(x: Any, n_neighbors: int, **kwargs: Any) -> NeighborsResults:
-    """Neighbours from neighbours (the nearest of them) or from an embedding (searched)."""
+    """Neighbours from neighbours (the nearest of them) or from an embedding (searched).
+
+    Parameters
+    ----------
+    x
+        Neighbours, or an embedding ``(n_cells, n_dimensions)``.
+    n_neighbors
+        How many are wanted, the cell itself included; fewer in small data.
+    **kwargs
+        For :func:`nearest_neighbors`, if there is a search.
+
+    Returns
+    -------
+    scib_metrics.nearest_neighbors.NeighborsResults
+        Of ``n_neighbors`` columns at most.
+    """
     if not hasattr(x, "subset_neighbors"):
         x = nearest_neighbors(x, **kwargs)
     return subgraph(x, n_neighbors)
@@ -133,6 +167,11 @@ def knn_label_entropy(
         Neighbours of a cell, itself *not* included.
     n_jobs, seed
         Of the search, if there is one.
+
+    Returns
+    -------
+    float
+        From 0 to 1.
 
     Raises
     ------
@@ -179,7 +218,13 @@ def umap_coordinates(
 
     Returns
     -------
-    ``(n_cells, 2)``.
+    numpy.ndarray
+        float32 ``(n_cells, 2)``.
+
+    Raises
+    ------
+    ValueError
+        As :func:`check_embedding`.
     """
     x = check_embedding(embedding)
     near = as_neighbors(x if neighbors is None else neighbors, 15)

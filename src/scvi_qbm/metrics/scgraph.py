@@ -97,6 +97,11 @@ def scgraph_reference(
     labels
         Cell types, ``(n_cells,)``. Types of fewer than 10 cells *in all* are left out.
 
+    Returns
+    -------
+    ScGraphReference
+        For :func:`scgraph_scores`.
+
     Raises
     ------
     ValueError
@@ -161,6 +166,11 @@ def scgraph_scores(
         Cell types, ``(n_cells,)``.
     reference
         :func:`scgraph_reference` of the same cells.
+
+    Returns
+    -------
+    ScGraphScores
+        Means over types; NaN where no type has a correlation.
 
     Raises
     ------

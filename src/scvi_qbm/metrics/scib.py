@@ -33,7 +33,9 @@ __all__ = [
     "unique_rows",
 ]
 
+#: What ``scib_bio`` is the mean of: conservation of cell types.
 BIO_SCORES = ("isolated_labels", "nmi_kmeans", "ari_kmeans", "silhouette_label", "clisi")
+#: What ``scib_batch`` is the mean of: removal of batch effects.
 BATCH_SCORES = ("bras", "ilisi", "kbet", "graph_connectivity", "pcr")
 _BLOCK = 512
 
@@ -52,6 +54,11 @@ def label_silhouette(embedding: ArrayLike, labels: ArrayLike) -> NDArray[np.floa
         Shape ``(n_cells, n_dimensions)``.
     labels
         ``(n_cells,)``, at least two distinct values.
+
+    Returns
+    -------
+    numpy.ndarray
+        float64 ``(n_cells,)``.
 
     Raises
     ------
@@ -89,11 +96,11 @@ def label_silhouette(embedding: ArrayLike, labels: ArrayLike) -> NDArray[np.floa
 def batch_silhouette(embedding: ArrayLike, labels: ArrayLike, batch: ArrayLike) -> float:
     """BRAS: one minus the absolute batch silhouette within labels, mean over labels; 1 is mixed.
 
-    Cosine distances, and as the other cluster all cells of other batches (Rautenstrauch and Ohler
-    2025, doi:10.1038/s41587-025-02743-4). A mean cosine distance is linear in the sum of unit
-    vectors, so no pair of cells is visited. As in scib-metrics, labels that are in one batch only
-    or have one cell a batch are left out, and what is undefined (the direction of a row of zeros)
-    counts as a silhouette of 0, which is a perfect score: beware of all-zero codes.
+    Cosine distances, and as the other cluster all cells of other batches. A mean cosine distance
+    is linear in the sum of unit vectors, so no pair of cells is visited. As in scib-metrics,
+    labels that are in one batch only or have one cell a batch are left out, and what is undefined
+    (the direction of a row of zeros) counts as a silhouette of 0, which is a perfect score: beware
+    of all-zero codes.
 
     Parameters
     ----------
@@ -104,7 +111,12 @@ def batch_silhouette(embedding: ArrayLike, labels: ArrayLike, batch: ArrayLike) 
 
     Returns
     -------
-    NaN if no label is in more than one batch.
+    float
+        From 0 to 1; NaN if no label is in more than one batch.
+
+    References
+    ----------
+    Rautenstrauch and Ohler (2025), doi:10.1038/s41587-025-02743-4.
     """
     x = np.asarray(embedding, dtype=np.float64)
     _, labels = _codes(labels)
@@ -137,7 +149,19 @@ def batch_variance(embedding: ArrayLike, batch: ArrayLike) -> float:
     """Share of the total variance between batches: principal component regression with all PCs.
 
     Summed over all principal components, variance times R squared is the sum of squares between
-    batches, so no decomposition is needed. NaN for an embedding without variance.
+    batches, so no decomposition is needed.
+
+    Parameters
+    ----------
+    embedding
+        Shape ``(n_cells, n_dimensions)``.
+    batch
+        ``(n_cells,)``.
+
+    Returns
+    -------
+    float
+        From 0 to 1; NaN for an embedding without variance.
     """
     x = np.asarray(embedding, dtype=np.float64)
     x = x - x.mean(0)
@@ -189,7 +213,18 @@ def _isolated(widths: NDArray[np.float64], labels: NDArray[Any], batch: NDArray[
 
 
 def unique_rows(embedding: ArrayLike) -> float:
-    """Distinct rows divided by rows: 1 for a continuous embedding, little for a binary code."""
+    """Distinct rows divided by rows: 1 for a continuous embedding, little for a binary code.
+
+    Parameters
+    ----------
+    embedding
+        Shape ``(n_cells, n_dimensions)``.
+
+    Returns
+    -------
+    float
+        Above 0, at most 1.
+    """
     x = np.ascontiguousarray(embedding) + 0  # -0.0 becomes 0.0
     return len(np.unique(x.view(np.dtype((np.void, x.dtype.itemsize * x.shape[1]))))) / len(x)
 
@@ -227,16 +262,12 @@ def scib_scores(
 
     Returns
     -------
-    ``isolated_labels`` (silhouette of the labels in the fewest batches), ``nmi_kmeans`` and
-    ``ari_kmeans`` (as many clusters as labels), ``silhouette_label``, ``clisi``; ``bras``,
-    ``ilisi``, ``kbet`` (per label), ``graph_connectivity``, ``pcr``; ``scib_bio``,
-    ``scib_batch`` (means over what is defined) and ``scib_total = 0.6 bio + 0.4 batch``; and
-    ``unique_rows``. Not comparable with scib's own numbers, which use graph LISI and R's kBET.
-
-    Notes
-    -----
-    Duplicate rows bias the neighbour scores: ties fill the neighbourhoods, and LISI is -1 where
-    all neighbours are at distance 0. See ``unique_rows`` before you trust them.
+    dict[str, float]
+        ``isolated_labels`` (silhouette of the labels in the fewest batches), ``nmi_kmeans`` and
+        ``ari_kmeans`` (as many clusters as labels), ``silhouette_label``, ``clisi``; ``bras``,
+        ``ilisi``, ``kbet`` (per label), ``graph_connectivity``, ``pcr``; ``scib_bio``,
+        ``scib_batch`` (means over what is defined) and ``scib_total = 0.6 bio + 0.4 batch``; and
+        ``unique_rows``. Not comparable with scib's own numbers, which use graph LISI and R's kBET.
 
     Raises
     ------
@@ -244,6 +275,11 @@ def scib_scores(
         Without scib-metrics.
     ValueError
         If lengths differ, the embedding is not finite or there is one label only.
+
+    Notes
+    -----
+    Duplicate rows bias the neighbour scores: ties fill the neighbourhoods, and LISI is -1 where
+    all neighbours are at distance 0. See ``unique_rows`` before you trust them.
     """
     metrics = require("scib_metrics")
     labels = np.asarray(labels).astype(str)

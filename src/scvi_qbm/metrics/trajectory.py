@@ -103,7 +103,7 @@ def reference_pseudotime(
     batch: ArrayLike | None = None,
     seed: int = 0,
 ) -> NDArray[np.float64]:
-    """Diffusion pseudotime (Haghverdi et al. 2016, doi:10.1038/nmeth.3971) before integration.
+    """Diffusion pseudotime before integration.
 
     Of 15 neighbours, from the start label's most extreme cell in the diffusion map.
 
@@ -124,18 +124,25 @@ def reference_pseudotime(
 
     Returns
     -------
-    ``(n_cells,)`` from 0 to 1; NaN for cells outside the largest component of the graph, or of a
-    batch where the start label has no cell in that component.
-
-    Warns
-    -----
-    If another label comes first on average, or if scanpy leaves out the leading diffusion
-    component (eigenvalue of 0.9994 or more: long, thin or large data); look at the result then.
+    numpy.ndarray
+        float64 ``(n_cells,)`` from 0 to 1; NaN for cells outside the largest component of the
+        graph, or of a batch where the start label has no cell in that component.
 
     Raises
     ------
     ValueError
         If lengths differ, no cell has the start label, or none gets a pseudotime.
+
+    Warns
+    -----
+    UserWarning
+        If another label comes first on average, or if scanpy leaves out the leading diffusion
+        component (eigenvalue of 0.9994 or more: long, thin or large data); look at the result
+        then.
+
+    References
+    ----------
+    Haghverdi et al. (2016), Nat. Methods 13, 845 (doi:10.1038/nmeth.3971).
     """
     y = np.asarray(labels).astype(str)
     x: Any = unintegrated if sparse.issparse(unintegrated) else np.asarray(unintegrated)
@@ -205,6 +212,11 @@ def trajectory_conservation(
         If given, ``(n_cells,)``: the mean over batches of the correlation within each.
     seed
         Of the search for neighbours, if there is one.
+
+    Returns
+    -------
+    TrajectoryScore
+        The score and the pseudotime behind it.
 
     Raises
     ------

@@ -89,7 +89,12 @@ class DataMixin:
         ----------
         adata, reference_model, *args, **kwargs
             As :meth:`scvi.model.SCVI.load_query_data`. Genes must be the reference's, in its
-            order: :meth:`prepare_query_anndata` brings them there.
+            order: ``prepare_query_anndata`` brings them there.
+
+        Returns
+        -------
+        QBMVI
+            A model of the new data, to be trained further.
 
         Raises
         ------

@@ -46,8 +46,20 @@ class ExpressionMixin:
         For ``gene_likelihood="normal"`` this is the mean of the log-normalised values, whatever
         their library size.
 
+        Parameters
+        ----------
+        *args, **kwargs
+            As there.
+
+        Returns
+        -------
+        pandas.DataFrame | numpy.ndarray
+            As there, cells by genes.
+
         Raises
         ------
+        TypeError
+            If there are more arguments than upstream takes.
         ValueError
             If ``library_size`` is given for ``gene_likelihood="normal"``, or samples are weighted
             by importance and there are none.
@@ -73,6 +85,21 @@ class ExpressionMixin:
         ``gene_likelihood="normal"``, ``mode="change"`` takes differences of the log-normalised
         values as log fold changes, in base 2 (they must be natural logarithms, ``sc.pp.log1p``),
         and the columns ``raw_normalized_mean``, which assume counts, are left out.
+
+        Parameters
+        ----------
+        *args, **kwargs
+            As there.
+
+        Returns
+        -------
+        pandas.DataFrame
+            As there, a row a gene and comparison.
+
+        Raises
+        ------
+        TypeError
+            If there are more arguments than upstream takes.
         """
         kwargs |= _by_name(SCVI.differential_expression, args)
         if self.module.gene_likelihood != "normal":
@@ -122,7 +149,8 @@ class ExpressionMixin:
 
         Returns
         -------
-        Weights of the samples, flattened; they sum to 1.
+        numpy.ndarray
+            float64, a weight a sample of ``zs`` (samples and cells flattened); they sum to 1.
 
         Raises
         ------
@@ -251,18 +279,28 @@ class ExpressionMixin:
 
         Parameters
         ----------
-        adata, indices, batch_size, dataloader, **data_loader_kwargs
+        adata, indices
             As :meth:`scvi.model.SCVI.get_likelihood_parameters`.
         n_samples
-            Draws a cell.
+            Draws a cell, >= 1.
         give_mean
             Average over the draws.
+        batch_size
+            Cells at once; ``scvi.settings.batch_size`` if None.
+        dataloader, **data_loader_kwargs
+            As :meth:`scvi.model.SCVI.get_likelihood_parameters`.
 
         Returns
         -------
-        Arrays ``([n_samples,] n_cells, n_genes)``: ``mean`` always; ``dispersions`` (inverse) for
-        ``nb`` and ``zinb``; ``dropout`` for ``zinb``; ``scale``, the standard deviation, for
-        ``normal``.
+        dict[str, numpy.ndarray]
+            Arrays ``([n_samples,] n_cells, n_genes)``: ``mean`` always; ``dispersions`` (inverse)
+            for ``nb`` and ``zinb``; ``dropout`` for ``zinb``; ``scale``, the standard deviation,
+            for ``normal``.
+
+        Raises
+        ------
+        ValueError
+            If ``n_samples`` < 1.
         """
         if n_samples < 1:
             raise ValueError(f"`n_samples` must be at least 1, got {n_samples}.")
@@ -297,6 +335,16 @@ class ExpressionMixin:
 
     def get_latent_library_size(self, *args: Any, **kwargs: Any) -> NDArray[Any]:
         """Library sizes, see :meth:`scvi.model.SCVI.get_latent_library_size`.
+
+        Parameters
+        ----------
+        *args, **kwargs
+            As there.
+
+        Returns
+        -------
+        numpy.ndarray
+            As there, ``(n_cells, 1)``.
 
         Raises
         ------

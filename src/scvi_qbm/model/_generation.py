@@ -49,7 +49,13 @@ class GenerationMixin:
 
         Returns
         -------
-        int8 ``(n_samples, n_latent)``, 0 and 1.
+        numpy.ndarray
+            int8 ``(n_samples, n_latent)``, 0 and 1.
+
+        Raises
+        ------
+        ValueError
+            If ``n_samples`` < 1, or the sampler is unknown.
         """
         if n_samples < 1:
             raise ValueError(f"`n_samples` must be at least 1, got {n_samples}.")
@@ -90,24 +96,27 @@ class GenerationMixin:
             Expected counts of every cell (of ``zinb`` before dropout); those of the borrowed cells
             if None. Not for models with a latent library size, whose cells draw theirs from the
             batch's log-normal law, nor with a size factor or ``gene_likelihood="normal"``.
-        sampler, sampler_options, seed
-            As :meth:`sample_prior`; the seed also decides cells and counts.
+        sampler, sampler_options
+            As :meth:`sample_prior`.
         adata
             Data to borrow from. Defaults to the model's.
         batch_size
             Cells decoded at once.
+        seed
+            As :meth:`sample_prior`; it also decides cells and counts.
 
         Returns
         -------
-        AnnData with counts (values for ``gene_likelihood="normal"``) in ``X``; batch and
-        covariates in ``obs``, and in ``obs["energy"]`` each code's energy in nats;
-        ``obsm["code"]`` the codes, int8; ``var`` copied from the data.
+        anndata.AnnData
+            Counts (values for ``gene_likelihood="normal"``) in ``X``; batch and covariates in
+            ``obs``, and in ``obs["energy"]`` each code's energy in nats; ``obsm["code"]`` the
+            codes, int8; ``var`` copied from the data.
 
         Raises
         ------
         ValueError
-            If ``n_cells`` < 1, the batch is not in the data, ``library_size`` has no meaning, or a
-            covariate is called ``energy``.
+            If ``n_cells`` < 1, the batch is not in the data, ``library_size`` is not positive or
+            has no meaning, or a covariate is called ``energy``.
         """
         adata = self._validate_anndata(adata)
         module = self.module

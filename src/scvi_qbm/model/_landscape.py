@@ -25,7 +25,16 @@ OutlierScore = Literal["elbo", "kl", "reconstruction"]
 
 
 class PriorParameters(NamedTuple):
-    """A Boltzmann machine ``E(z) = h.z + z'Wz/2``: W float64 (n, n), h float64 (n,)."""
+    """A Boltzmann machine ``E(z) = h.z + z'Wz/2`` over codes of 0 and 1, energies in nats.
+
+    Parameters
+    ----------
+    W
+        Couplings, float64 ``(n_latent, n_latent)``, symmetric with zero diagonal. Positive entries
+        keep two units from being on together.
+    h
+        Biases, float64 ``(n_latent,)``. Positive entries keep a unit off.
+    """
 
     W: NDArray[np.float64]
     h: NDArray[np.float64]
@@ -57,6 +66,16 @@ class LandscapeMixin:
             :func:`scvi_qbm.logz.log_partition`.
         seed
             Seed of a new estimate.
+
+        Returns
+        -------
+        scvi_qbm.logz.LogPartition
+            ``(value, standard_error)`` in nats.
+
+        Raises
+        ------
+        ValueError
+            If the method is unknown, or ``"exact"`` and there are more than 24 units.
         """
         if method is None:
             prior = self.module.prior
@@ -85,9 +104,10 @@ class LandscapeMixin:
 
         Returns
         -------
-        Data frame, a row a cell: ``energy`` :math:`E_q[E(z)]`, exact for a factorised posterior;
-        ``entropy`` of q(z|x); ``free_energy`` = energy - entropy; ``kl`` = free_energy + log Z;
-        ``map_energy``, the energy of the most probable code.
+        pandas.DataFrame
+            A row a cell: ``energy`` :math:`E_q[E(z)]`, exact for a factorised posterior;
+            ``entropy`` of q(z|x); ``free_energy`` = energy - entropy; ``kl`` = free_energy +
+            log Z; ``map_energy``, the energy of the most probable code.
         """
         logits = torch.from_numpy(
             self.get_latent_representation(
@@ -129,13 +149,20 @@ class LandscapeMixin:
 
         Parameters
         ----------
-        adata, indices, batch_size
+        adata, indices
             As :meth:`get_latent_representation`.
         score
             ``"kl"``: how unlikely the cell's code is under the Boltzmann machine.
             ``"reconstruction"``: how badly the decoder explains its counts. ``"elbo"``: their
             sum (and, with a latent library size, its divergence), the negative ELBO. These two
             are estimates from one draw of the code, and deeply sequenced cells score high.
+        batch_size
+            Cells at once; ``scvi.settings.batch_size`` if None.
+
+        Returns
+        -------
+        pandas.Series
+            A score a cell, named ``score``, indexed by the cells' names.
 
         Raises
         ------
@@ -184,14 +211,22 @@ class LandscapeMixin:
 
         Parameters
         ----------
-        adata, indices, batch_size
+        adata, indices
             As :meth:`get_latent_representation`.
         barriers
             Whether to search the passes between all pairs of minima, up to 2,000.
+        batch_size
+            Cells at once; ``scvi.settings.batch_size`` if None.
 
         Returns
         -------
-        :class:`~scvi_qbm.landscape.Attractors`, energies in nats.
+        scvi_qbm.landscape.Attractors
+            A label a cell; the minima with energies, sizes, passes and tree, in nats.
+
+        Raises
+        ------
+        ValueError
+            If there are more than 2,000 minima and ``barriers`` is True.
         """
         codes = self.get_latent_representation(
             adata, indices=indices, batch_size=batch_size, representation="binary"
@@ -212,8 +247,9 @@ class LandscapeMixin:
 
         Returns
         -------
-        Data frame, a row a pair, strongest first: ``unit_a`` < ``unit_b``, ``coupling`` = -W in
-        nats, positive where the units like to be on together.
+        pandas.DataFrame
+            A row a pair, strongest first: ``unit_a`` < ``unit_b``, ``coupling`` = -W in nats,
+            positive where the units like to be on together.
         """
         W = self.prior.W
         a, b = np.triu_indices(len(W), 1)
@@ -250,12 +286,13 @@ class LandscapeMixin:
         seed
             Of the draw.
         silent
-            No progress bar.
+            No progress bar; otherwise as ``scvi.settings.progress_bar_style`` says.
 
         Returns
         -------
-        Data frame ``(n_latent, n_genes)``: units ``unit_0``, ... in rows, genes in columns. With
-        ``gene_likelihood="normal"`` differences of log-normalised values over log 2.
+        pandas.DataFrame
+            ``(n_latent, n_genes)``: units ``unit_0``, ... in rows, genes in columns. With
+            ``gene_likelihood="normal"`` differences of log-normalised values over log 2.
         """
         adata = self._validate_anndata(adata)
         cells = as_positions(indices, adata.n_obs)

@@ -43,23 +43,30 @@ class PosteriorMixin:
 
         Parameters
         ----------
-        adata, indices, batch_size, dataloader, **data_loader_kwargs
+        adata, indices
             As :meth:`scvi.model.SCVI.get_latent_representation`.
         give_mean
             If False, one draw of the continuous code instead of a representation.
         mc_samples
             Not used: every representation has a closed form.
+        batch_size
+            Cells at once; ``scvi.settings.batch_size`` if None.
         return_dist
             If True, mean and variance of the binary units.
+        dataloader
+            As :meth:`scvi.model.SCVI.get_latent_representation`.
         representation
             ``"probabilities"``: :math:`q(z = 1 | x)`, in [0, 1]. ``"logits"``: their log-odds.
             ``"zeta"``: the mean of the continuous code that the decoder sees. ``"binary"``: the
             most probable code, 0 or 1; mind that equal codes tie in neighbour graphs, which
             breaks clustering and UMAP.
+        **data_loader_kwargs
+            As :meth:`scvi.model.SCVI.get_latent_representation`.
 
         Returns
         -------
-        float32 array ``(n_cells, n_latent)``, or a tuple of two with ``return_dist``.
+        numpy.ndarray | tuple[numpy.ndarray, numpy.ndarray]
+            float32 ``(n_cells, n_latent)``; two of them, mean and variance, with ``return_dist``.
 
         Raises
         ------
@@ -113,8 +120,9 @@ class PosteriorMixin:
 
         Returns
         -------
-        A torch mixture of product Bernoulli laws with equal weights; ``log_prob`` takes codes of
-        0 and 1, shape ``(..., n_latent)``, and gives nats.
+        torch.distributions.MixtureSameFamily
+            Product Bernoulli laws with equal weights, one a cell; ``log_prob`` takes codes of 0
+            and 1, shape ``(..., n_latent)``, and gives nats.
         """
         if indices is not None and len(np.atleast_1d(indices)) == 0:
             indices = None

@@ -20,7 +20,6 @@ from scvi.data.fields import (
     NumericalObsField,
 )
 from scvi.model import SCVI
-from scvi.utils import setup_anndata_dsp
 from torch import Tensor
 
 from scvi_qbm._checks import check_expression, check_setup_keys
@@ -33,6 +32,7 @@ from ._expression import ExpressionMixin
 from ._generation import GenerationMixin
 from ._landscape import LandscapeMixin
 from ._posterior import PosteriorMixin
+from ._summary import SummaryMixin
 from ._training import TrainingMixin
 
 __all__ = ["QBMVI"]
@@ -47,6 +47,7 @@ class QBMVI(
     ExpressionMixin,
     LandscapeMixin,
     GenerationMixin,
+    SummaryMixin,
     SCVI,
 ):
     """Single-cell variational inference with a Boltzmann-machine prior over binary latents.
@@ -96,13 +97,17 @@ class QBMVI(
     normal_variance
         For ``gene_likelihood="normal"``: ``"learned"`` per gene, or ``"fixed"``, which makes the
         reconstruction term the squared error.
+    encode_covariates, deeply_inject_covariates, batch_representation
+        As :class:`scvi.module.VAE`.
+    use_batch_norm, use_layer_norm
+        ``"encoder"``, ``"decoder"``, ``"both"`` or ``"none"``. Default recipe: batch norm in both.
+    extra_payload_autotune
+        As :class:`scvi.module.VAE`.
+    extra_encoder_kwargs, extra_decoder_kwargs, batch_embedding_kwargs
+        As :class:`scvi.module.VAE`; the encoder's go to :class:`scvi.nn.FCLayers`.
     var_activation
         Accepted so that scripts written for SCVI run, with a warning: a binary posterior has no
         variance of its own to activate.
-    encode_covariates, deeply_inject_covariates, batch_representation, use_batch_norm,
-    use_layer_norm, extra_payload_autotune, extra_encoder_kwargs, extra_decoder_kwargs,
-    batch_embedding_kwargs
-        As :class:`scvi.module.VAE`.
 
     Raises
     ------
@@ -255,7 +260,6 @@ class QBMVI(
         check_expression(x, likelihood=gene_likelihood, where=where)
 
     @classmethod
-    @setup_anndata_dsp.dedent
     def setup_anndata(
         cls,
         adata: AnnData,
@@ -267,17 +271,28 @@ class QBMVI(
         continuous_covariate_keys: list[str] | None = None,
         **kwargs: Any,
     ) -> None:
-        """%(summary)s.
+        """Say which parts of an AnnData the model reads. The data stay as they are.
 
         Parameters
         ----------
-        %(param_adata)s
-        %(param_layer)s
-        %(param_batch_key)s
-        %(param_labels_key)s
-        %(param_size_factor_key)s
-        %(param_cat_cov_keys)s
-        %(param_cont_cov_keys)s
+        adata
+            Cells by genes. Fields of scvi-tools' own (``_scvi_batch``, ``_scvi_labels``, a key in
+            ``uns``) are added.
+        layer
+            Layer with the counts (log-normalised values for ``gene_likelihood="normal"``); ``X``
+            if None.
+        batch_key
+            Column of ``obs`` with the batch; one batch if None.
+        labels_key
+            Column of ``obs`` with labels, which only ``dispersion="gene-label"`` and the tools of
+            scvi-tools use.
+        size_factor_key
+            Column of ``obs`` with size factors on a linear scale, used instead of library sizes.
+        categorical_covariate_keys, continuous_covariate_keys
+            Columns of ``obs`` whose effects are to be taken out of the latent code, as the batch's
+            are: nothing that you want to see there.
+        **kwargs
+            Of ``AnnDataManager.register_fields``.
 
         Raises
         ------

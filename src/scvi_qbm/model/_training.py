@@ -45,16 +45,19 @@ class TrainingMixin:
         ----------
         max_epochs
             At most so many epochs; scvi-tools' heuristic (400 up to 20,000 cells) if None.
+        accelerator, devices, train_size, validation_size, shuffle_set_split, load_sparse_tensor
+            As :meth:`scvi.model.SCVI.train`.
         batch_size
             Cells per step. The recipe's (128; paper: 256) if None.
         early_stopping
             On by default wherever cells are held out (not with a ``datamodule``), with the
             recipe's patience of 10, watching from the end of the KL warm-up on.
-        plan_kwargs, plan_config
+        datasplitter_kwargs
+            As :meth:`scvi.model.SCVI.train`.
+        plan_config, plan_kwargs
             Override the recipe; see :class:`~scvi_qbm.plan.QBMTrainingPlan`. An ``lr`` without a
             ``bm_lr`` scales both. Of a config object, the fields that differ from its defaults.
-        accelerator, devices, train_size, validation_size, shuffle_set_split, load_sparse_tensor,
-        datasplitter_kwargs, datamodule, trainer_config, **trainer_kwargs
+        datamodule, trainer_config, **trainer_kwargs
             As :meth:`scvi.model.SCVI.train`. With ``enable_checkpointing`` or Lightning's
             ``ModelCheckpoint``, ``ckpt_path`` resumes with optimiser, warm-up and chains.
 

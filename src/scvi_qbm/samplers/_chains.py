@@ -119,6 +119,11 @@ class Chains:
         self.round_trips = 0
         self.heading[:] = 0
 
+    def at_levels(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Values of lanes, (n_chunks, W), in the order of the levels: (n_chains, n_levels)."""
+        chunks = np.arange(len(values))[:, None, None]
+        return values[chunks, self.lane_at].reshape(-1, self.n_levels)[: self.n_chains]
+
     def states(self, level: int = -1) -> NDArray[np.int8]:
         """Spins at one level, int8 (n_chains, n)."""
         lanes = self.lane_at[:, :, level]
@@ -323,15 +328,29 @@ def adopt(chains: Chains, spins: NDArray[np.int8]) -> None:
 
 
 def collect(
-    chains: Chains, n_samples: int, n_sweeps: int, n_threads: int
+    chains: Chains, n_samples: int, n_sweeps: int, n_threads: int, *, levels: bool = False
 ) -> tuple[NDArray[np.int8], dict[str, Any]]:
-    """Keep the target level's states every ``n_sweeps`` sweeps; R-hat and ESS of their energy."""
+    """Keep the target level's states every ``n_sweeps`` sweeps; R-hat and ESS of their energy.
+
+    With ``levels`` the energies of all levels too, and the flow of states along the ladder.
+    """
     n_rounds = -(-n_samples // chains.n_chains)
     kept = np.empty((n_rounds, chains.n_chains, chains.ising.n_spins), dtype=np.int8)
+    tempered = np.empty((n_rounds if levels else 0, chains.n_chains, chains.n_levels))
+    cooling, heating = np.zeros(chains.n_levels), np.zeros(chains.n_levels)
     for t in range(n_rounds):
         run(chains, n_sweeps, n_threads=n_threads)
         kept[t] = chains.states()
+        if levels:
+            tempered[t] = chains.at_levels(chains.energy)
+            heading = chains.at_levels(chains.heading)
+            cooling += (heading == 1).sum(axis=0)
+            heating += (heading == 2).sum(axis=0)
     info: dict[str, Any] = {"n_updates": chains.n_updates, "n_chains": chains.n_chains}
+    if levels:
+        info["level_energies"] = tempered
+        with np.errstate(invalid="ignore"):
+            info["flow"] = cooling / (cooling + heating)
     if n_rounds >= 4:
         energies = chains.ising.energy(kept).T
         info["rhat_energy"] = split_rhat(energies)

@@ -16,6 +16,7 @@ __all__ = ["ChainSampler", "Law", "SampleSet", "Sampler"]
 
 _LARGEST = 1e37
 
+#: What a sampler promises about its law, see :attr:`Sampler.law`.
 Law = Literal["exact", "mcmc", "heuristic"]
 
 
@@ -90,7 +91,8 @@ class Sampler(abc.ABC):
 
         Returns
         -------
-        :class:`SampleSet` with ``n_samples`` states.
+        SampleSet
+            ``n_samples`` states with their energies, int8 and float64.
 
         Raises
         ------
@@ -99,6 +101,8 @@ class Sampler(abc.ABC):
         ValueError
             If ``beta`` is negative, not finite or too large for single precision, or
             ``n_samples`` < 1.
+        RuntimeError
+            If a back end returns states of the wrong shape.
         """
         if not isinstance(ising, Ising):
             raise TypeError(
@@ -148,23 +152,89 @@ class ChainSampler(Sampler):
 
     @abc.abstractmethod
     def init(self, ising: Ising, beta: float = 1.0, seed: int | None = None) -> Any:
-        """Start ``n_chains`` chains at random states."""
+        """Start ``n_chains`` chains at random states.
+
+        Parameters
+        ----------
+        ising
+            The model.
+        beta
+            Inverse temperature, in units of 1 / energy.
+        seed
+            Same seed, same chains. ``None`` draws fresh entropy.
+
+        Returns
+        -------
+        Any
+            The chains, in a form of the sampler's own.
+        """
 
     @abc.abstractmethod
     def step(self, state: Any, n_sweeps: int | None = None) -> Any:
-        """Advance every chain by ``n_sweeps`` sweeps (the sampler's own number by default)."""
+        """Advance every chain.
+
+        Parameters
+        ----------
+        state
+            The chains; they may be advanced in place.
+        n_sweeps
+            Sweeps, each of which updates every spin once; the sampler's own ``n_sweeps`` by
+            default.
+
+        Returns
+        -------
+        Any
+            The advanced chains, to be used from here on.
+        """
 
     @abc.abstractmethod
     def retarget(self, state: Any, ising: Ising, beta: float = 1.0) -> Any:
-        """Point the chains at another model of the same size, keeping their states."""
+        """Point the chains at another model of the same size, keeping their states.
+
+        Parameters
+        ----------
+        state
+            The chains; they may be changed in place.
+        ising
+            The model to go on with, of as many spins.
+        beta
+            Inverse temperature, in units of 1 / energy.
+
+        Returns
+        -------
+        Any
+            The chains, to be used from here on.
+        """
 
     def adapt(self, state: Any) -> Any:
-        """Tune the sampler to what its chains have seen; called between steps, may do nothing."""
+        """Tune the sampler to what its chains have seen; called between steps, may do nothing.
+
+        Parameters
+        ----------
+        state
+            The chains; they may be changed in place.
+
+        Returns
+        -------
+        Any
+            The chains, to be used from here on.
+        """
         return state
 
     @abc.abstractmethod
     def spins(self, state: Any) -> NDArray[np.int8]:
-        """States of the chains at the target temperature, int8 ``(n_chains, n_spins)``."""
+        """States of the chains at the target temperature.
+
+        Parameters
+        ----------
+        state
+            The chains.
+
+        Returns
+        -------
+        numpy.ndarray
+            int8 ``(n_chains, n_spins)``, -1 and +1.
+        """
 
 
 def positive_int(value: int, name: str, minimum: int = 1) -> int:

@@ -56,6 +56,13 @@ class CIM(Sampler):
     n_threads
         Threads over blocks of runs; ``OMP_NUM_THREADS`` or all processors by default. Results do
         not depend on it.
+
+    Raises
+    ------
+    ValueError
+        If an option is unknown or out of range.
+    FloatingPointError
+        From ``sample``: amplitudes that are not finite, where ``dt`` is too large.
     """
 
     law: ClassVar[Law] = "heuristic"
@@ -191,7 +198,7 @@ class MeanFieldCIM(CIM):
 
     Parameters
     ----------
-    n_steps, fields, trajectories, n_threads
+    n_steps
         See :class:`CIM`.
     dt
         Step in cavity decay times.
@@ -199,10 +206,19 @@ class MeanFieldCIM(CIM):
         Net gain (pump minus loss) at the start and after 90 % of the run.
     sigma
         Noise amplitude, >= 0; matched to ``beta`` by default, which a number overrides.
+    fields, trajectories, n_threads
+        See :class:`CIM`.
+
+    Raises
+    ------
+    ValueError
+        If an option is unknown or out of range, or ``sigma`` is to be matched and the
+        final gain is not positive.
 
     References
     ----------
-    See :class:`scvi_qbm.samplers._cim_dynamics.MeanField`.
+    Wang, Marandi, Wen, Byer and Yamamoto (2013), Phys. Rev. A 88, 063853; Tiunov, Ulanov and
+    Lvovsky (2019), Opt. Express 27, 10288.
     """
 
     name: ClassVar[str] = "cim"
@@ -241,7 +257,7 @@ class GaussianStateCIM(CIM):
 
     Parameters
     ----------
-    n_steps, fields, trajectories, n_threads
+    n_steps
         See :class:`CIM`.
     dt
         Step in cavity decay times.
@@ -252,10 +268,19 @@ class GaussianStateCIM(CIM):
         is noisier.
     j
         Rate at which pulses are measured, in units of the cavity's decay rate.
+    fields, trajectories, n_threads
+        See :class:`CIM`.
+
+    Raises
+    ------
+    ValueError
+        If an option is unknown or out of range.
 
     References
     ----------
-    See :class:`scvi_qbm.samplers._cim_dynamics.GaussianState`.
+    Kako, Leleu, Inui, Khoyratee, Reifenstein and Yamamoto (2020), Adv. Quantum Technol. 3,
+    2000045; Ng, Onodera, Kako, McMahon, Mabuchi and Yamamoto (2022), Phys. Rev. Research 4,
+    013009.
     """
 
     name: ClassVar[str] = "cim_gaussian"
@@ -285,18 +310,26 @@ class AmplitudeCorrectedCIM(CIM):
 
     Parameters
     ----------
-    n_steps, fields, trajectories, n_threads
+    n_steps
         See :class:`CIM`.
     dt
         Step in cavity decay times.
     gain
         Net gain (pump minus loss) at the start and after 90 % of the run.
     rate
-        Rate of the error variables.
+        Rate of the error variables, which pull every amplitude to one height.
+    fields, trajectories, n_threads
+        See :class:`CIM`.
+
+    Raises
+    ------
+    ValueError
+        If an option is unknown or out of range.
 
     References
     ----------
-    See :class:`scvi_qbm.samplers._cim_dynamics.AmplitudeCorrected`.
+    Leleu, Yamamoto, McMahon and Aihara (2019), Phys. Rev. Lett. 122, 040607; Leleu et al. (2021),
+    Commun. Phys. 4, 266.
     """
 
     name: ClassVar[str] = "cim_cac"
@@ -325,14 +358,21 @@ class ChaoticFeedbackCIM(AmplitudeCorrectedCIM):
 
     Parameters
     ----------
-    n_steps, fields, trajectories, n_threads
+    n_steps
         See :class:`CIM`.
     dt, gain, rate
         See :class:`AmplitudeCorrectedCIM`.
+    fields, trajectories, n_threads
+        See :class:`CIM`.
+
+    Raises
+    ------
+    ValueError
+        If an option is unknown or out of range.
 
     References
     ----------
-    See :class:`scvi_qbm.samplers._cim_dynamics.ChaoticFeedback`.
+    Reifenstein, Kako, Khoyratee, Leleu and Yamamoto (2021), Adv. Quantum Technol. 4, 2100077.
     """
 
     name: ClassVar[str] = "cim_cfc"
@@ -356,16 +396,23 @@ class SeparatedFeedbackCIM(CIM):
 
     Parameters
     ----------
-    n_steps, fields, trajectories, n_threads
+    n_steps
         See :class:`CIM`.
     dt, gain
         See :class:`AmplitudeCorrectedCIM`.
     k
         Weight of the injected field against its slow memory.
+    fields, trajectories, n_threads
+        See :class:`CIM`.
+
+    Raises
+    ------
+    ValueError
+        If an option is unknown or out of range.
 
     References
     ----------
-    See :class:`scvi_qbm.samplers._cim_dynamics.SeparatedFeedback`.
+    Reifenstein, Kako, Khoyratee, Leleu and Yamamoto (2021), Adv. Quantum Technol. 4, 2100077.
     """
 
     name: ClassVar[str] = "cim_sfc"

@@ -29,8 +29,9 @@ class CorrectedState:
     ----------
     chains
         Gibbs chains at the target.
-    target, beta
-        What the sampler is asked for: the model (energies in nats once times beta).
+    target
+        What the chains should follow: the model at inverse temperature 1, its energies times the
+        beta asked for.
     entropy
         Source of the seeds of later draws.
     beta_drawn
@@ -60,7 +61,7 @@ class CorrectedState:
 
 
 class Corrected(ChainSampler):
-    r"""States of a heuristic sampler, finished by Gibbs sweeps at the target temperature.
+    """States of a heuristic sampler, finished by Gibbs sweeps at the target temperature.
 
     A machine that minimises energies (CIM, annealers, dimod solvers, Kaiwu) finds valleys, with
     frequencies of its own and at a temperature of its own. Every ``redraw_every`` steps the
@@ -90,6 +91,11 @@ class Corrected(ChainSampler):
         Steps between draws; 0 draws once.
     n_threads
         Threads of the sweeps; ``OMP_NUM_THREADS`` or all processors by default.
+
+    Raises
+    ------
+    ValueError
+        If an option is out of range, or the sampler unknown.
 
     Notes
     -----
@@ -133,7 +139,22 @@ class Corrected(ChainSampler):
         self.source.cancel()
 
     def init(self, ising: Ising, beta: float = 1.0, seed: int | None = None) -> CorrectedState:
-        """Draw ``n_chains`` states from the heuristic and sweep them ``n_burn_in`` times."""
+        """Draw ``n_chains`` states from the heuristic and sweep them ``n_burn_in`` times.
+
+        Parameters
+        ----------
+        ising
+            The model.
+        beta
+            Inverse temperature, >= 0, in units of 1 / energy.
+        seed
+            Same seed, same chains. ``None`` draws fresh entropy.
+
+        Returns
+        -------
+        CorrectedState
+            The chains, and the temperatures of the draw.
+        """
         return self._start(ising.scaled(beta), np.random.SeedSequence(seed), self.n_chains)
 
     def _start(
@@ -167,7 +188,20 @@ class Corrected(ChainSampler):
         state.beta_corrected = effective_beta(state.target, state.chains.states())[0]
 
     def step(self, state: CorrectedState, n_sweeps: int | None = None) -> CorrectedState:
-        """Sweep every chain; from time to time start all afresh from the heuristic's states."""
+        """Sweep every chain; from time to time start all afresh from the heuristic's states.
+
+        Parameters
+        ----------
+        state
+            The chains; advanced in place.
+        n_sweeps
+            The sampler's own ``n_sweeps`` by default.
+
+        Returns
+        -------
+        CorrectedState
+            The same state.
+        """
         state.steps += 1
         if self.redraw_every and state.steps % self.redraw_every == 0:
             self._draw(state)
@@ -176,19 +210,61 @@ class Corrected(ChainSampler):
         return state
 
     def adapt(self, state: CorrectedState) -> CorrectedState:
-        """Estimate the temperature of the corrected states anew."""
+        """Estimate the temperature of the corrected states anew.
+
+        Parameters
+        ----------
+        state
+            The chains; only ``beta_corrected`` is changed.
+
+        Returns
+        -------
+        CorrectedState
+            The same state.
+        """
         with one_blas_thread():
             state.beta_corrected = effective_beta(state.target, state.chains.states())[0]
         return state
 
     def retarget(self, state: CorrectedState, ising: Ising, beta: float = 1.0) -> CorrectedState:
-        """Point the chains at another model of the same size, keeping their states."""
+        """Point the chains at another model of the same size, keeping their states.
+
+        Parameters
+        ----------
+        state
+            The chains; changed in place.
+        ising
+            A model of as many spins.
+        beta
+            Inverse temperature, >= 0, in units of 1 / energy.
+
+        Returns
+        -------
+        CorrectedState
+            The same state.
+
+        Raises
+        ------
+        ValueError
+            If the model has another number of spins.
+        """
         state.target = ising.scaled(beta)
         _chains.retarget(state.chains, state.target)
         return state
 
     def spins(self, state: CorrectedState) -> NDArray[np.int8]:
-        """States of the chains, int8 (n_chains, n_spins)."""
+        """States of the chains.
+
+        Parameters
+        ----------
+        state
+            The chains.
+
+        Returns
+        -------
+        numpy.ndarray
+            int8 ``(n_chains, n_spins)``, -1 and +1; a copy.
+        """
         return state.chains.states()
 
     def _sample(

@@ -265,6 +265,13 @@ class DWaveAnnealing(Dimod):
     randomize_order
         Pick the spin to update at random; in order otherwise, which is faster.
 
+    Raises
+    ------
+    ImportError
+        If dimod or dwave-samplers is missing.
+    ValueError
+        If an option is unknown or out of range.
+
     References
     ----------
     ``dwave.samplers.SimulatedAnnealingSampler``, dwave-samplers 1.8.
@@ -305,6 +312,13 @@ class OpenJijAnnealing(Dimod):
         Sweeps of one anneal; each read is one anneal.
     beta_range
         First and last inverse temperature, relative to the beta asked for, geometric between.
+
+    Raises
+    ------
+    ImportError
+        If dimod or openjij is missing.
+    ValueError
+        If an option is out of range.
 
     References
     ----------
@@ -352,6 +366,11 @@ def to_dimod(sampler: str | Sampler, **options: Any) -> Any:
         Name or instance, as for :func:`~scvi_qbm.samplers.get_sampler`.
     **options
         Options of a sampler given by name.
+
+    Returns
+    -------
+    Any
+        An instance of ``dimod.Sampler``.
 
     Raises
     ------

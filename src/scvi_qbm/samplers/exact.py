@@ -13,6 +13,7 @@ from .base import Law, Sampler
 
 __all__ = ["MAX_SPINS", "Exact", "all_energies", "all_states", "boltzmann_law"]
 
+#: Most spins that are enumerated: 128 MB of energies.
 MAX_SPINS = 24
 
 
@@ -23,6 +24,11 @@ def all_energies(ising: Ising) -> NDArray[np.float64]:
     ----------
     ising
         A model of at most 24 spins (128 MB of energies).
+
+    Returns
+    -------
+    numpy.ndarray
+        float64 ``(2**n_spins,)``.
 
     Raises
     ------
@@ -45,13 +51,42 @@ def all_energies(ising: Ising) -> NDArray[np.float64]:
 
 
 def all_states(n_spins: int) -> NDArray[np.int8]:
-    """All states in the order of :func:`all_energies`, int8 (2**n_spins, n_spins)."""
+    """All states, in the order of :func:`all_energies`.
+
+    Parameters
+    ----------
+    n_spins
+        Number of spins; memory goes with ``n_spins * 2**n_spins`` bytes.
+
+    Returns
+    -------
+    numpy.ndarray
+        int8 ``(2**n_spins, n_spins)``, -1 and +1.
+    """
     index = np.arange(2**n_spins)
     return (2 * ((index[:, None] >> np.arange(n_spins)) & 1) - 1).astype(np.int8)
 
 
 def boltzmann_law(ising: Ising, beta: float = 1.0) -> NDArray[np.float64]:
-    """Probabilities of all states at inverse temperature ``beta``, in the same order."""
+    """Probabilities of all states, in the order of :func:`all_energies`.
+
+    Parameters
+    ----------
+    ising
+        A model of at most 24 spins.
+    beta
+        Inverse temperature, in units of 1 / energy.
+
+    Returns
+    -------
+    numpy.ndarray
+        float64 ``(2**n_spins,)``, sum 1.
+
+    Raises
+    ------
+    ValueError
+        If the model has more than 24 spins.
+    """
     log_weights = -beta * all_energies(ising)
     log_weights -= log_weights.max()
     weights: NDArray[np.float64] = np.exp(log_weights)

@@ -33,6 +33,11 @@ class Gibbs(ChainSampler):
         Threads over chains; ``OMP_NUM_THREADS`` or all processors by default. Results do not
         depend on it.
 
+    Raises
+    ------
+    ValueError
+        If an option is out of range.
+
     References
     ----------
     Geman and Geman (1984), IEEE TPAMI 6, 721.
@@ -58,26 +63,85 @@ class Gibbs(ChainSampler):
         self.n_threads = _chains.checked_threads(n_threads)
 
     def init(self, ising: Ising, beta: float = 1.0, seed: int | None = None) -> _chains.Chains:
-        """Start ``n_chains`` chains at uniformly random states."""
+        """Start ``n_chains`` chains at uniformly random states.
+
+        Parameters
+        ----------
+        ising
+            The model.
+        beta
+            Inverse temperature, >= 0, in units of 1 / energy.
+        seed
+            Same seed, same chains. ``None`` draws fresh entropy.
+
+        Returns
+        -------
+        scvi_qbm.samplers._chains.Chains
+            The chains, unequilibrated: burn-in is up to the caller.
+        """
         return self._start(ising, beta, np.random.SeedSequence(seed))
 
     def _start(self, ising: Ising, beta: float, entropy: np.random.SeedSequence) -> _chains.Chains:
         return _chains.start(ising.scaled(beta), np.ones(1), self.n_chains, entropy)
 
     def step(self, state: _chains.Chains, n_sweeps: int | None = None) -> _chains.Chains:
-        """Advance every chain by ``n_sweeps`` sweeps."""
+        """Advance every chain by sweeps of the heat bath.
+
+        Parameters
+        ----------
+        state
+            The chains; advanced in place.
+        n_sweeps
+            The sampler's own ``n_sweeps`` by default.
+
+        Returns
+        -------
+        scvi_qbm.samplers._chains.Chains
+            The same chains.
+        """
         _chains.run(
             state, self.n_sweeps if n_sweeps is None else n_sweeps, n_threads=self.n_threads
         )
         return state
 
     def retarget(self, state: _chains.Chains, ising: Ising, beta: float = 1.0) -> _chains.Chains:
-        """Point the chains at another model, keeping their states."""
+        """Point the chains at another model, keeping their states.
+
+        Parameters
+        ----------
+        state
+            The chains; changed in place.
+        ising
+            A model of as many spins.
+        beta
+            Inverse temperature, >= 0, in units of 1 / energy.
+
+        Returns
+        -------
+        scvi_qbm.samplers._chains.Chains
+            The same chains.
+
+        Raises
+        ------
+        ValueError
+            If the model has another number of spins.
+        """
         _chains.retarget(state, ising.scaled(beta))
         return state
 
     def spins(self, state: _chains.Chains) -> NDArray[np.int8]:
-        """States of the chains, int8 (n_chains, n_spins)."""
+        """States of the chains.
+
+        Parameters
+        ----------
+        state
+            The chains.
+
+        Returns
+        -------
+        numpy.ndarray
+            int8 ``(n_chains, n_spins)``, -1 and +1; a copy.
+        """
         return state.states()
 
     def _sample(

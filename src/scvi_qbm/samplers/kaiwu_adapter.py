@@ -65,6 +65,17 @@ class SolveAdapter(Sampler):
     max_solves
         Calls of ``solve`` for one sample at most.
 
+    Raises
+    ------
+    TypeError
+        If ``solver`` has no ``solve``.
+    ValueError
+        If a string is not ``"module:attribute"``, or an option is out of range. From ``sample``:
+        no solver was given.
+    RuntimeError
+        From ``sample``: too few reads in ``max_solves`` calls, or reads that are no states of the
+        model.
+
     Notes
     -----
     A solver is seeded only through a keyword ``seed`` or ``rand_seed`` of ``solve``, a new

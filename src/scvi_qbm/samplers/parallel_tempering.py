@@ -29,7 +29,7 @@ def tuned_ladder(
     """Levels at which all neighbours would swap equally often, from the swap rates seen so far.
 
     Rejection rates add up along the path to the communication barrier; equal steps of it are
-    equal swap rates (Syed et al. 2022, JRSS B 84, 321, section 5).
+    equal swap rates.
 
     Parameters
     ----------
@@ -39,6 +39,15 @@ def tuned_ladder(
         Target acceptance, sets the number of levels where ``n_levels`` is None.
     n_levels
         Number of levels, if fixed.
+
+    Returns
+    -------
+    numpy.ndarray
+        Levels from 0 to 1, float64 ``(n_levels,)``; at most 256 where their number is not fixed.
+
+    References
+    ----------
+    Syed et al. (2022), JRSS B 84, 321, section 5.
     """
     rejected = np.clip(1 - chains.swap_rates, 1e-4, 1.0)
     barrier = np.concatenate([[0.0], np.cumsum(rejected)])
@@ -83,16 +92,33 @@ class ParallelTempering(ChainSampler):
     n_threads
         Threads over ladders; ``OMP_NUM_THREADS`` or all processors by default. Results do not
         depend on it.
+    record_levels
+        Keep what :func:`scvi_qbm.plots.tempering_diagnostics` draws: with every kept sample the
+        energies of all levels, and where their states came from. The states are the same.
+
+    Raises
+    ------
+    ValueError
+        If an option is out of range, or the reference unknown.
 
     Notes
     -----
-    ``info`` reports ``betas``, ``swap_rates``, ``barrier`` (the sum of rejection rates, the
-    hardness of the path), ``round_trips``, ``rhat_energy`` and ``ess_energy``. A RuntimeWarning
-    says so when the chains have not mixed.
+    ``info`` reports ``betas``, ``swap_rates`` (by pair of neighbours), ``target_swap_rate`` (None
+    where ``n_levels`` is given), ``barrier`` (the sum of rejection rates, the hardness of the
+    path), ``round_trips`` (of all replicas, on the final ladder), ``round_trip_rate`` (a ladder
+    and sweep), ``rhat_energy`` and ``ess_energy``. A RuntimeWarning says so when the chains have
+    not mixed.
+
+    ``record_levels`` adds ``level_energies``, float64 (n_draws, n_chains, n_levels), the tempered
+    energies in nats (``beta`` times energy less offset, where the reference is uniform), and
+    ``flow``, (n_levels,): of the states at a level that have seen an end of the ladder, the part
+    that saw the hottest last. It falls evenly from 1 to 0 where states diffuse freely, and in a
+    step at a bottleneck.
 
     References
     ----------
-    Geyer (1991); Hukushima and Nemoto (1996); Syed et al. (2022), JRSS B 84, 321.
+    Geyer (1991); Hukushima and Nemoto (1996); Syed et al. (2022), JRSS B 84, 321;
+    Katzgraber et al. (2006), J. Stat. Mech. P03018 (flow).
     """
 
     name: ClassVar[str] = "parallel_tempering"
@@ -111,6 +137,7 @@ class ParallelTempering(ChainSampler):
         swap_rate: float = 0.5,
         reference: str = "uniform",
         n_threads: int | None = None,
+        record_levels: bool = False,
     ) -> None:
         self.n_chains = positive_int(n_chains, "n_chains")
         self.n_sweeps = positive_int(n_sweeps, "n_sweeps")
@@ -123,9 +150,25 @@ class ParallelTempering(ChainSampler):
             raise ValueError(f"`reference` must be one of {_REFERENCES}, got {reference!r}.")
         self.reference = reference
         self.n_threads = _chains.checked_threads(n_threads)
+        self.record_levels = bool(record_levels)
 
     def init(self, ising: Ising, beta: float = 1.0, seed: int | None = None) -> _chains.Chains:
-        """Start ``n_chains`` ladders on evenly spaced levels; ``adapt`` tunes them."""
+        """Start ``n_chains`` ladders at random states on evenly spaced levels.
+
+        Parameters
+        ----------
+        ising
+            The model.
+        beta
+            Inverse temperature, >= 0, in units of 1 / energy.
+        seed
+            Same seed, same chains. ``None`` draws fresh entropy.
+
+        Returns
+        -------
+        scvi_qbm.samplers._chains.Chains
+            The ladders, neither tuned nor equilibrated; see :meth:`warm_up`.
+        """
         return self._start(ising.scaled(beta), np.random.SeedSequence(seed))
 
     def _start(self, target: Ising, entropy: np.random.SeedSequence) -> _chains.Chains:
@@ -134,7 +177,20 @@ class ParallelTempering(ChainSampler):
         return _chains.start(target, ladder, self.n_chains, entropy, base)
 
     def step(self, state: _chains.Chains, n_sweeps: int | None = None) -> _chains.Chains:
-        """Advance every ladder by ``n_sweeps`` sweeps, each followed by swaps."""
+        """Advance every ladder by sweeps, each followed by swaps of neighbouring levels.
+
+        Parameters
+        ----------
+        state
+            The ladders; advanced in place.
+        n_sweeps
+            The sampler's own ``n_sweeps`` by default.
+
+        Returns
+        -------
+        scvi_qbm.samplers._chains.Chains
+            The same ladders.
+        """
         left = self.n_sweeps if n_sweeps is None else n_sweeps
         if self.reference != "magnetisation":
             _chains.run(state, left, n_threads=self.n_threads)
@@ -146,12 +202,43 @@ class ParallelTempering(ChainSampler):
         return state
 
     def retarget(self, state: _chains.Chains, ising: Ising, beta: float = 1.0) -> _chains.Chains:
-        """Point the ladders at another model, keeping their states and levels."""
+        """Point the ladders at another model, keeping their states and levels.
+
+        Parameters
+        ----------
+        state
+            The ladders; changed in place.
+        ising
+            A model of as many spins.
+        beta
+            Inverse temperature, >= 0, in units of 1 / energy.
+
+        Returns
+        -------
+        scvi_qbm.samplers._chains.Chains
+            The same ladders.
+
+        Raises
+        ------
+        ValueError
+            If the model has another number of spins.
+        """
         _chains.retarget(state, ising.scaled(beta))
         return state
 
     def adapt(self, state: _chains.Chains) -> _chains.Chains:
-        """Re-place the levels by the swap rates seen, and the reference by the spins seen."""
+        """Re-place the levels by the swap rates seen, and the reference by the spins seen.
+
+        Parameters
+        ----------
+        state
+            The ladders. Without swaps of every pair since the last call they stay as they are.
+
+        Returns
+        -------
+        scvi_qbm.samplers._chains.Chains
+            The ladders, new ones if their levels moved; swap statistics start afresh.
+        """
         if state.proposed.min(initial=1) == 0:
             return state
         ladder = tuned_ladder(state, self.swap_rate, self.n_levels)
@@ -163,7 +250,18 @@ class ParallelTempering(ChainSampler):
         return state
 
     def spins(self, state: _chains.Chains) -> NDArray[np.int8]:
-        """States at the target temperature, int8 (n_chains, n_spins)."""
+        """States at the target temperature.
+
+        Parameters
+        ----------
+        state
+            The chains.
+
+        Returns
+        -------
+        numpy.ndarray
+            int8 ``(n_chains, n_spins)``, -1 and +1; a copy.
+        """
         return state.states()
 
     def warm_up(self, state: _chains.Chains, n_sweeps: int) -> _chains.Chains:
@@ -172,9 +270,14 @@ class ParallelTempering(ChainSampler):
         Parameters
         ----------
         state
-            Ladders.
+            The ladders.
         n_sweeps
             Total number of sweeps.
+
+        Returns
+        -------
+        scvi_qbm.samplers._chains.Chains
+            The ladders, tuned; swaps and round trips are counted on the final levels only.
         """
         tuning = n_sweeps // 2
         rounds = max(int(np.log2(max(tuning, 1) / 16)), 0)
@@ -191,14 +294,19 @@ class ParallelTempering(ChainSampler):
         self, ising: Ising, beta: float, n_samples: int, entropy: np.random.SeedSequence
     ) -> tuple[NDArray[np.int8], dict[str, Any]]:
         chains = self.warm_up(self._start(ising.scaled(beta), entropy), self.n_burn_in)
-        spins, info = _chains.collect(chains, n_samples, self.n_sweeps, self.n_threads)
+        spins, info = _chains.collect(
+            chains, n_samples, self.n_sweeps, self.n_threads, levels=self.record_levels
+        )
         info |= {
             "n_sweeps": self.n_sweeps,
             "n_burn_in": self.n_burn_in,
             "betas": beta * chains.ladder,
             "swap_rates": chains.swap_rates,
+            "target_swap_rate": self.swap_rate if self.n_levels is None else None,
             "barrier": float((1 - chains.swap_rates).sum()),
             "round_trips": chains.round_trips,
+            # The hottest pair is tried every other sweep.
+            "round_trip_rate": chains.round_trips / max(2 * int(chains.proposed[0]), 1),
         }
         rhat = info.get("rhat_energy", np.nan)
         blocked = np.nanmin(chains.swap_rates) < 0.02 and chains.proposed.min() > 100

@@ -41,7 +41,13 @@ class Quantised(NamedTuple):
     max_error: float
 
     def as_dict(self) -> dict[str, Any]:
-        """The report without the matrix, for a sampler's ``info``."""
+        """The report without the matrix, for a sampler's ``info``.
+
+        Returns
+        -------
+        dict[str, Any]
+            The other fields by name.
+        """
         report = self._asdict()
         del report["matrix"]
         return report
@@ -63,7 +69,8 @@ def quantise(matrix: ArrayLike, n_bits: int = 8) -> Quantised:
 
     Returns
     -------
-    :class:`Quantised`. A matrix of zeros has gain 1 and no error.
+    Quantised
+        A matrix of zeros has gain 1 and no error.
 
     Raises
     ------

@@ -20,6 +20,7 @@ __all__ = [
     "register_sampler",
 ]
 
+#: Entry points of this group are samplers of installed packages.
 ENTRY_POINT_GROUP = "scvi_qbm.samplers"
 
 Target = str | Callable[..., Sampler]
@@ -50,7 +51,13 @@ def _plugins() -> dict[str, EntryPoint]:
 
 
 def list_samplers() -> list[str]:
-    """Names that :func:`get_sampler` knows, sorted; listing imports no back end."""
+    """Names that :func:`get_sampler` knows; listing imports no back end.
+
+    Returns
+    -------
+    list[str]
+        Ours, registered ones and those of installed plugins, sorted.
+    """
     return sorted({*_BUILT_IN, *_registered, *_plugins()})
 
 
@@ -105,12 +112,18 @@ def get_sampler(name: str | Sampler, **options: Any) -> Sampler:
     **options
         Passed to the sampler's constructor.
 
+    Returns
+    -------
+    scvi_qbm.samplers.base.Sampler
+        A new instance; ``name`` itself where it is one already.
+
     Raises
     ------
     ValueError
         If no sampler has that name; the message lists those there are.
     TypeError
-        If the sampler does not know an option; the message lists its options.
+        If the sampler does not know an option (the message lists its options), or options come
+        with an instance.
 
     Examples
     --------
@@ -137,14 +150,41 @@ def get_sampler(name: str | Sampler, **options: Any) -> Sampler:
 
 
 def conformance_options(name: str) -> dict[str, Any]:
-    """Options with which the conformance kit makes a sampler: its class's ``conformance``."""
+    """Options with which the conformance kit makes a sampler: its class's ``conformance``.
+
+    Parameters
+    ----------
+    name
+        One of :func:`list_samplers`.
+
+    Returns
+    -------
+    dict[str, Any]
+        Options for :func:`get_sampler`; empty for the defaults.
+
+    Raises
+    ------
+    ValueError
+        If no sampler has that name; the message lists those there are.
+    """
     if name not in list_samplers():
         raise ValueError(f"Unknown sampler {name!r}. Available: {', '.join(list_samplers())}.")
     return dict(getattr(_load(name), "conformance", {}))
 
 
 class SamplerDescription(NamedTuple):
-    """One line about a sampler: its name, its law, what it is."""
+    """One line about a sampler.
+
+    Parameters
+    ----------
+    name
+        Its name in the registry.
+    law
+        ``"exact"``, ``"mcmc"`` or ``"heuristic"``; ``"?"`` if it does not say, ``"-"`` if it
+        cannot be loaded.
+    summary
+        First line of its docstring, or why it cannot be loaded.
+    """
 
     name: str
     law: str
@@ -152,7 +192,13 @@ class SamplerDescription(NamedTuple):
 
 
 def describe_samplers() -> list[SamplerDescription]:
-    """Name, law and summary of every sampler; one that cannot be loaded says why."""
+    """Name, law and summary of every sampler; one that cannot be loaded says why.
+
+    Returns
+    -------
+    list[SamplerDescription]
+        One a name, in the order of :func:`list_samplers`.
+    """
     rows = []
     for name in list_samplers():
         try:

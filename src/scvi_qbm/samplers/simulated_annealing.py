@@ -35,16 +35,21 @@ def field_scale(ising: Ising) -> float:
 def annealing_betas(
     hot: float, cold: float, n_sweeps: int, schedule: str = "geometric"
 ) -> NDArray[np.float64]:
-    """Inverse temperatures from hot to cold, float64 (n_sweeps,).
+    """Inverse temperatures from hot to cold.
 
     Parameters
     ----------
     hot, cold
-        First and last inverse temperature, 0 <= hot <= cold; geometric needs hot > 0.
+        First and last inverse temperature, 0 <= hot <= cold.
     n_sweeps
         Number of steps; a single one is at ``cold``.
     schedule
-        ``"geometric"`` or ``"linear"``.
+        ``"geometric"`` or ``"linear"``; from ``hot`` = 0 always linear.
+
+    Returns
+    -------
+    numpy.ndarray
+        float64 ``(n_sweeps,)``.
     """
     if n_sweeps == 1:
         return np.array([cold])
@@ -76,6 +81,11 @@ class SimulatedAnnealing(Sampler):
     n_threads
         Threads over chains; ``OMP_NUM_THREADS`` or all processors by default. Results do not
         depend on it.
+
+    Raises
+    ------
+    ValueError
+        If an option is unknown or out of range, or a geometric schedule starts at 0.
 
     References
     ----------
@@ -113,7 +123,21 @@ class SimulatedAnnealing(Sampler):
         self.n_threads = _chains.checked_threads(n_threads)
 
     def betas(self, ising: Ising, beta: float = 1.0) -> NDArray[np.float64]:
-        """The inverse temperature of every sweep, float64 (n_sweeps,)."""
+        """The inverse temperature of every sweep.
+
+        Parameters
+        ----------
+        ising
+            The model, whose fields set the scale.
+        beta
+            Where cooling ends, in units of 1 / energy; not used with ``end="ground"`` or a
+            ``beta_range``.
+
+        Returns
+        -------
+        numpy.ndarray
+            float64 ``(n_sweeps,)``, in units of 1 / energy.
+        """
         scale = field_scale(ising)
         if self.beta_range is not None:
             hot, cold = self.beta_range

@@ -67,6 +67,7 @@ class Method(NamedTuple):
 
 _FAST = {"optimiser": "qbmvi"}
 _NB, _NORMAL = "nb, counts", "normal, log CP10k"
+#: Method by name, in the order of tables.
 METHODS: dict[str, Method] = {
     "qbmvi": Method(qbmvi, "QBMVI", "This package's default.", "unsupervised", _NB, True),
     "bernoulli": Method(
@@ -151,7 +152,8 @@ def get_method(name: str) -> Method:
 
     Returns
     -------
-    Its line of the table.
+    Method
+        Its line of the table.
 
     Raises
     ------
@@ -191,7 +193,8 @@ def select_methods(names: Iterable[str]) -> list[str]:
 
     Returns
     -------
-    Names, each once, in that order.
+    list[str]
+        Names, each once, in that order.
 
     Raises
     ------

@@ -35,6 +35,11 @@ def pca(
         Ignored.
     n_comps
         Number of components.
+
+    Returns
+    -------
+    scvi_qbm.benchmark.methods.MethodResult
+        Components, ``(n_cells, n_comps)``; fewer in small data.
     """
     data, started = log_normalised(adata, layer), time.perf_counter()
     n_comps = min(n_comps, data.n_obs - 1, data.n_vars - 1)

@@ -63,6 +63,11 @@ def qbmvi(
         Called with the model before it is trained.
     **model_kwargs
         Arguments of :class:`~scvi_qbm.QBMVI`.
+
+    Returns
+    -------
+    scvi_qbm.benchmark.methods.MethodResult
+        Probabilities of the units, ``(n_cells, n_latent)``, and the model.
     """
     scvi.settings.seed = seed
     likelihood = model_kwargs.get("gene_likelihood") or get_recipe(recipe).model["gene_likelihood"]
@@ -88,12 +93,19 @@ def gaussian_twin(
 
     Parameters
     ----------
-    adata, layer, batch_key, seed, max_epochs, train_kwargs, on_model
+    adata, layer, batch_key, seed, max_epochs
         As :func:`qbmvi`.
     recipe
         Recipe to be the twin of.
+    train_kwargs, on_model
+        As :func:`qbmvi`.
     **model_kwargs
         Arguments of :class:`scvi.model.SCVI`.
+
+    Returns
+    -------
+    scvi_qbm.benchmark.methods.MethodResult
+        Means of the posterior, ``(n_cells, n_latent)``, and the model.
     """
     scvi.settings.seed = seed
     chosen = get_recipe(recipe)

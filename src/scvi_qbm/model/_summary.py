@@ -1,0 +1,180 @@
+"""One table of what a model is, what it was trained on, and how that went."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import rich
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from scvi_qbm.prior import BernoulliPrior, NegativePhaseReport
+from scvi_qbm.samplers.corrected import Corrected
+
+__all__ = ["SummaryMixin"]
+
+_HEADINGS = {
+    "train": "training cells, last epoch (nats a cell)",
+    "held_out": "held-out cells, last epoch (nats a cell)",
+    "negative_phase": "last look at the chains (nats)",
+}
+_BOUND = {
+    "negative_elbo": "elbo",
+    "reconstruction": "reconstruction_loss",
+    "kl": "kl_local",
+}
+_NATS = ("log_z", "log_z_se", "strongest_coupling")
+_REPORT = [f for f in NegativePhaseReport._fields if f not in ("log_z", "log_z_se", "n_steps")]
+
+
+class SummaryMixin:
+    """:meth:`summary`."""
+
+    def summary(self, *, silent: bool = False) -> pd.Series:
+        """What the model is, what it was trained on, and how that went, in one table.
+
+        How to read it: ``negative_elbo`` is ``reconstruction`` + ``kl`` (log Z is in the KL), as
+        last seen in training; lower is better, and only on held-out cells does it compare models.
+        Its error bar is ``log_z_se``. ``verdict`` says in words whether the samples that trained
+        the Boltzmann machine followed its law, see
+        :class:`~scvi_qbm.prior.NegativePhaseReport`.
+
+        Parameters
+        ----------
+        silent
+            Do not print it.
+
+        Returns
+        -------
+        pandas.Series
+            Plain values, always the same entries, by part and name: ``summary["prior", "log_z"]``.
+            Parts are ``data``, ``model``, ``prior``, ``training``, ``train`` and ``held_out``
+            (nats a cell), ``negative_phase`` (energies in nats). None or NaN where something does
+            not apply or is not known.
+        """
+        # A query comes with its reference's history, until it is trained itself.
+        history = (self.history or {}) if self.is_trained else {}
+        parts = {
+            "data": self._summarise_data(),
+            "model": self._summarise_model(),
+            "prior": self._summarise_prior(),
+            "training": self._summarise_training(history),
+            "train": {k: _last(history, f"{v}_train") for k, v in _BOUND.items()},
+            "held_out": {k: _last(history, f"{v}_validation") for k, v in _BOUND.items()},
+            "negative_phase": self._summarise_negative_phase(history),
+        }
+        rows = {(part, name): v for part, values in parts.items() for name, v in values.items()}
+        out = pd.Series(rows, dtype=object, name=type(self).__name__)
+        out.index.names = ["part", "name"]
+        if not silent:
+            _print(out)
+        return out
+
+    def _summarise_data(self) -> dict[str, Any]:
+        stats = self.summary_stats
+        return {
+            "cells": stats.get("n_cells"),
+            "genes": stats.get("n_vars"),
+            "batches": stats.get("n_batch"),
+            "labels": stats.get("n_labels"),
+            "categorical_covariates": stats.get("n_extra_categorical_covs", 0),
+            "continuous_covariates": stats.get("n_extra_continuous_covs", 0),
+            "layer": self.registry_.get("setup_args", {}).get("layer") or "X",
+            "minified": self.adata is not None and self.minified_data_type is not None,
+        }
+
+    def _summarise_model(self) -> dict[str, Any]:
+        given, module = self.init_params_["non_kwargs"], self.module
+        library = "observed" if module.use_observed_lib_size else "latent"
+        library = "size factor" if module.use_size_factor_key else library
+        names = ("n_latent", "n_hidden", "n_layers", "dropout_rate")
+        return {
+            "recipe": self.recipe_,
+            **{name: given[name] for name in names},
+            "n_parameters": sum(p.numel() for p in module.parameters()),
+            "relaxation": given["relaxation"],
+            "relaxation_beta": given["relaxation_beta"],
+            "gene_likelihood": module.gene_likelihood,
+            "dispersion": module.dispersion,
+            "library": None if module.gene_likelihood == "normal" else library,
+        }
+
+    def _summarise_prior(self) -> dict[str, Any]:
+        prior = self.module.prior
+        sampler = getattr(prior, "sampler", None)
+        source = getattr(sampler, "source", sampler)
+        law = getattr(source, "law", None)
+        if isinstance(sampler, Corrected):
+            law = f"{law}, finished by Gibbs sweeps"
+        log_z = self.get_log_partition()
+        return {
+            "kind": "bernoulli" if isinstance(prior, BernoulliPrior) else "boltzmann",
+            "units": prior.n_latent,
+            "sampler": getattr(source, "name", None),
+            "law": law,
+            "n_chains": getattr(sampler, "n_chains", None),
+            "n_sweeps": getattr(sampler, "n_sweeps", None),
+            "frozen": not prior.h.requires_grad,
+            "strongest_coupling": float(np.abs(self.prior.W).max()),
+            "log_z": log_z.value,
+            "log_z_se": log_z.standard_error,
+        }
+
+    def _summarise_training(self, history: dict[str, pd.DataFrame]) -> dict[str, Any]:
+        cells = {"cells": self.train_indices, "cells_held_out": self.validation_indices}
+        return {
+            "trained": bool(self.is_trained),
+            "epochs": len(history.get("elbo_train", ())),
+            **{name: None if of is None else len(of) for name, of in cells.items()},
+            "device": str(self.device),
+        }
+
+    def _summarise_negative_phase(self, history: dict[str, pd.DataFrame]) -> dict[str, Any]:
+        report: dict[str, Any] = {name: _last(history, name) for name in _REPORT}
+        return report | {"verdict": self._verdict(history)}
+
+    def _verdict(self, history: dict[str, pd.DataFrame]) -> str:
+        if isinstance(self.module.prior, BernoulliPrior):
+            return "exact: units without couplings need no samples"
+        if "energy_gap" not in history:
+            frozen = not self.module.prior.h.requires_grad
+            return "not looked at: the machine is frozen" if frozen else "not looked at yet"
+        report = NegativePhaseReport(
+            **{name: _last(history, name) for name in NegativePhaseReport._fields}
+        )
+        told = (
+            f"training samples lie {report.energy_gap:+.1f} (se {report.energy_gap_se:.1f}) nats "
+            f"from equilibrium, log Z drifted by {report.log_z_drift:+.1f} nats between estimates"
+        )
+        if report.is_honest:
+            return f"honest: {told}"
+        return f"not honest: {told}, so the prior's gradient is biased"
+
+
+def _last(history: dict[str, pd.DataFrame], name: str) -> float:
+    values = history[name].iloc[:, 0].dropna() if name in history else ()
+    return float(values.iloc[-1]) if len(values) else math.nan
+
+
+def _text(name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        text = f"{value:,.2f}" if abs(value) >= 100 else f"{value:.4g}"
+        return f"{text} nats" if name in _NATS else text
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _print(summary: pd.Series) -> None:
+    """What is known, under the names that the entries have."""
+    table = Table(title=summary.name, show_header=False, box=box.SIMPLE)
+    for part, rows in summary.dropna().groupby(level="part", sort=False):
+        table.add_section()
+        table.add_row(f"[bold]{part}[/bold]", f"[bold]{_HEADINGS.get(part, '')}[/bold]")
+        for (_, name), value in rows.items():
+            table.add_row(f"  {name}", escape(_text(name, value)))
+    rich.print(table)
