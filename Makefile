@@ -18,7 +18,7 @@ KERNELS := $(wildcard src/scvi_qbm/samplers/_kernels.py src/scvi_qbm/samplers/_r
 	src/scvi_qbm/samplers/_simd.py)
 export NUMBA_CACHE_DIR ?= $(CURDIR)/$(VENV)/numba-$(shell cat $(KERNELS) | cksum | cut -d' ' -f1)
 
-.PHONY: help demo test test-slow test-peers test-next lint bench-train bench-negative \
+.PHONY: help demo test test-slow test-peers test-next lint docs tutorials dist bench-train bench-negative \
 	bench-samplers bench-sampling bench-landscape bench-methods bench-metrics table clean
 
 help:
@@ -27,6 +27,9 @@ help:
 	@echo "make test-slow   the statistical tests with rotating seeds and many repetitions"
 	@echo "make test-peers  scvi-tools' own tests of SCVI, on QBMVI (5 minutes, a download)"
 	@echo "make test-next   tests and test-peers on the newest scvi-tools (15 minutes, downloads)"
+	@echo "make docs        the documentation, warnings are errors, in docs/_build/html (3 minutes)"
+	@echo "make tutorials   execute the notebooks and keep their outputs (15 minutes)"
+	@echo "make dist        sdist and wheel"
 	@echo "make bench-train cost of an epoch against scvi.model.SCVI"
 	@echo "make bench-negative  the tables of docs/training.md on the negative phase"
 	@echo "make bench-samplers  speed of the samplers against their peers (10 minutes)"
@@ -76,6 +79,18 @@ test-next: $(NEXT_STAMP)
 	$(NEXT_BIN)/python -m pytest -m "not slow" -q -n $(TEST_WORKERS) --dist loadfile
 	$(NEXT_BIN)/python tests/peer/run.py
 
+docs: $(STAMP)
+	$(PIP) install -c constraints.txt --group docs
+	$(BIN)/python -m sphinx -W --keep-going -j auto -b html docs docs/_build/html
+	$(BIN)/python -m pytest -q tests/test_readme.py tests/test_docstrings.py tests/test_docs.py
+
+tutorials: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python tutorials/execute.py
+
+dist: $(STAMP)
+	$(PIP) install -c constraints.txt build
+	$(BIN)/python -m build
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -110,4 +125,5 @@ table: $(STAMP)
 	$(BIN)/python benchmarks/fit_all.py ../shared/data docs/fits.csv
 
 clean:
-	rm -rf $(VENV) $(NEXT_VENV) demo-output bench-output sampling-output landscape-output bench-methods-output kaiwu-jobs
+	rm -rf $(VENV) $(NEXT_VENV) demo-output bench-output sampling-output landscape-output bench-methods-output kaiwu-jobs \
+		docs/_build docs/tutorials docs/api/generated dist

@@ -1,4 +1,4 @@
-"""Put the results of a benchmark into docs: rows as CSV, and the tables of docs/benchmark.md.
+"""Put a benchmark's results into docs: rows as CSV, their tables, and the table of README.md.
 
     python benchmarks/benchmark_tables.py bench-methods-output docs/benchmark
 
@@ -22,6 +22,19 @@ METRICS = {
     "scgraph": "scGraph", "xgb_f1": "XGB F1", "knn_f1": "kNN F1", "lobo_f1": "unseen batch F1",
     "trajectory": "trajectory", "seconds": "s",
 }  # fmt: skip
+# README.md: these, on the sets on which all of them were measured.
+SHORT_METHODS = (
+    "qbmvi",
+    "bernoulli",
+    "gaussian",
+    "scvi",
+    "scvi_wide",
+    "ldvae",
+    "autozi",
+    "harmony",
+)
+SHORT_METRICS = ("scib_total", "scib_bio", "scgraph", "nmi", "xgb_f1", "lobo_f1")
+MARKS = "<!-- results -->", "<!-- end of results -->"
 NATS = ("validation_elbo", "validation_iwae", "seconds")
 
 
@@ -55,6 +68,23 @@ def by_data(rows: pd.DataFrame) -> str:
         title = f"### {data}: {cells['n_cells']:.0f} cells, {cells['n_genes']:.0f} genes"
         out.append(f"{title}\n\n{markdown(head, lines)}")
     return "\n\n".join(out)
+
+
+def short(rows: pd.DataFrame) -> str:
+    """Means over data sets of means over seeds, for README.md."""
+    table = means(rows, SHORT_METRICS)
+    table = table[table["method"].isin(SHORT_METHODS)]
+    wide = table.pivot_table(index="data", columns=["metric", "method"], values="mean")
+    # A score that a set cannot have, as one without batches, is missing for all.
+    whole = {m: wide[m].reindex(columns=SHORT_METHODS).dropna() for m in SHORT_METRICS}
+    lines = []
+    for method in SHORT_METHODS:
+        values = [f"{whole[m][method].mean():.3f}" for m in SHORT_METRICS]
+        lines.append([METHODS[method].label, *values])
+    head = ["mean over", *(f"{METRICS[m]} ({len(whole[m])} sets)" for m in SHORT_METRICS)]
+    seeds = rows[rows["method"].isin(("qbmvi", "scvi"))].groupby("data")["seed"].nunique()
+    said = f"{seeds.min()}" if seeds.min() == seeds.max() else f"{seeds.min()} to {seeds.max()}"
+    return f"{markdown(head, lines)}\n\nMeans over data sets of means over {said} seeds."
 
 
 def overall(rows: pd.DataFrame) -> str:
@@ -107,6 +137,11 @@ def main() -> None:
         "importance-weighted bound in nats per held-out cell, comparable among models of one "
         f"likelihood.\n\n{by_data(good)}\n"
     )
+    readme = args.docs.parents[1] / "README.md"
+    if args.docs.parent.name == "docs" and readme.exists():
+        text = readme.read_text()
+        before, after = text.index(MARKS[0]) + len(MARKS[0]), text.index(MARKS[1])
+        readme.write_text(f"{text[:before]}\n{short(good)}\n{text[after:]}")
 
 
 if __name__ == "__main__":

@@ -315,6 +315,13 @@ def test_names_of_ours_bring_their_columns():
         resolve(DataSpec("x", path="nowhere.h5ad"))
 
 
+def test_a_file_is_the_same_by_relative_and_absolute_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.h5ad").touch()
+    relative, absolute = (DataSpec("x", path=str(p)) for p in ("x.h5ad", tmp_path / "x.h5ad"))
+    assert resolve(relative) == resolve(absolute)
+
+
 OUTSIDE = '''
 import numpy as np
 

@@ -302,6 +302,24 @@ def test_one_state_only_is_said():
         SolveAdapter(Ground()).sample(peaked_ising(6, 0), n_samples=50)
 
 
+def test_a_function_will_do():
+    """As an object with that function for its method, with its seed and its name in messages."""
+
+    def machine(matrix, seed=None):
+        return Seeded(30).solve(matrix, rand_seed=seed)
+
+    model = peaked_ising(6, 0)
+    a, b = (SolveAdapter(x).sample(model, n_samples=90, seed=1) for x in (machine, Seeded(30)))
+    np.testing.assert_array_equal(a.spins, b.spins)
+    assert a.info["seeded"]
+    with pytest.raises(RuntimeError, match="solver broken returned"):
+        SolveAdapter(broken).sample(model)
+
+
+def broken(matrix):
+    return matrix
+
+
 def test_seeds():
     model = peaked_ising(10, 0)
     first, again, other = (

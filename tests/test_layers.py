@@ -26,7 +26,7 @@ IMPORTERS = {"import_module", "__import__", "_require"}
 
 # room -> (rooms of ours it may import, heavy packages it may import)
 ALLOWED = {
-    "__init__": ({"model", "samplers"}, set()),
+    "__init__": ({"ising", "model", "samplers"}, set()),
     "cli": ({"__init__", "_fit", "benchmark", "samplers", "recipes", "relaxations"},
             {"anndata", "torch"}),
     "_fit": ({"model", "_checks"}, {"anndata", "scvi"}),

@@ -125,6 +125,13 @@ def test_history_has_the_report(trained):
     assert np.abs(trained.history["energy_gap"].to_numpy(float)[-10:]).mean() < 1.5
 
 
+def test_temperatures_of_a_machine_are_in_the_history_from_the_start(pbmc):
+    """Missing values until the first draw, so that a short training can be read as well."""
+    model = fitted(pbmc, sampler="simulated_annealing", train={"max_epochs": 2})
+    assert list(model.history["beta_drawn"].iloc[:, 0].isna()) == [True, True]
+    assert np.isfinite(model.history["beta_corrected"].to_numpy(float)).all()
+
+
 def test_log_z_without_validation(pbmc):
     plan = {"bm_lr": 0.1}
     model = fitted(pbmc, train={"max_epochs": 10, "train_size": 1.0, "plan_kwargs": plan})

@@ -138,6 +138,32 @@ def test_tempering_reports_and_adapts():
     assert len(fixed.info["betas"]) == 5
 
 
+def test_tempering_records_its_levels():
+    model = peaked_ising(8, 2)
+    options = {"n_chains": 16, "n_sweeps": 10}
+    plain = get_sampler("parallel_tempering", **options).sample(model, 0.7, 4000, seed=0)
+    assert "level_energies" not in plain.info
+    sampler = get_sampler("parallel_tempering", record_levels=True, **options)
+    out = sampler.sample(model, 0.7, 4000, seed=0)
+    np.testing.assert_array_equal(out.spins, plain.spins)
+    betas, tempered, flow = (out.info[key] for key in ("betas", "level_energies", "flow"))
+    assert tempered.shape == (250, 16, len(betas))
+    # The last level's are the energies of the states handed out.
+    expected = 0.7 * (out.energies - model.offset)
+    np.testing.assert_allclose(tempered[:, :, -1].ravel(), expected, atol=1e-4)
+    for level, beta in enumerate(betas):
+        law, energies = boltzmann_law(model, beta), 0.7 * (all_energies(model) - model.offset)
+        mean = law @ energies
+        sd = np.sqrt(law @ (energies - mean) ** 2)
+        assert abs(tempered[:, :, level].mean() - mean) < 5 * sd / np.sqrt(1000)
+    assert flow[0] == 1 and flow[-1] == 0 and ((0 < flow[1:-1]) & (flow[1:-1] < 1)).all()
+    # Sweeps on the final ladder: half the burn-in, and those between samples.
+    assert out.info["round_trip_rate"] == pytest.approx(
+        out.info["round_trips"] / (16 * (500 + 2500))
+    )
+    assert out.info["target_swap_rate"] == 0.5
+
+
 def test_tempering_from_the_models_own_fields():
     model = peaked_ising(8, 3, field_sd=2.0)
     sampler = get_sampler("parallel_tempering", reference="fields", n_sweeps=10)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Iterable
 from typing import Any
@@ -225,7 +224,7 @@ class QBMTrainingPlan(TrainingPlan):
         report = self.module.prior.refresh_log_z()
         if report is None:
             return
-        known = {k: v for k, v in report._asdict().items() if not math.isnan(v)}
+        known = {k: v for k, v in report._asdict().items() if v is not None}
         self.log_dict(known, on_step=False, on_epoch=True, sync_dist=self.use_sync_dist)
         # One or two bad reports may be noise or the rush of the first epochs; three are not.
         self._dishonest = 0 if report.is_honest else self._dishonest + 1

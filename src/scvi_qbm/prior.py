@@ -72,7 +72,8 @@ class NegativePhaseReport(NamedTuple):
         Training steps since the last estimate.
     beta_drawn, beta_corrected
         Heuristic samplers: effective inverse temperatures of their last draw and of the training
-        chains, in units of the machine's (1 is right). NaN for others, as are the next two.
+        chains, in units of the machine's (1 is right); NaN before the first draw. None for other
+        samplers, as are the next two.
     distance, distance_floor
         Total variation of the training chains to the machine's law and what as many independent
         states would show; up to 14 units.
@@ -85,10 +86,10 @@ class NegativePhaseReport(NamedTuple):
     energy_gap_se: float
     n_levels: float
     n_steps: float
-    beta_drawn: float = math.nan
-    beta_corrected: float = math.nan
-    distance: float = math.nan
-    distance_floor: float = math.nan
+    beta_drawn: float | None = None
+    beta_corrected: float | None = None
+    distance: float | None = None
+    distance_floor: float | None = None
 
     @property
     def is_honest(self) -> bool:

@@ -32,7 +32,7 @@ def resolve(spec: DataSpec) -> DataSpec:
     Returns
     -------
     DataSpec
-        With the columns that the table knows in place of None.
+        With the columns that the table knows in place of None, or an absolute path.
 
     Raises
     ------
@@ -44,7 +44,8 @@ def resolve(spec: DataSpec) -> DataSpec:
     if spec.path is not None:
         if not Path(spec.path).is_file():
             raise FileNotFoundError(f"no such file: {spec.path}")
-        return spec
+        # As the command line and TOML files have it: one file, one data set.
+        return replace(spec, path=str(Path(spec.path).resolve()))
     if spec.name not in list_datasets():
         raise ValueError(
             f"Data set {spec.name!r} has no path and is not one of ours: "

@@ -24,7 +24,7 @@ from .rows import Rows
 
 __all__ = ["EXECUTORS", "run_benchmark"]
 
-#: Where rows can run: processes of this machine, or Ray.
+#: Where rows can run, which is processes of this machine, or Ray.
 EXECUTORS = ("processes", "ray")
 
 

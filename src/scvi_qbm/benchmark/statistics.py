@@ -14,8 +14,8 @@ __all__ = ["DETERMINISTIC", "POOLED", "means", "paired", "pool", "t_interval", "
 
 #: What stands for the data set in rows that are means over data sets.
 POOLED = "(all data sets)"
-#: Methods to which another seed gives the same embedding: one row of theirs is compared with all
-#: of others.
+#: Methods to which another seed gives the same embedding, so that one row of theirs is
+#: compared with all of others.
 DETERMINISTIC = frozenset({"pca", "harmony"})
 # Nats are comparable where this column is equal, and nowhere else.
 COMPARABLE = {"validation_elbo": "likelihood", "validation_iwae": "likelihood"}

@@ -105,10 +105,11 @@ def _usable(
     if len(x) != len(y):
         raise ValueError(f"{len(x)} cells in `embedding`, {len(y)} in `labels`.")
     names, counts = np.unique(y, return_counts=True)
-    keep = np.isin(y, names[counts >= max(min_cells, n_folds)])
+    fewest = max(min_cells, n_folds)
+    keep = np.isin(y, names[counts >= fewest])
     x, y = x[keep], y[keep]
     if len(np.unique(y)) < 2:
-        raise ValueError(f"Fewer than 2 cell types have at least {min_cells} cells.")
+        raise ValueError(f"Fewer than 2 cell types have at least {fewest} cells.")
     return x, y
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RESOLUTIONS", "ClusterScores", "LeidenSweep", "leiden_sweep"]
 
-#: Resolutions of the Leiden sweep: 0.05, and 0.1 to 2 in steps of 0.1.
+#: Resolutions of the Leiden sweep, 0.05 and 0.1 to 2 in steps of 0.1.
 RESOLUTIONS = (0.05, *(round(0.1 * i, 1) for i in range(1, 21)))
 
 

@@ -22,6 +22,7 @@ from .sampling import (
     sampling_reweighting,
     sampling_time,
 )
+from .tempering import tempering_diagnostics
 from .training import embedding_scatter, training_curves
 
 __all__ = [
@@ -46,5 +47,6 @@ __all__ = [
     "score_by_epoch",
     "score_dots",
     "score_radar",
+    "tempering_diagnostics",
     "training_curves",
 ]

@@ -5,3 +5,6 @@ PALETTE = (
     "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#000000",
     "#5D3A9B", "#8C8C8C", "#804000", "#004D40", "#B00058", "#7FA800", "#3B3BFF", "#C0A98E",
 )  # fmt: skip
+
+# Where lines of many methods cross, colour alone does not tell them apart.
+MARKERS = "os^Dv<>ph*XP"

@@ -57,6 +57,11 @@ def score_dots(
     n_columns
         Panels side by side.
 
+    Returns
+    -------
+    collections.abc.Sequence[matplotlib.axes.Axes]
+        One a metric drawn.
+
     Raises
     ------
     ValueError
@@ -118,6 +123,11 @@ def score_radar(
         Polar axes to draw into; new ones if None.
     radius
         Value at the centre and at the rim; if None, the tenths around all values.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        The polar axes drawn into.
 
     Raises
     ------
@@ -197,6 +207,11 @@ def paired_differences(
     n_columns
         Panels side by side.
 
+    Returns
+    -------
+    collections.abc.Sequence[matplotlib.axes.Axes]
+        One a metric drawn.
+
     Raises
     ------
     ValueError
@@ -261,6 +276,11 @@ def score_by_epoch(
     methods
         Method -> label; those in ``curves`` if None.
 
+    Returns
+    -------
+    collections.abc.Sequence[matplotlib.axes.Axes]
+        One a metric, in their order.
+
     Raises
     ------
     ValueError
@@ -322,6 +342,11 @@ def cost(
         Method -> block, shown by colour.
     reference
         Method whose line is shaded.
+
+    Returns
+    -------
+    collections.abc.Sequence[matplotlib.axes.Axes]
+        One a column that is known.
 
     Raises
     ------

@@ -42,6 +42,11 @@ def embedding_grid(
     labels, batch
         Shape ``(n_cells,)``; without batches there is one column.
 
+    Returns
+    -------
+    collections.abc.Sequence[matplotlib.axes.Axes]
+        Row by row, as :func:`matplotlib.pyplot.subplots` gives them.
+
     Raises
     ------
     ValueError
@@ -108,6 +113,11 @@ def confusion_matrix(
     title
         Of the picture.
 
+    Returns
+    -------
+    matplotlib.axes.Axes
+        The one drawn into.
+
     Raises
     ------
     ValueError
@@ -149,6 +159,11 @@ def confused_groups(
         Most types in a group.
     min_cells
         Rarer types are passed over, for a few cells make large shares.
+
+    Returns
+    -------
+    list[numpy.ndarray]
+        Indices of the types of each group, the most confused group first.
     """
     counts = [np.asarray(c, dtype=float) for c in confusions]
     mean = np.mean([c / np.maximum(c.sum(axis=1, keepdims=True), 1) for c in counts], axis=0)
@@ -184,6 +199,11 @@ def confusion_zoom(
         Names of the types.
     n_groups, size
         Groups, and most types in each.
+
+    Returns
+    -------
+    collections.abc.Sequence[matplotlib.axes.Axes]
+        Groups in rows, methods in columns, flat.
 
     Raises
     ------
@@ -235,6 +255,11 @@ def pseudotime_comparison(
         Label of the method -> ``(n_cells,)``.
     umap
         ``(n_cells, 2)``: coordinates of a row of maps above, coloured by pseudotime.
+
+    Returns
+    -------
+    collections.abc.Sequence[matplotlib.axes.Axes]
+        Row by row, flat.
 
     Raises
     ------

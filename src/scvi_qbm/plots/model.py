@@ -45,6 +45,16 @@ def energy_landscape(
         Axes to draw into; new ones if None.
     label
         Of the colour bar. Colours span the 1st to 99th percentile.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        The one drawn into.
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not fit.
     """
     xy, values = np.asarray(embedding), np.asarray(values, dtype=float)
     if xy.ndim != 2 or xy.shape[1] != 2 or len(xy) != len(values):
@@ -76,10 +86,15 @@ def attractor_tree(
         60 leaves only the last 60 merges are shown.
     ax
         Axes to draw into; new ones if None.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        The one drawn into.
     """
     tree = np.asarray(tree, dtype=float)
     n_leaves = len(tree) + 1
-    ax = _axes(ax, (max(4.0, 0.22 * min(n_leaves, 60)), 3.6))
+    ax = _axes(ax, (max(4.0, 0.22 * min(n_leaves, 60)), 3.2))
     dendrogram(
         tree,
         labels=labels,
@@ -90,7 +105,7 @@ def attractor_tree(
         color_threshold=0,
         above_threshold_color=PALETTE[0],
     )
-    ax.set_ylabel("pass above the lowest minimum (nats)")
+    ax.set(xlabel="attractor", ylabel="pass above the lowest minimum (nats)")
     ax.spines[["top", "right"]].set_visible(False)
     return ax
 
@@ -105,6 +120,11 @@ def coupling_matrix(couplings: ArrayLike, ax: Axes | None = None) -> Axes:
         ``-model.prior.W``.
     ax
         Axes to draw into; new ones if None.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        The one drawn into.
     """
     from scipy.cluster.hierarchy import leaves_list, linkage
 
@@ -130,6 +150,11 @@ def gene_programs(programs: pd.DataFrame, n_genes: int = 3, ax: Axes | None = No
         Genes shown for each of the 20 strongest units.
     ax
         Axes to draw into; new ones if None.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        The one drawn into.
     """
     strength = programs.pow(2).sum(axis=1).sort_values(ascending=False)
     units = strength.index[:20]
@@ -139,11 +164,12 @@ def gene_programs(programs: pd.DataFrame, n_genes: int = 3, ax: Axes | None = No
         genes += [g for g in top if g not in genes]
     shown = programs.loc[units, genes]
     limit = float(np.abs(shown.to_numpy()).max()) or 1.0
-    ax = _axes(ax, (2 + 0.16 * len(genes), 1.5 + 0.18 * len(units)))
+    ax = _axes(ax, (1.6 + 0.12 * len(genes), 1.0 + 0.13 * len(units)))
     image = ax.imshow(shown, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
     ax.figure.colorbar(image, ax=ax, label="log2 fold change, on against off")
-    ax.set_xticks(range(len(genes)), genes, rotation=90, fontsize=6)
-    ax.set_yticks(range(len(units)), units, fontsize=7)
+    ax.set_xticks(range(len(genes)), genes, rotation=90, fontsize=6.5)
+    ax.set_yticks(range(len(units)), units, fontsize=6.5)
+    ax.tick_params(length=2)
     return ax
 
 
@@ -156,15 +182,24 @@ def generation_quality(scores: Mapping[str, Mapping[str, float]], ax: Axes | Non
         Model name -> :func:`scvi_qbm.metrics.generation.generation_scores`.
     ax
         Axes to draw into; new ones if None.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        The one drawn into.
     """
     frame = pd.DataFrame(scores)
-    ax = _axes(ax, (6.0, 3.2))
+    ax = _axes(ax, (4.6, 3.2))
     width = 0.8 / frame.shape[1]
     for i, name in enumerate(frame):
         x = np.arange(len(frame)) + (i - (frame.shape[1] - 1) / 2) * width
         ax.bar(x, frame[name], width, color=PALETTE[i % len(PALETTE)], label=name)
-    ax.set_xticks(range(len(frame)), frame.index)
-    ax.set_ylabel("distance to held-out cells")
+    classifiers = [x for x, name in enumerate(frame.index) if name.startswith("auc")]
+    if classifiers:  # an AUC starts at a half, the other scores at zero
+        ends = classifiers[0] - 0.5, classifiers[-1] + 0.5
+        ax.plot(ends, [0.5, 0.5], color="0.4", lw=1, ls="--", label="AUC of a guess")
+    ax.set_xticks(range(len(frame)), [name.replace("_", "\n") for name in frame.index])
+    ax.set_ylabel("distance, or AUC of a classifier")
     ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(frameon=False)
+    ax.legend(frameon=False, fontsize="small", loc="upper left")
     return ax

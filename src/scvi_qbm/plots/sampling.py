@@ -9,8 +9,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 
-from ._style import PALETTE
+from ._style import MARKERS, PALETTE
 
 __all__ = [
     "amplitude_trajectories",
@@ -22,7 +23,7 @@ __all__ = [
 
 
 def amplitude_trajectories(info: Mapping[str, Any], run: int = 0, ax: Axes | None = None) -> Axes:
-    """Amplitudes of one run of a coherent Ising machine, and the net gain that drives them.
+    """Amplitudes of one run of a coherent Ising machine, under the net gain that drives them.
 
     Parameters
     ----------
@@ -31,28 +32,51 @@ def amplitude_trajectories(info: Mapping[str, Any], run: int = 0, ax: Axes | Non
     run
         Which of the recorded runs.
     ax
-        Axes to draw into; a new figure if None.
+        Axes to draw into; a new figure if None. The net gain stands in a strip above them.
 
     Returns
     -------
-    The axes.
+    Axes
+        The axes of the amplitudes.
 
     Raises
     ------
     ValueError
         If no trajectories were recorded.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from scvi_qbm import get_sampler
+    >>> from scvi_qbm.ising import Ising
+    >>> from scvi_qbm.plots import amplitude_trajectories
+    >>> model = Ising(0.3 * (1 - np.eye(8)), np.zeros(8))
+    >>> out = get_sampler("cim", trajectories=1).sample(model, n_samples=10, seed=0)
+    >>> ax = amplitude_trajectories(out.info)
     """
     if "trajectories" not in info:
         raise ValueError("No trajectories here: get_sampler('cim', trajectories=1) records one.")
     if ax is None:
-        ax = plt.subplots(figsize=(5.0, 3.2), layout="constrained")[1]
-    amplitudes = np.asarray(info["trajectories"])[run]
+        ax = plt.subplots(figsize=(4.4, 3.2), layout="constrained")[1]
+    amplitudes, times = np.asarray(info["trajectories"])[run], np.asarray(info["times"])
     up = amplitudes[-1] >= 0
-    for signs, colour in ((up, PALETTE[0]), (~up, PALETTE[3])):
-        ax.plot(info["times"], amplitudes[:, signs], color=colour, lw=0.6, alpha=0.6)
-    ax.plot(info["times"], info["gains"], color="0.3", lw=1, ls="--", label="net gain")
-    ax.set(xlabel="time (cavity decay times)", ylabel="amplitude")
-    ax.legend(frameon=False)
+    ax.axhline(0, color="0.8", lw=0.8, zorder=0)
+    for signs, colour, name in ((up, PALETTE[0], "positive"), (~up, PALETTE[1], "negative")):
+        lines = ax.plot(times, amplitudes[:, signs], color=colour, lw=0.7, alpha=0.7)
+        if lines:
+            lines[0].set_label(f"ends {name} ({len(lines)})")
+    ax.set(xlabel="time (cavity decay times)", ylabel="amplitude", xlim=times[[0, -1]])
+    ax.spines[["top", "right"]].set_visible(False)
+    strip = ax.inset_axes([0, 1.06, 1, 0.2], sharex=ax)
+    strip.plot(times, info["gains"], color=PALETTE[3], lw=1.2)
+    strip.axhline(0, color="0.8", lw=0.8, zorder=0)
+    strip.tick_params(labelbottom=False)
+    strip.set_ylabel("net\ngain")
+    strip.spines[["top", "right"]].set_visible(False)
+    legend = ax.legend(frameon=False, fontsize="small", loc="lower center", ncols=2,
+                       bbox_to_anchor=(0.5, 1.24))  # fmt: skip
+    for line in legend.get_lines():
+        line.set(lw=2, alpha=1)
     return ax
 
 
@@ -62,28 +86,51 @@ def sampling_law(rows: pd.DataFrame) -> Sequence[Axes]:
     Parameters
     ----------
     rows
-        Table of :func:`scvi_qbm.benchmark.sampling.law`.
+        Table of ``scvi_qbm.benchmark.sampling.law``.
 
     Returns
     -------
-    The axes.
+    Sequence[Axes]
+        The axes.
     """
     models, samplers = list(rows["model"].unique()), list(rows["sampler"].unique())
+    n_columns = min(5, len(samplers))
+    per_model = -(-len(samplers) // n_columns)
     figure, grid = plt.subplots(
-        len(models), len(samplers), figsize=(1.9 * len(samplers), 2.2 * len(models)),
-        layout="constrained", squeeze=False, sharex="row", sharey="row",
+        per_model * len(models), n_columns, layout="constrained", squeeze=False,
+        figsize=(1.5 * n_columns, 1.55 * per_model * len(models)),
     )  # fmt: skip
-    for axes, model in zip(grid, models, strict=True):
-        for ax, sampler in zip(axes, samplers, strict=True):
+    axes = []
+    for k, model in enumerate(models):
+        panels = grid[k * per_model : (k + 1) * per_model].ravel()
+        for ax in panels[1:]:
+            ax.sharex(panels[0])
+            ax.sharey(panels[0])
+        for ax in panels[len(samplers) :]:
+            ax.set_axis_off()
+        for i, (ax, sampler) in enumerate(zip(panels, samplers, strict=False)):
             row = rows[(rows["model"] == model) & (rows["sampler"] == sampler)].iloc[0]
-            energies = np.asarray(row["energies"])
-            ax.plot(energies, row["log_frequency"], ".", ms=2, color=PALETTE[0], rasterized=True)
-            order = np.argsort(energies)
-            ax.plot(energies[order], np.asarray(row["log_p"])[order], color=PALETTE[3], lw=1)
-            ax.set_title(f"{sampler}\nTV {row['total_variation']:.2f}", fontsize=8)
-        axes[0].set_ylabel(f"{model}\nlog-frequency")
-    figure.supxlabel("energy")
-    return list(grid.ravel())
+            _law_panel(ax, row)
+            ax.tick_params(labelsize="small")
+            # Panels without one below them name the energies.
+            ax.tick_params(labelbottom=i + n_columns >= len(samplers), labelleft=not i % n_columns)
+            if not i % n_columns:
+                ax.set_ylabel(f"{model}: log-frequency", fontsize="small")
+            axes.append(ax)
+    figure.supxlabel("energy (nats at beta = 1); hollow: never drawn", fontsize="medium")
+    return axes
+
+
+def _law_panel(ax: Axes, row: pd.Series) -> None:
+    energies, frequency = np.asarray(row["energies"]), np.asarray(row["log_frequency"])
+    # Half a count was added to all: below one count is what was never drawn.
+    never = frequency < -np.log(row.get("n_samples", np.inf))
+    ax.plot(energies[~never], frequency[~never], ".", ms=2, color=PALETTE[0], rasterized=True)
+    ax.plot(energies[never], frequency[never], "o", ms=2, mfc="none", mew=0.4, color=PALETTE[0],
+            rasterized=True)  # fmt: skip
+    order = np.argsort(energies)
+    ax.plot(energies[order], np.asarray(row["log_p"])[order], color=PALETTE[3], lw=1)
+    ax.set_title(f"{row['sampler']}\nTV {row['total_variation']:.2f}", fontsize="small")
 
 
 def sampling_reweighting(rows: pd.DataFrame) -> Sequence[Axes]:
@@ -92,20 +139,28 @@ def sampling_reweighting(rows: pd.DataFrame) -> Sequence[Axes]:
     Parameters
     ----------
     rows
-        Table of :func:`scvi_qbm.benchmark.sampling.reweighting`.
+        Table of ``scvi_qbm.benchmark.sampling.reweighting``.
+
+    Returns
+    -------
+    Sequence[Axes]
+        The axes.
     """
-    _, ax = plt.subplots(figsize=(6.5, 3.2), layout="constrained")
+    _, ax = plt.subplots(figsize=(4.8, 3.2), layout="constrained")
+    samplers = list(rows["sampler"].unique())
     for k, (beta, group) in enumerate(rows.groupby("beta")):
-        at = np.arange(len(group)) + 0.15 * (k - 0.5)
+        # Rows come in the order in which they were measured, which differs between temperatures.
+        at = np.array([samplers.index(s) for s in group["sampler"]]) + 0.2 * (k - 0.5)
         error = 1.96 * group["ratio_se"]
-        ax.errorbar(
-            at, group["ratio"], error, fmt="o", ms=4, color=PALETTE[k], label=f"β = {beta}"
-        )
-        ax.set_xticks(np.arange(len(group)), group["sampler"], rotation=30, ha="right")
-    ax.axhline(1.0, color="0.6", lw=1)
+        ax.errorbar(at, group["ratio"], error, fmt=MARKERS[k], ms=4, color=PALETTE[k],
+                    label=f"β = {beta}")  # fmt: skip
+    ax.set_xticks(np.arange(len(samplers)), samplers, rotation=40, ha="right")
+    ax.axhline(1.0, color="0.6", lw=1, zorder=0)
     n = int(rows["n_spins"].max())
-    ax.set(ylabel="Δβ shown / Δβ asked for", title=f"SK, {n:,} spins, 95 % intervals")
-    ax.legend(frameon=False)
+    ax.set(ylabel="Δβ shown / Δβ asked for")
+    ax.set_title(f"SK, {n:,} spins, 95 % intervals", fontsize="medium")
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(frameon=False, loc="lower left")
     return [ax]
 
 
@@ -115,27 +170,43 @@ def sampling_optimum(rows: pd.DataFrame) -> Sequence[Axes]:
     Parameters
     ----------
     rows
-        Table of :func:`scvi_qbm.benchmark.sampling.optimum`.
+        Table of ``scvi_qbm.benchmark.sampling.optimum``.
+
+    Returns
+    -------
+    Sequence[Axes]
+        The axes.
     """
     families, solvers = list(rows["family"].unique()), list(rows["solver"].unique())
     _, grid = plt.subplots(
-        1, len(families), figsize=(3.6 * len(families), 3.6), layout="constrained", squeeze=False
-    )
+        1, len(families), figsize=(1.4 + 2.6 * len(families), 3.4), layout="constrained",
+        squeeze=False,
+    )  # fmt: skip
     for ax, family in zip(grid[0], families, strict=True):
+        here = rows[rows["family"] == family]
         for k, solver in enumerate(solvers):
-            group = rows[(rows["family"] == family) & (rows["solver"] == solver)]
+            group = here[here["solver"] == solver]
             # Several instances: their median; an optimum never seen counts as infinite.
             group = group.groupby("n_spins", as_index=False)[["tts99", "tts99_low"]].median()
             seen = np.isfinite(group["tts99"].astype(float))
-            colour = PALETTE[k % len(PALETTE)]
-            ax.plot(group["n_spins"][seen], group["tts99"][seen], "o-", ms=4, color=colour,
-                    label=solver)  # fmt: skip
+            colour, marker = PALETTE[k % len(PALETTE)], MARKERS[k % len(MARKERS)]
+            ax.plot(group["n_spins"][seen], group["tts99"][seen], f"{marker}-", ms=4, lw=1,
+                    color=colour, label=solver)  # fmt: skip
             # Never seen: at least this long, the lower end of the interval.
-            ax.plot(group["n_spins"][~seen], group["tts99_low"][~seen], "^", ms=5, mfc="none",
+            ax.plot(group["n_spins"][~seen], group["tts99_low"][~seen], marker, ms=5, mfc="none",
                     color=colour)  # fmt: skip
-        ax.set(yscale="log", xlabel="spins", title=family)
+        ax.set(xscale="log", yscale="log", xlabel="spins")
+        ax.set_title(family, fontsize="medium")
+        sizes = sorted(here["n_spins"].unique())
+        ax.set_xticks(sizes, [f"{n}" for n in sizes], rotation=45)
+        ax.minorticks_off()
+        ax.margins(x=0.12)
+        ax.spines[["top", "right"]].set_visible(False)
     grid[0][0].set_ylabel("time to solution, 99 % (s)")
-    grid[0][-1].legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    handles, labels = grid[0][-1].get_legend_handles_labels()
+    never = Line2D([], [], ls="", marker="o", mfc="none", color="0.3")
+    grid[0][-1].legend([*handles, never], [*labels, "never seen: at least"], frameon=False,
+                       fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))  # fmt: skip
     return list(grid[0])
 
 
@@ -145,13 +216,18 @@ def sampling_time(rows: pd.DataFrame) -> Sequence[Axes]:
     Parameters
     ----------
     rows
-        Table of :func:`scvi_qbm.benchmark.sampling.per_sample`.
+        Table of ``scvi_qbm.benchmark.sampling.per_sample``.
+
+    Returns
+    -------
+    Sequence[Axes]
+        The axes.
     """
-    _, ax = plt.subplots(figsize=(5.5, 3.8), layout="constrained")
+    _, ax = plt.subplots(figsize=(4.8, 3.4), layout="constrained")
     for k, (sampler, group) in enumerate(rows.groupby("sampler", sort=False)):
         group = group[np.isfinite(group["seconds"].astype(float))].sort_values("n_spins")
-        style = "s-" if sampler == "PT" else "o-"
-        ax.plot(group["n_spins"], group["seconds"], style, ms=4, color=PALETTE[k % len(PALETTE)],
+        ax.plot(group["n_spins"], group["seconds"], f"{MARKERS[k % len(MARKERS)]}-", ms=4,
+                lw=2 if sampler == "PT" else 0.9, color=PALETTE[k % len(PALETTE)],
                 label=sampler)  # fmt: skip
     ax.set(
         xscale="log",
@@ -159,5 +235,9 @@ def sampling_time(rows: pd.DataFrame) -> Sequence[Axes]:
         xlabel="spins, with the ancilla",
         ylabel="seconds a sample of equal depth",
     )
-    ax.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    sizes = sorted(rows["n_spins"].unique())
+    ax.set_xticks(sizes, [f"{n}" for n in sizes])
+    ax.minorticks_off()
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     return [ax]

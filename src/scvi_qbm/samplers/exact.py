@@ -13,7 +13,7 @@ from .base import Law, Sampler
 
 __all__ = ["MAX_SPINS", "Exact", "all_energies", "all_states", "boltzmann_law"]
 
-#: Most spins that are enumerated: 128 MB of energies.
+#: Most spins that are enumerated, for 128 MB of energies.
 MAX_SPINS = 24
 
 

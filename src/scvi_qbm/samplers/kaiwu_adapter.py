@@ -15,6 +15,7 @@ import os
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -54,7 +55,8 @@ class SolveAdapter(Sampler):
     Parameters
     ----------
     solver
-        The object, or ``"module:attribute"``: imported, and called unless it is a solver itself.
+        The object, or a function of the matrix, or ``"module:attribute"``: imported, and called
+        unless it is a solver itself.
     n_bits
         Round the matrix to signed integers of so many bits (:func:`~.quantise.quantise`) before
         it is handed over; ``info["quantisation"]`` says what that cost. The temperature of the
@@ -68,7 +70,7 @@ class SolveAdapter(Sampler):
     Raises
     ------
     TypeError
-        If ``solver`` has no ``solve``.
+        If ``solver`` has no ``solve`` and is no function.
     ValueError
         If a string is not ``"module:attribute"``, or an option is out of range. From ``sample``:
         no solver was given.
@@ -94,6 +96,7 @@ class SolveAdapter(Sampler):
         scale_beta: bool = True,
         max_solves: int = 1000,
     ) -> None:
+        self._who = f"solver {getattr(solver, '__name__', type(solver).__name__)}"
         self.solver = _solver(solver)
         self.n_bits = n_bits if n_bits is None else positive_int(n_bits, "n_bits", 2)
         self.scale_beta = scale_beta
@@ -104,7 +107,7 @@ class SolveAdapter(Sampler):
     ) -> tuple[Reads, dict[str, Any]]:
         if self.solver is None:
             raise ValueError("Sampler 'solve' needs a solver: get_sampler('solve', solver=...).")
-        who = f"solver {type(self.solver).__name__}"
+        who = self._who
         scale = beta if self.scale_beta else 1.0
         matrix = machine_matrix(ising, scale)
         rounded = None if self.n_bits is None else quantise(matrix, self.n_bits)
@@ -140,10 +143,15 @@ def _solver(solver: Any) -> Any:
         solver = getattr(import_module(module), attribute)
         if isinstance(solver, type) or not hasattr(solver, "solve"):
             solver = solver()
+    if inspect.isroutine(solver):
+        return SimpleNamespace(solve=solver)
     if solver is not None and (
         isinstance(solver, type) or not callable(getattr(solver, "solve", None))
     ):
-        raise TypeError(f"`solver` must be an object with solve(matrix), got {solver!r}.")
+        raise TypeError(
+            "`solver` must be a function of a matrix or an object with solve(matrix), got "
+            f"{solver!r}."
+        )
     return solver
 
 

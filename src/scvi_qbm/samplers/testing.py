@@ -350,7 +350,11 @@ def _law(sampler: Sampler, seed: int) -> str:
         for k, beta in enumerate((1.0, 1.0, 0.6))
         for p in law_pvalues(sampler, seed + k, beta=beta)
     ]
-    _require(min(pvalues) > _ALARM, f"smallest of {len(pvalues)} p-values is {min(pvalues):.1e}")
+    _require(
+        min(pvalues) > _ALARM,
+        f"smallest of {len(pvalues)} p-values is {min(pvalues):.1e}: another law, or chains too "
+        "short for these rugged models (give more sweeps)",
+    )
     return f"smallest of {len(pvalues)} p-values {min(pvalues):.3f}"
 
 
