@@ -126,3 +126,31 @@ def test_law_marks_states_never_drawn():
     drawn, never, law = axes[0].lines
     assert list(drawn.get_xdata()) == [-3] and list(never.get_xdata()) == [-2, -1]
     assert list(law.get_ydata()) == [-0.5, -1.5, -2.5]
+
+
+def test_coupling_graph_draws_the_strongest():
+    frame = pd.DataFrame(
+        {"unit_a": [0, 2, 1, 0], "unit_b": [5, 7, 3, 2], "coupling": [2.0, -1.0, 0.5, 0.1]}
+    )
+    ax = plots.coupling_graph(frame, n_edges=3, labels={5: "CD3E"})
+    assert len(ax.patches) == 3
+    widths = [p.get_linewidth() for p in ax.patches]
+    assert widths == sorted(widths)  # the strongest on top
+    first, weak = ax.patches[-1], ax.patches[-2]
+    assert first.get_linestyle() == "-" != weak.get_linestyle()
+    assert first.get_edgecolor() != weak.get_edgecolor()
+    texts = {t.get_text() for t in ax.texts}
+    assert texts == {"0", "CD3E", "2", "7", "1", "3"}
+    with pytest.raises(ValueError, match="lacks coupling"):
+        plots.coupling_graph(frame[["unit_a", "unit_b"]])
+    with pytest.raises(ValueError, match="No coupling"):
+        plots.coupling_graph(frame.assign(coupling=0.0))
+
+
+def test_coupled_units_are_neighbours_on_the_circle():
+    pairs = [(k, k + 4, 1.0) for k in range(4)] + [(0, 1, 0.1), (2, 3, 0.1), (1, 2, 0.05)]
+    ax = plots.coupling_graph(pd.DataFrame(pairs, columns=["unit_a", "unit_b", "coupling"]))
+    place = {t.get_text(): np.array(t.get_position()) for t in ax.texts}
+    for k in range(4):
+        apart = np.linalg.norm(place[str(k)] - place[str(k + 4)])
+        assert apart < 1.07 * 2 * np.sin(np.pi / 8) + 1e-6

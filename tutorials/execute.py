@@ -57,6 +57,10 @@ def main() -> int:
         if not arguments.quick:
             for cell in notebook.cells:
                 cell.metadata.pop("execution", None)  # times of day, which differ every time
+                # Other libraries' remarks and paths of this machine.
+                kept = [o for o in cell.get("outputs", ()) if o.get("name") != "stderr"]
+                if cell.cell_type == "code":
+                    cell.outputs = kept
             nbformat.write(notebook, path)
         print(f"{path.name}: {time.perf_counter() - start:.0f} s", flush=True)
     return 0

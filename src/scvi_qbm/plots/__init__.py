@@ -10,6 +10,7 @@ from .benchmark_cells import (
 )
 from .model import (
     attractor_tree,
+    coupling_graph,
     coupling_matrix,
     energy_landscape,
     gene_programs,
@@ -32,6 +33,7 @@ __all__ = [
     "confusion_matrix",
     "confusion_zoom",
     "cost",
+    "coupling_graph",
     "coupling_matrix",
     "embedding_grid",
     "embedding_scatter",

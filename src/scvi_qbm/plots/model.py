@@ -8,18 +8,24 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from numpy.typing import ArrayLike
-from scipy.cluster.hierarchy import dendrogram
+from matplotlib.lines import Line2D
+from matplotlib.patches import PathPatch
+from matplotlib.path import Path
+from numpy.typing import ArrayLike, NDArray
+from scipy.cluster.hierarchy import dendrogram, leaves_list, linkage
 
 from ._style import PALETTE
 
 __all__ = [
     "attractor_tree",
+    "coupling_graph",
     "coupling_matrix",
     "energy_landscape",
     "gene_programs",
     "generation_quality",
 ]
+
+_ON, _OFF = PALETTE[3], PALETTE[0]  # as the ends of the coupling matrix's map
 
 
 def _axes(ax: Axes | None, size: tuple[float, float]) -> Axes:
@@ -126,8 +132,6 @@ def coupling_matrix(couplings: ArrayLike, ax: Axes | None = None) -> Axes:
     matplotlib.axes.Axes
         The one drawn into.
     """
-    from scipy.cluster.hierarchy import leaves_list, linkage
-
     matrix = np.asarray(couplings, dtype=float)
     order = leaves_list(linkage(matrix, method="average")) if len(matrix) > 2 else slice(None)
     matrix = matrix[order][:, order]
@@ -137,6 +141,90 @@ def coupling_matrix(couplings: ArrayLike, ax: Axes | None = None) -> Axes:
     ax.figure.colorbar(image, ax=ax, label="coupling (nats)")
     ax.set(xlabel="unit", ylabel="unit", xticks=[], yticks=[])
     return ax
+
+
+def coupling_graph(
+    couplings: pd.DataFrame,
+    *,
+    n_edges: int = 60,
+    labels: Mapping[int, str] | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """The strongest couplings as a graph: units on a circle, coupled ones near each other.
+
+    Parameters
+    ----------
+    couplings
+        Columns ``unit_a``, ``unit_b``, ``coupling`` in nats, as of :meth:`QBMVI.get_couplings`.
+    n_edges
+        So many of the strongest are drawn; units without any of them are left out.
+    labels
+        Unit -> text in place of its number, such as its strongest gene.
+    ax
+        Axes to draw into; new ones if None.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        The one drawn into.
+
+    Raises
+    ------
+    ValueError
+        If there is no coupling, or columns are missing.
+    """
+    columns = ["unit_a", "unit_b", "coupling"]
+    if absent := [c for c in columns if c not in couplings]:
+        raise ValueError(f"`couplings` lacks {', '.join(absent)}; pass model.get_couplings().")
+    edges = couplings[couplings["coupling"] != 0]
+    edges = edges.loc[edges["coupling"].abs().nlargest(n_edges).index]
+    if edges.empty:
+        raise ValueError("No coupling to draw: they are all 0, or none was passed.")
+    units, ends = np.unique(edges[columns[:2]].to_numpy(), return_inverse=True)
+    ends, values = ends.reshape(-1, 2), edges["coupling"].to_numpy(float)
+    weight = np.zeros((len(units), len(units)))
+    weight[ends[:, 0], ends[:, 1]] = weight[ends[:, 1], ends[:, 0]] = np.abs(values)
+    place = np.empty(len(units))
+    place[_neighbours_first(weight)] = np.arange(len(units))
+    angle = 2 * np.pi * place / len(units)
+    xy = np.column_stack([np.cos(angle), np.sin(angle)])
+    ax = _axes(ax, (4.4, 4.4))
+    strongest = np.abs(values).max()
+    for (a, b), value in sorted(zip(ends, values, strict=True), key=lambda e: abs(e[1])):
+        # Bent towards the middle, so that edges between neighbours are seen too.
+        curve = Path([xy[a], 0.35 * (xy[a] + xy[b]), xy[b]], [1, 3, 3])
+        share = abs(value) / strongest
+        ax.add_patch(PathPatch(
+            curve, fill=False, lw=0.4 + 2.4 * share, alpha=0.35 + 0.6 * share,
+            color=_ON if value > 0 else _OFF, ls="-" if value > 0 else (0, (4, 1.5)),
+        ))  # fmt: skip
+    ax.scatter(
+        *xy.T, s=15 + 60 * weight.sum(axis=0) / weight.sum(axis=0).max(), c="0.25", zorder=3
+    )
+    names = labels or {}
+    for unit, (x, y), turn in zip(units, xy, np.degrees(angle), strict=True):
+        upright = turn if x >= 0 else turn + 180
+        ax.text(1.07 * x, 1.07 * y, names.get(int(unit), str(unit)), fontsize=7,
+                rotation=upright, rotation_mode="anchor", va="center",
+                ha="left" if x >= 0 else "right")  # fmt: skip
+    lines = [
+        Line2D([], [], color=_ON, lw=2, label="on together"),
+        Line2D([], [], color=_OFF, lw=2, ls=(0, (4, 1.5)), label="one or the other"),
+    ]
+    ax.legend(handles=lines, frameon=False, fontsize=8, loc="upper center", ncols=2,
+              bbox_to_anchor=(0.5, -0.02), title=f"{len(edges)} strongest couplings, to "
+              f"{strongest:.2f} nats", title_fontsize=8)  # fmt: skip
+    ax.set(xlim=(-1.35, 1.35), ylim=(-1.35, 1.35), aspect="equal")
+    ax.set_axis_off()
+    return ax
+
+
+def _neighbours_first(weight: NDArray[np.float64]) -> NDArray[np.intp]:
+    """Order in which strongly coupled units follow each other."""
+    if len(weight) < 3:
+        return np.arange(len(weight))
+    distance = 1 - weight / weight.max()
+    return leaves_list(linkage(distance[np.triu_indices(len(weight), 1)], "average"))
 
 
 def gene_programs(programs: pd.DataFrame, n_genes: int = 3, ax: Axes | None = None) -> Axes:
