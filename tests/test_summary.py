@@ -93,14 +93,23 @@ def test_after_training(trained, capsys):
     assert phase["verdict"].startswith("honest: training samples lie")
     trained.summary()
     shown = capsys.readouterr().out
-    assert f"{history['elbo_validation']:.4g}"[:4] in shown and "honest" in shown
+    assert f"{history['elbo_validation']:,.2f}" in shown and "honest" in shown
 
 
 def test_a_dishonest_phase_is_called_so(trained, monkeypatch):
-    bad = trained.history | {"energy_gap": pd.DataFrame({"energy_gap": [0.0, 17.3]})}
-    monkeypatch.setattr(trained, "history_", bad)
-    verdict = trained.summary(silent=True)["negative_phase", "verdict"]
-    assert verdict.startswith("not honest: training samples lie +17.3")
+    def verdict(*gaps):
+        index = trained.history["log_z"].index[-len(gaps) :]
+        gap = pd.DataFrame({"energy_gap": gaps}, index=index)
+        monkeypatch.setattr(trained, "history_", trained.history | {"energy_gap": gap})
+        return trained.summary(silent=True)["negative_phase", "verdict"]
+
+    assert verdict(20.0, 9.0, 17.3).startswith("not honest: training samples lie +17.3")
+    # As training, which warns of three in a row.
+    for gaps in [(0.0, 9.0, 17.3), (9.0, 17.3)]:
+        assert verdict(*gaps).startswith(
+            "in doubt, which may be noise: training samples lie +17.3"
+        )
+    assert verdict(20.0, 9.0, 0.0).startswith("honest")
 
 
 def test_it_survives_saving_and_says_when_data_are_minified(trained, tmp_path):

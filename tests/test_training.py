@@ -2,6 +2,7 @@
 
 import os
 import signal
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 import scvi_qbm
+from scvi_qbm.model._training import _default_epochs
 from scvi_qbm.prior import BoltzmannPrior
 from scvi_qbm.runner import KeepBest
 
@@ -44,6 +46,27 @@ def test_what_lightning_and_scvi_offer(pbmc, kwargs):
     assert np.isfinite(model.get_latent_representation()).all()
     assert np.isfinite(model.history["elbo_train"].to_numpy(float)).all()
     assert (model.prior.W != before).any()
+
+
+@pytest.mark.parametrize(
+    ("options", "warmup"),
+    [
+        ({"max_epochs": 4}, 2),
+        ({"max_epochs": 1}, None),
+        ({"max_epochs": 4, "plan_kwargs": {"n_epochs_kl_warmup": 3}}, 3),
+    ],
+)
+def test_warmup_is_half_of_the_epochs_at_most(pbmc, options, warmup):
+    """For a million cells scvi-tools takes 8 epochs: none would have the full KL."""
+    model = made(pbmc)
+    model.train(enable_progress_bar=False, **options)
+    assert model.trainer.lightning_module.n_epochs_kl_warmup == warmup
+    assert model.trainer.lightning_module.kl_weight == 1.0
+
+
+def test_default_epochs():
+    assert _default_epochs(SimpleNamespace(n_obs=1_000_000)) == 8
+    assert _default_epochs(SimpleNamespace()) == 400
 
 
 def test_warmup_in_steps_takes_the_place_of_epochs(pbmc):

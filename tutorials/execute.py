@@ -18,6 +18,12 @@ from nbclient import NotebookClient
 HERE = Path(__file__).parent
 
 
+def single_threaded() -> None:
+    """Numba's first parallel kernel resets torch's threads, so both need the variable."""
+    for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):
+        os.environ.setdefault(name, "1")
+
+
 def notebooks() -> list[Path]:
     """All tutorials, in the order of their numbers."""
     return sorted(HERE.glob("*.ipynb"))
@@ -45,7 +51,7 @@ def main() -> int:
     parser.add_argument("names", nargs="*", help="part of a notebook's name; default all")
     parser.add_argument("--quick", action="store_true", help="small parameters, nothing written")
     arguments = parser.parse_args()
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    single_threaded()
     chosen = [
         p for p in notebooks() if not arguments.names or any(n in p.stem for n in arguments.names)
     ]

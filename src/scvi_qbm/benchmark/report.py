@@ -219,7 +219,8 @@ def read_report(directory: Path | str, *, reference: str = "qbmvi") -> Report:
     if not (rows["method"].eq(reference) & rows["status"].eq("ok")).any():
         known = ", ".join(rows.loc[rows["status"] == "ok", "method"].unique()) or "none"
         warnings.warn(
-            f"The reference {reference!r} has no run, so nothing is paired. Runs: {known}.",
+            f"The reference {reference!r} has no run, so nothing is paired. Choose another with "
+            f"`reference` (--reference). Runs: {known}.",
             UserWarning,
             stacklevel=2,
         )

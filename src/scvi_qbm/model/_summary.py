@@ -143,15 +143,20 @@ class SummaryMixin:
         if "energy_gap" not in history:
             frozen = not self.module.prior.h.requires_grad
             return "not looked at: the machine is frozen" if frozen else "not looked at yet"
-        report = NegativePhaseReport(
-            **{name: _last(history, name) for name in NegativePhaseReport._fields}
-        )
+        fields = [name for name in NegativePhaseReport._fields if name in history]
+        looks = pd.concat([history[name].iloc[:, 0].rename(name) for name in fields], axis=1)
+        looks = looks[looks["energy_gap"].notna()]
+        # As training, which warns of three in a row: one may be noise.
+        reports = [NegativePhaseReport(**look) for look in looks.tail(3).to_dict("records")]
+        report = reports[-1]
         told = (
             f"training samples lie {report.energy_gap:+.1f} (se {report.energy_gap_se:.1f}) nats "
             f"from equilibrium, log Z drifted by {report.log_z_drift:+.1f} nats between estimates"
         )
         if report.is_honest:
             return f"honest: {told}"
+        if len(reports) < 3 or any(earlier.is_honest for earlier in reports):
+            return f"in doubt, which may be noise: {told}, but not in all of the last three looks"
         return f"not honest: {told}, so the prior's gradient is biased"
 
 

@@ -6,6 +6,7 @@ import warnings
 from dataclasses import is_dataclass
 from typing import Any
 
+from scvi.model._utils import get_max_epochs_heuristic
 from scvi.train._config import merge_kwargs
 
 from scvi_qbm.plan import QBMTrainingPlan
@@ -57,6 +58,7 @@ class TrainingMixin:
         plan_config, plan_kwargs
             Override the recipe; see :class:`~scvi_qbm.plan.QBMTrainingPlan`. An ``lr`` without a
             ``bm_lr`` scales both. Of a config object, the fields that differ from its defaults.
+            Unless given, the KL warm-up takes half of the epochs at most.
         datamodule, trainer_config, **trainer_kwargs
             As :meth:`scvi.model.SCVI.train`. With ``enable_checkpointing`` or Lightning's
             ``ModelCheckpoint``, ``ckpt_path`` resumes with optimiser, warm-up and chains.
@@ -91,6 +93,11 @@ class TrainingMixin:
         accelerator = configured if accelerator == "auto" else accelerator
         configured = trainer_kwargs.pop("devices", "auto")
         devices = configured if devices == "auto" else devices
+        if "n_epochs_kl_warmup" not in given and plan.get("n_epochs_kl_warmup"):
+            # scvi-tools takes few epochs for many cells; they must not all be warm-up.
+            data = self.adata if datamodule is None else datamodule
+            n_epochs = _default_epochs(data) if max_epochs is None else max(max_epochs, 0)
+            plan["n_epochs_kl_warmup"] = min(plan["n_epochs_kl_warmup"], n_epochs // 2) or None
         if early_stopping is None:
             n_cells = self.adata.n_obs if datamodule is None else 0
             share = 1 - (train_size or 0.9) if validation_size is None else validation_size
@@ -128,6 +135,11 @@ class TrainingMixin:
             datamodule=datamodule,
             **trainer_kwargs,
         )
+
+
+def _default_epochs(data: Any) -> int:
+    n_cells = getattr(data, "n_obs", None)
+    return 400 if n_cells is None else get_max_epochs_heuristic(int(n_cells))
 
 
 def _changed(config: Any) -> Any:

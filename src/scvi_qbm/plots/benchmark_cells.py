@@ -40,7 +40,8 @@ def embedding_grid(
     embeddings
         Label of the method -> ``(n_cells, 2)``.
     labels, batch
-        Shape ``(n_cells,)``; without batches there is one column.
+        Shape ``(n_cells,)``; without batches there is one column. A pandas Series gives ``batch``
+        its own name as title.
 
     Returns
     -------
@@ -54,7 +55,7 @@ def embedding_grid(
     """
     columns = {"cell type": np.asarray(labels).astype(str)}
     if batch is not None:
-        columns["batch"] = np.asarray(batch).astype(str)
+        columns[str(getattr(batch, "name", None) or "batch")] = np.asarray(batch).astype(str)
     n_cells = len(columns["cell type"])
     shapes = {name: np.shape(xy) for name, xy in embeddings.items()}
     wrong = {name: shape for name, shape in shapes.items() if shape != (n_cells, 2)}
