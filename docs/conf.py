@@ -49,6 +49,7 @@ autodoc_default_options = {"members": True, "inherited-members": True}
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
+autodoc_type_aliases = {name: name for name in ("ArrayLike", "FloatArray", "F64")}
 python_use_unqualified_type_names = True
 napoleon_google_docstring = False
 napoleon_use_rtype = False
@@ -97,7 +98,7 @@ def copy_tutorials() -> None:
 
 def repository_links(app, docname, source) -> None:
     """What leads out of this folder is shown at the repository."""
-    if docname.startswith("tutorials/"):
+    if "/" in docname:  # there, ../ stays within the folder
         return
     text = re.sub(r"\]\(\.\./tutorials/([\w.]+\.ipynb)\)", r"](tutorials/\1)", source[0])
     source[0] = re.sub(r"\]\(\.\./((?!docs/)[\w./-]+)\)", rf"]({REPOSITORY}/blob/main/\1)", text)
