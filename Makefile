@@ -113,6 +113,7 @@ bench-landscape: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_landscape.py
 
 bench-methods: $(STAMP)
+	$(PIP) install -c constraints.txt -e ".[scanorama,scpoli]"
 	SCVI_QBM_DATA_DIR=$${SCVI_QBM_DATA_DIR:-../shared/data} $(BIN)/scvi-qbm benchmark run \
 		benchmarks/shared.toml --workers 2 --out bench-methods-output
 	$(BIN)/scvi-qbm benchmark report bench-methods-output

@@ -3,11 +3,13 @@
 import importlib
 import pkgutil
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
 import scvi_qbm
+from scvi_qbm.cli import _parser
 
 API = Path(__file__).parents[1] / "docs" / "api"
 # The command line, which `scvi-qbm --help` documents.
@@ -54,3 +56,29 @@ def split(name):
 def test_pages_name_what_there_is():
     for module, _, name in map(split, documented()):
         assert name in importlib.import_module(module).__all__, f"{module} has no public {name}"
+
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def commands(page):
+    """Command lines of ours in the shell blocks of a page."""
+    for block in re.findall(r"```(?:console|bash)\n(.*?)```", page.read_text(), flags=re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            if "scvi-qbm" in words:
+                yield words[words.index("scvi-qbm") + 1 :]
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if list(commands(p))], ids=lambda p: p.name)
+def test_command_lines_are_understood(page):
+    for words in commands(page):
+        _parser().parse_args(words)
+
+
+def test_a_command_that_does_not_exist_is_found(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("```console\nscvi-qbm fit a.h5ad --out b.h5ad --colour red\n```")
+    with pytest.raises(SystemExit):
+        _parser().parse_args(next(commands(page)))

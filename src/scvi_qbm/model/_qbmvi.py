@@ -26,6 +26,7 @@ from scvi_qbm._checks import check_expression, check_setup_keys
 from scvi_qbm.module import QBMVAE
 from scvi_qbm.recipes import get_recipe
 from scvi_qbm.relaxations import get_relaxation
+from scvi_qbm.samplers import Sampler
 
 from ._data import DataMixin
 from ._expression import ExpressionMixin
@@ -91,7 +92,7 @@ class QBMVI(
         ``"boltzmann"``, or ``"bernoulli"``: independent units with learned biases, the twin to
         compare with.
     sampler
-        Sampler of the negative phase, see :func:`scvi_qbm.list_samplers`.
+        Sampler of the negative phase: a name (see :func:`scvi_qbm.list_samplers`) or a sampler.
     sampler_options
         Its options.
     normal_variance
@@ -146,7 +147,7 @@ class QBMVI(
         relaxation: str | None = None,
         relaxation_beta: float | None = None,
         prior: Literal["boltzmann", "bernoulli"] = "boltzmann",
-        sampler: str = "parallel_tempering",
+        sampler: str | Sampler = "parallel_tempering",
         sampler_options: dict[str, Any] | None = None,
         normal_variance: Literal["learned", "fixed"] | None = None,
         encode_covariates: bool = False,
