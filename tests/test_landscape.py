@@ -147,7 +147,7 @@ def test_cutting_leaves_valleys_that_are_deep_enough():
 def test_one_attractor_and_none_computed():
     W, h = np.zeros((3, 3)), np.array([-1.0, 1.0, -1.0])
     out = find_attractors((W, h), every_state(3))
-    assert out.tree is None and len(out.states) == 1
+    assert out.tree.shape == (0, 4) and len(out.states) == 1
     np.testing.assert_array_equal(out.merged(1.0), np.zeros(8))
     bare = find_attractors((W, h), every_state(3), barriers=False)
     with pytest.raises(ValueError, match="barriers=False"):

@@ -8,6 +8,7 @@ from conftest import peaked_ising
 
 from scvi_qbm import plots
 from scvi_qbm.benchmark.instances import sherrington_kirkpatrick
+from scvi_qbm.landscape import find_attractors
 from scvi_qbm.samplers import get_sampler
 
 
@@ -154,3 +155,15 @@ def test_coupled_units_are_neighbours_on_the_circle():
     for k in range(4):
         apart = np.linalg.norm(place[str(k)] - place[str(k + 4)])
         assert apart < 1.07 * 2 * np.sin(np.pi / 8) + 1e-6
+
+
+def test_attractor_tree_of_one_and_of_none():
+    machine = np.zeros((4, 4)), -np.ones(4)  # everything on is the only minimum
+    one = find_attractors(machine, np.eye(4, dtype=np.int8))
+    assert len(one.sizes) == 1 and one.tree.shape == (0, 4)
+    ax = plots.attractor_tree(one.tree)
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["0"] and len(ax.lines) == 1
+    with pytest.raises(ValueError, match="barriers=False"):
+        plots.attractor_tree(
+            find_attractors(machine, np.eye(4, dtype=np.int8), barriers=False).tree
+        )

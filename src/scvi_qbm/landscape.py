@@ -39,7 +39,7 @@ class Attractors(NamedTuple):
         an upper bound of the true one, minima themselves on the diagonal. None if not computed.
     tree
         Merges in the order of their passes, as ``scipy.cluster.hierarchy`` stores a linkage,
-        heights counted from the lowest minimum. None if not computed or if there is one attractor.
+        heights counted from the lowest minimum; no rows for one attractor. None if not computed.
     """
 
     labels: NDArray[np.int64]
@@ -252,7 +252,7 @@ def _spanning_tree(weights: F64) -> tuple[list[tuple[int, int]], list[float]]:
     return edges, heights
 
 
-def merge_tree(energies: ArrayLike, passes: ArrayLike) -> F64 | None:
+def merge_tree(energies: ArrayLike, passes: ArrayLike) -> F64:
     """Tree of merges as the level rises: a disconnectivity graph.
 
     Parameters
@@ -264,9 +264,9 @@ def merge_tree(energies: ArrayLike, passes: ArrayLike) -> F64 | None:
 
     Returns
     -------
-    numpy.ndarray | None
+    numpy.ndarray
         A linkage matrix, float64 ``(k - 1, 4)``, for ``scipy.cluster.hierarchy.dendrogram``;
-        heights are energies of passes above the lowest minimum. None for one minimum.
+        heights are energies of passes above the lowest minimum.
 
     References
     ----------
@@ -275,7 +275,7 @@ def merge_tree(energies: ArrayLike, passes: ArrayLike) -> F64 | None:
     energies, passes = np.asarray(energies, dtype=float), np.asarray(passes, dtype=float)
     k = len(energies)
     if k < 2:
-        return None
+        return np.empty((0, 4))
     edges, heights = _spanning_tree(passes)
     group, size = list(range(k)), dict.fromkeys(range(k), 1)
     rows = []

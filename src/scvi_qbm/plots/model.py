@@ -79,7 +79,7 @@ def energy_landscape(
 
 
 def attractor_tree(
-    tree: ArrayLike, labels: list[str] | None = None, ax: Axes | None = None
+    tree: ArrayLike | None, labels: list[str] | None = None, ax: Axes | None = None
 ) -> Axes:
     """Tree of merges: minima as leaves, joined at the height of the pass between them.
 
@@ -97,20 +97,31 @@ def attractor_tree(
     -------
     matplotlib.axes.Axes
         The one drawn into.
+
+    Raises
+    ------
+    ValueError
+        If there is no tree, because barriers were not computed.
     """
+    if tree is None:
+        raise ValueError("There is no tree: leave out barriers=False in get_attractors().")
     tree = np.asarray(tree, dtype=float)
     n_leaves = len(tree) + 1
     ax = _axes(ax, (max(4.0, 0.22 * min(n_leaves, 60)), 3.2))
-    dendrogram(
-        tree,
-        labels=labels,
-        ax=ax,
-        truncate_mode="lastp" if n_leaves > 60 else None,
-        p=60,
-        leaf_rotation=90,
-        color_threshold=0,
-        above_threshold_color=PALETTE[0],
-    )
+    if n_leaves == 1:
+        ax.plot([0], [0], "o", color=PALETTE[0])
+        ax.set_xticks([0], labels or ["0"])
+    else:
+        dendrogram(
+            tree,
+            labels=labels,
+            ax=ax,
+            truncate_mode="lastp" if n_leaves > 60 else None,
+            p=60,
+            leaf_rotation=90,
+            color_threshold=0,
+            above_threshold_color=PALETTE[0],
+        )
     ax.set(xlabel="attractor", ylabel="pass above the lowest minimum (nats)")
     ax.spines[["top", "right"]].set_visible(False)
     return ax
