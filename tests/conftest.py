@@ -84,3 +84,8 @@ def pbmc():
     adata.obs["batch"] = rng.choice(["a", "b", "c"], size=adata.n_obs)
     adata.obs["percent"] = rng.random(adata.n_obs)
     return adata
+
+
+def pytest_collection_modifyitems(items):
+    """Longest file first: with two processes the other one would wait for it at the end."""
+    items.sort(key=lambda item: item.path.name != "test_tutorials.py")
