@@ -123,10 +123,8 @@ def skip_foreign(app, what, name, thing, skip, options):
 
 def setup(app) -> None:
     """Called by Sphinx."""
+    shutil.rmtree(HERE / "api" / "generated", ignore_errors=True)  # names that are no more
     copy_tutorials()
     app.connect("autodoc-skip-member", skip_foreign)
     app.connect("missing-reference", resolve_alias)
     app.connect("source-read", repository_links)
-
-
-shutil.rmtree(HERE / "api" / "generated", ignore_errors=True)

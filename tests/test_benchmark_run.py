@@ -337,6 +337,11 @@ def careless(adata):
     return adata.X
 
 number = 3
+
+from scvi_qbm.benchmark.methods import Method
+
+named = Method(totals, "Totals", "Named.", block="control", n_seeds=1)
+careless_named = Method(careless, "Careless", "Named.")
 '''
 
 
@@ -364,12 +369,21 @@ def test_a_method_of_the_users_own(spec, tmp_path, outside):
     assert (tmp_path / "run" / "embeddings" / "made" / "lab_methods.totals" / "0.npz").is_file()
 
 
+def test_a_named_method_of_the_users_own_may_return_an_array_too(spec, tmp_path, outside):
+    config = Config(data=(spec,), methods=("lab_methods:named",), seeds=2, groups=GROUPS)
+    rows = quiet(config, tmp_path / "run")
+    assert list(rows["status"]) == ["ok"] and list(rows["n_dimensions"]) == [2]
+    known = json.loads((tmp_path / "run" / "config.json").read_text())["methods"]
+    assert known["lab_methods:named"]["label"] == "Totals"
+
+
 @pytest.mark.parametrize(
     ("name", "error", "message"),
     [
         ("no_such_module:f", ImportError, "PYTHONPATH"),
         ("lab_methods:missing", ValueError, "has no 'missing'"),
         ("lab_methods:careless", ValueError, "does not take batch_key, max_epochs, seed"),
+        ("lab_methods:careless_named", ValueError, "does not take batch_key, max_epochs, seed"),
         ("lab_methods:number", ValueError, "is no function"),
     ],
 )

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -318,6 +319,12 @@ def test_a_function_will_do():
 
 def broken(matrix):
     return matrix
+
+
+def test_a_solver_by_name_is_called_by_its_own_name(monkeypatch):
+    monkeypatch.setitem(sys.modules, "my_machine", SimpleNamespace(Bad=lambda: Returning("no")))
+    with pytest.raises(RuntimeError, match="solver Returning returned"):
+        SolveAdapter("my_machine:Bad").sample(peaked_ising(6, 0))
 
 
 def test_seeds():

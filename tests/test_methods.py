@@ -79,6 +79,12 @@ def test_the_gaussian_twin_is_scvi_at_our_size_with_our_optimiser(adata):
     np.testing.assert_array_equal(run("gaussian", adata).embedding, scvi.embedding)
 
 
+@pytest.mark.parametrize("name", ["qbmvi", "gaussian", "scvi", "scvi_fast", "ldvae", "autozi"])
+def test_the_kl_warm_up_is_the_same_within_a_small_budget(name, adata):
+    model = METHODS[name].run(adata, batch_key="batch", seed=0, max_epochs=6).model
+    assert model.trainer.lightning_module.n_epochs_kl_warmup == 3
+
+
 @pytest.mark.parametrize("name", ["sysvi", "harmony", "scanorama"])
 def test_methods_that_need_batches_say_so(name, adata):
     with pytest.raises(ValueError, match="needs a batch column"):

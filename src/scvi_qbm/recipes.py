@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-__all__ = ["RECIPES", "Recipe", "get_recipe"]
+__all__ = ["RECIPES", "Recipe", "get_recipe", "kl_warmup"]
 
 
 class Recipe(NamedTuple):
@@ -83,3 +83,26 @@ def get_recipe(name: str) -> Recipe:
     if name not in RECIPES:
         raise ValueError(f"Unknown recipe {name!r}. Available: {', '.join(RECIPES)}.")
     return RECIPES[name]
+
+
+def kl_warmup(n_epochs: int | None, max_epochs: int | None) -> int | None:
+    """Epochs of KL warm-up within a budget: half of them at most.
+
+    scvi-tools takes 8 epochs for a million cells; they must not all be warm-up. Models that are
+    compared share this rule.
+
+    Parameters
+    ----------
+    n_epochs
+        What the recipe says; None for no warm-up.
+    max_epochs
+        The budget; None if it is not limited.
+
+    Returns
+    -------
+    int | None
+        Epochs, or None for no warm-up.
+    """
+    if n_epochs is None or max_epochs is None:
+        return n_epochs
+    return min(n_epochs, max(max_epochs, 0) // 2) or None

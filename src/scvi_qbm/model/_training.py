@@ -10,7 +10,7 @@ from scvi.model._utils import get_max_epochs_heuristic
 from scvi.train._config import merge_kwargs
 
 from scvi_qbm.plan import QBMTrainingPlan
-from scvi_qbm.recipes import get_recipe
+from scvi_qbm.recipes import get_recipe, kl_warmup
 from scvi_qbm.runner import QBMTrainRunner
 
 __all__ = ["TrainingMixin"]
@@ -93,11 +93,10 @@ class TrainingMixin:
         accelerator = configured if accelerator == "auto" else accelerator
         configured = trainer_kwargs.pop("devices", "auto")
         devices = configured if devices == "auto" else devices
-        if "n_epochs_kl_warmup" not in given and plan.get("n_epochs_kl_warmup"):
-            # scvi-tools takes few epochs for many cells; they must not all be warm-up.
+        if "n_epochs_kl_warmup" not in given:
             data = self.adata if datamodule is None else datamodule
-            n_epochs = _default_epochs(data) if max_epochs is None else max(max_epochs, 0)
-            plan["n_epochs_kl_warmup"] = min(plan["n_epochs_kl_warmup"], n_epochs // 2) or None
+            n_epochs = _default_epochs(data) if max_epochs is None else max_epochs
+            plan["n_epochs_kl_warmup"] = kl_warmup(plan.get("n_epochs_kl_warmup"), n_epochs)
         if early_stopping is None:
             n_cells = self.adata.n_obs if datamodule is None else 0
             share = 1 - (train_size or 0.9) if validation_size is None else validation_size

@@ -96,7 +96,6 @@ class SolveAdapter(Sampler):
         scale_beta: bool = True,
         max_solves: int = 1000,
     ) -> None:
-        self._who = f"solver {getattr(solver, '__name__', type(solver).__name__)}"
         self.solver = _solver(solver)
         self.n_bits = n_bits if n_bits is None else positive_int(n_bits, "n_bits", 2)
         self.scale_beta = scale_beta
@@ -107,7 +106,7 @@ class SolveAdapter(Sampler):
     ) -> tuple[Reads, dict[str, Any]]:
         if self.solver is None:
             raise ValueError("Sampler 'solve' needs a solver: get_sampler('solve', solver=...).")
-        who = self._who
+        who = f"solver {getattr(self.solver, '__name__', type(self.solver).__name__)}"
         scale = beta if self.scale_beta else 1.0
         matrix = machine_matrix(ising, scale)
         rounded = None if self.n_bits is None else quantise(matrix, self.n_bits)
@@ -144,7 +143,7 @@ def _solver(solver: Any) -> Any:
         if isinstance(solver, type) or not hasattr(solver, "solve"):
             solver = solver()
     if inspect.isroutine(solver):
-        return SimpleNamespace(solve=solver)
+        return SimpleNamespace(solve=solver, __name__=solver.__name__)
     if solver is not None and (
         isinstance(solver, type) or not callable(getattr(solver, "solve", None))
     ):

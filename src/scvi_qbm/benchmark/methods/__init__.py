@@ -11,7 +11,7 @@ from functools import lru_cache, partial
 from inspect import signature
 from typing import NamedTuple
 
-from ._common import MethodResult, imported
+from ._common import MethodResult, completed, imported
 from ._linear import harmony, labels_embedded, pca, scanorama, shuffled
 from ._scvi_tools import autozi, drvi, ldvae, scanvi, scpoli, scvi_model, sysvi
 from ._vae import GaussianTwin, gaussian_twin, qbmvi
@@ -175,12 +175,12 @@ def get_method(name: str) -> Method:
 @lru_cache
 def _external(name: str) -> Method:
     found = imported(name)
-    if isinstance(found, Method):
-        return found
-    if not callable(found):
-        raise ValueError(f"{name} is no function and no Method, but {type(found).__name__}.")
-    summary = (found.__doc__ or "").strip().partition("\n")[0]
-    return Method(found, name.rpartition(":")[2], summary)
+    if not isinstance(found, Method):
+        if not callable(found):
+            raise ValueError(f"{name} is no function and no Method, but {type(found).__name__}.")
+        summary = (found.__doc__ or "").strip().partition("\n")[0]
+        found = Method(found, name.rpartition(":")[2], summary)
+    return found._replace(run=completed(found.run, name))
 
 
 def select_methods(names: Iterable[str]) -> list[str]:

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 __all__ = [
-    "MethodResult", "bare", "dense", "fit", "imported", "log_normalised", "need_batches",
+    "MethodResult", "bare", "completed", "dense", "fit", "imported", "log_normalised",
+    "need_batches",
 ]  # fmt: skip
 
 
@@ -89,10 +90,10 @@ def need_batches(batch_key: str | None, method: str) -> None:
 
 
 def imported(name: str) -> Any:
-    """What ``"module:attribute"`` names; a function is made to return a :class:`MethodResult`."""
+    """What ``"module:attribute"`` names."""
     module, _, attribute = name.partition(":")
     try:
-        found = getattr(import_module(module), attribute)
+        found = import_module(module)
     except ModuleNotFoundError as error:
         if error.name != module:
             raise
@@ -100,19 +101,22 @@ def imported(name: str) -> Any:
             f"No module {module!r} for the method {name!r}. Install it, or set PYTHONPATH to the "
             "folder that holds it; the processes of a benchmark import it afresh."
         ) from error
-    except AttributeError as error:
-        raise ValueError(f"{module} has no {attribute!r}, for the method {name!r}.") from error
-    if isinstance(found, tuple) or not callable(found):
-        return found
-    takes = signature(found).parameters
+    if not hasattr(found, attribute):
+        raise ValueError(f"{module} has no {attribute!r}, for the method {name!r}.")
+    return getattr(found, attribute)
+
+
+def completed(function: Callable[..., Any], name: str) -> Callable[..., MethodResult]:
+    """A function of a user's on a copy of the data; what it returns becomes a result."""
+    takes = signature(function).parameters
     missing = {"batch_key", "seed", "max_epochs"} - set(takes)
     if missing and not any(p.kind is Parameter.VAR_KEYWORD for p in takes.values()):
         raise ValueError(f"{name} does not take {', '.join(sorted(missing))}.")
 
-    @wraps(found)
+    @wraps(function)
     def run(adata: AnnData, **options: Any) -> MethodResult:
         started = time.perf_counter()
-        result = found(adata.copy(), **options)
+        result = function(adata.copy(), **options)
         if isinstance(result, MethodResult):
             return result
         seconds = time.perf_counter() - started

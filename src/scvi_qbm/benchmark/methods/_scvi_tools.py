@@ -10,7 +10,7 @@ import scvi
 from anndata import AnnData
 
 from scvi_qbm.metrics._extras import require
-from scvi_qbm.recipes import get_recipe
+from scvi_qbm.recipes import get_recipe, kl_warmup
 
 from ._common import MethodResult, bare, dense, fit, log_normalised, need_batches
 
@@ -19,30 +19,21 @@ __all__ = ["autozi", "drvi", "ldvae", "scanvi", "scpoli", "scvi_model", "sysvi"]
 UNKNOWN = "__unlabelled__"
 
 
-def _plan(optimiser: str) -> dict[str, Any]:
-    """``default``: scvi-tools' Adam; ``qbmvi``: the recipe's. The KL warm-up is QBMVI's in both.
+def _training(optimiser: str, max_epochs: int | None) -> dict[str, Any]:
+    """``default``: scvi-tools' Adam and patience; ``qbmvi``: the recipe's. The warm-up is QBMVI's.
 
     scvi-tools' own warm-up of 400 epochs would leave the KL weight far below 1 at the end.
     """
-    recipe = get_recipe("default").plan
-    warmup = {"n_epochs_kl_warmup": recipe["n_epochs_kl_warmup"]}
-    if optimiser == "default":
-        return warmup
-    if optimiser != "qbmvi":
-        raise ValueError(f"Unknown optimiser {optimiser!r}. Available: default, qbmvi.")
-    return warmup | {"lr": recipe["lr"], "eps": recipe["eps"]}
-
-
-def _stopping(optimiser: str = "default") -> dict[str, Any]:
-    """Early stopping after the warm-up; patience is the package's own or the recipe's."""
     recipe = get_recipe("default")
-    out = {
-        "early_stopping": True,
-        "early_stopping_warmup_epochs": recipe.plan["n_epochs_kl_warmup"],
-    }
+    warmup = kl_warmup(recipe.plan["n_epochs_kl_warmup"], max_epochs)
+    plan = {"n_epochs_kl_warmup": warmup}
+    out = {"early_stopping": True, "early_stopping_warmup_epochs": warmup or 0}
     if optimiser == "qbmvi":
+        plan |= {k: recipe.plan[k] for k in ("lr", "eps")}
         out |= recipe.train
-    return out
+    elif optimiser != "default":
+        raise ValueError(f"Unknown optimiser {optimiser!r}. Available: default, qbmvi.")
+    return {"max_epochs": max_epochs, "plan_kwargs": plan, **out}
 
 
 def _fit_counts(
@@ -59,13 +50,7 @@ def _fit_counts(
     scvi.settings.seed = seed
     data, started = bare(adata, layer, batch_key), time.perf_counter()
     cls.setup_anndata(data, batch_key=batch_key)
-    return fit(
-        cls(data, **model_kwargs),
-        started,
-        max_epochs=max_epochs,
-        plan_kwargs=_plan(optimiser),
-        **_stopping(optimiser),
-    )
+    return fit(cls(data, **model_kwargs), started, **_training(optimiser, max_epochs))
 
 
 def scvi_model(
@@ -228,7 +213,7 @@ def scanvi(
     data, started = bare(adata, layer, batch_key, label_key), time.perf_counter()
     SCVI.setup_anndata(data, batch_key=batch_key, labels_key=label_key)
     base = SCVI(data, gene_likelihood="nb")
-    base.train(max_epochs=max_epochs, plan_kwargs=_plan("default"), **_stopping())
+    base.train(**_training("default", max_epochs))
     model = SCANVI.from_scvi_model(base, unlabeled_category=UNKNOWN)
     model.train(max_epochs=None if max_epochs is None else max(1, max_epochs // 4))
     embedding = np.asarray(model.get_latent_representation())

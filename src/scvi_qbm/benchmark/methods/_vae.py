@@ -12,7 +12,7 @@ from scvi.model import SCVI
 
 from scvi_qbm.model import QBMVI
 from scvi_qbm.module import ExpressionVAE
-from scvi_qbm.recipes import get_recipe
+from scvi_qbm.recipes import get_recipe, kl_warmup
 
 from ._common import MethodResult, bare, fit, log_normalised
 
@@ -117,8 +117,8 @@ def gaussian_twin(
     started = time.perf_counter()
     GaussianTwin.setup_anndata(data, batch_key=batch_key)
     plan = {k: v for k, v in chosen.plan.items() if k != "bm_lr"}
-    warmup = plan["n_epochs_kl_warmup"] or 0
-    stopping = {"early_stopping": True, "early_stopping_warmup_epochs": warmup}
+    warmup = plan["n_epochs_kl_warmup"] = kl_warmup(plan["n_epochs_kl_warmup"], max_epochs)
+    stopping = {"early_stopping": True, "early_stopping_warmup_epochs": warmup or 0}
     return fit(
         GaussianTwin(data, **kwargs),
         started,
