@@ -46,6 +46,28 @@ def test_energy_is_the_definition(machine):
     np.testing.assert_allclose(machine.ising().energy(all_states(8)), expected, atol=1e-12)
 
 
+@pytest.mark.parametrize("kind", [BoltzmannPrior, BernoulliPrior])
+def test_local_field_is_what_switching_a_unit_on_costs(kind):
+    prior = fill(kind(6).double())
+    z = codes(6)
+    field = prior.local_field(z)
+    for unit in range(6):
+        on, off = z.clone(), z.clone()
+        on[:, unit], off[:, unit] = 1, 0
+        torch.testing.assert_close(field[:, unit], prior.energy(on) - prior.energy(off))
+    assert not field.requires_grad
+
+
+def test_evidence_recovers_the_likelihood_of_independent_observations():
+    """Where q is the best factorised posterior, its evidence is the likelihood's log-ratio."""
+    prior = fill(BoltzmannPrior(8), sd=0.3)
+    ratio, logits = torch.randn(5, 8), torch.zeros(5, 8)
+    for _ in range(300):  # coordinate ascent, which converges
+        for unit in range(8):
+            logits[:, unit] = (ratio - prior.local_field(torch.sigmoid(logits)))[:, unit]
+    torch.testing.assert_close(logits + prior.local_field(torch.sigmoid(logits)), ratio)
+
+
 def test_probabilities_sum_to_one(machine):
     assert machine.log_prob(codes(8)).exp().sum().item() == pytest.approx(1.0)
 

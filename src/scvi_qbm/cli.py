@@ -55,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument(
         "--representation",
         default="probabilities",
-        choices=["probabilities", "logits", "zeta", "binary"],
+        choices=["probabilities", "logits", "zeta", "binary", "evidence"],
         help="what to write as the embedding (default: probabilities)",
     )
     fit.add_argument("--seed", type=int, default=0, help="same seed, same machine, same result")

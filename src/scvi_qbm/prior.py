@@ -170,6 +170,23 @@ class _BinaryPrior(nn.Module):
         h = self.h.detach() if detach else self.h
         return z @ h
 
+    def local_field(self, z: Tensor) -> Tensor:
+        r"""Energy of switching each unit on, given the others.
+
+        Parameters
+        ----------
+        z
+            Codes ``(..., n_latent)``; of probabilities it is the expectation over independent
+            units.
+
+        Returns
+        -------
+        torch.Tensor
+            :math:`h + W z` in nats, shape of ``z``: minus the log-odds of each unit under the
+            prior. No gradients.
+        """
+        return self.h.detach().to(z).expand_as(z)
+
     def log_prob(self, z: Tensor) -> Tensor:
         """Normalised log-probability of binary codes.
 
@@ -497,6 +514,22 @@ class BoltzmannPrior(_BinaryPrior):
         """
         upper = np.triu(self.W_upper.detach().cpu().double().numpy(), 1)
         return upper + upper.T, super().parameters_numpy()[1]
+
+    def local_field(self, z: Tensor) -> Tensor:
+        """Energy of switching each unit on, given the others: ``h + W z``, without gradients.
+
+        Parameters
+        ----------
+        z
+            Codes ``(..., n_latent)``; of probabilities it is the expectation over independent
+            units.
+
+        Returns
+        -------
+        torch.Tensor
+            In nats, shape of ``z``: minus the log-odds of each unit under the prior.
+        """
+        return super().local_field(z) + z @ self.W.detach().to(z)
 
     def surrogate(self, q: Tensor) -> Tensor:
         """E(q) over cells minus E over negative samples, which it draws. The value means nothing.

@@ -34,7 +34,7 @@ RECIPES = {
             "n_layers": 1,
             "gene_likelihood": "nb",
             "relaxation": "spike_exponential",
-            "relaxation_beta": 5.0,
+            "relaxation_beta": 0.5,
             "normal_variance": "learned",
             "use_batch_norm": "both",
             "use_layer_norm": "none",

@@ -293,7 +293,7 @@ class SpikeExponential(BinaryRelaxation):
     Rolfe (2017), Discrete Variational Autoencoders, arXiv:1609.02200, appendix D.
     """
 
-    default_beta = 5.0
+    default_beta = 0.5
 
     def icdf(self, value: Tensor) -> Tensor:
         r"""Inverse CDF of :math:`\zeta`: 0 up to the level 1 - q, then the exponential's.

@@ -20,7 +20,7 @@ from torch.nn.functional import logsigmoid
 
 __all__ = ["PosteriorMixin", "Representation"]
 
-Representation = Literal["probabilities", "logits", "zeta", "binary"]
+Representation = Literal["probabilities", "logits", "zeta", "binary", "evidence"]
 
 
 class PosteriorMixin:
@@ -59,7 +59,10 @@ class PosteriorMixin:
             ``"probabilities"``: :math:`q(z = 1 | x)`, in [0, 1]. ``"logits"``: their log-odds.
             ``"zeta"``: the mean of the continuous code that the decoder sees. ``"binary"``: the
             most probable code, 0 or 1; mind that equal codes tie in neighbour graphs, which
-            breaks clustering and UMAP.
+            breaks clustering and UMAP. ``"evidence"``: what the cell itself says of each unit,
+            :math:`\sigma(\mathrm{logit}\, q + h + W q)`, in [0, 1]. The prior's pull towards its
+            attractors is taken out, which leaves room for cells between them: the one for
+            trajectories (docs/evidence.md).
         **data_loader_kwargs
             As :meth:`scvi.model.SCVI.get_latent_representation`.
 
@@ -95,7 +98,7 @@ class PosteriorMixin:
             elif not give_mean:
                 means.append(outputs[MODULE_KEYS.Z_KEY].cpu())
             else:
-                means.append(_represent(qz, representation).cpu())
+                means.append(_represent(qz, representation, self.module.prior).cpu())
         if return_dist:
             return torch.cat(means).numpy(), torch.cat(variances).numpy()
         return torch.cat(means).numpy()
@@ -239,11 +242,14 @@ def _log_mixture(
     return torch.cat(out).cpu().numpy()
 
 
-def _represent(qz: Any, representation: str) -> Tensor:
+def _represent(qz: Any, representation: str, prior: Any) -> Tensor:
     if representation == "logits":
         return qz.logits
     if representation == "zeta":
         return qz.mean
     if representation == "binary":
         return (qz.logits > 0).to(qz.logits.dtype)
+    if representation == "evidence":
+        # Where the bound is stationary, logit q = log-likelihood ratio - local field.
+        return torch.sigmoid(qz.logits + prior.local_field(qz.probs))
     return qz.probs

@@ -87,7 +87,7 @@ class QBMVI(
         ``"spike_exponential"`` (default recipe) or ``"overlapping_exponential"``, see
         :func:`scvi_qbm.relaxations.list_relaxations`.
     relaxation_beta
-        Sharpness of the relaxation. Default recipe: 5.
+        Sharpness of the relaxation. Both recipes: 0.5.
     prior
         ``"boltzmann"``, or ``"bernoulli"``: independent units with learned biases, the twin to
         compare with.

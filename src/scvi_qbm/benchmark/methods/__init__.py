@@ -70,6 +70,11 @@ _NB, _NORMAL = "nb, counts", "normal, log CP10k"
 #: Method by name, in the order of tables.
 METHODS: dict[str, Method] = {
     "qbmvi": Method(qbmvi, "QBMVI", "This package's default.", "unsupervised", _NB, True),
+    "qbmvi_evidence": Method(
+        partial(qbmvi, representation="evidence"), "QBMVI, evidence",
+        "The default's evidence in place of its probabilities, for trajectories.",
+        "unsupervised", _NB,
+    ),
     "bernoulli": Method(
         partial(qbmvi, prior="bernoulli"), "QBMVI, W = 0",
         "Its twin with independent Bernoulli units.", "unsupervised", _NB, True,

@@ -38,6 +38,7 @@ def qbmvi(
     seed: int = 0,
     max_epochs: int | None = None,
     recipe: str = "default",
+    representation: Any = "probabilities",
     train_kwargs: dict[str, Any] | None = None,
     on_model: Callable[[Any], None] | None = None,
     **model_kwargs: Any,
@@ -57,6 +58,8 @@ def qbmvi(
         At most so many epochs; early stopping is on.
     recipe
         Name of a recipe; ``prior="bernoulli"`` gives its W = 0 twin.
+    representation
+        As :meth:`QBMVI.get_latent_representation` takes it.
     train_kwargs
         Further arguments of ``QBMVI.train``.
     on_model
@@ -67,14 +70,19 @@ def qbmvi(
     Returns
     -------
     scvi_qbm.benchmark.methods.MethodResult
-        Probabilities of the units, ``(n_cells, n_latent)``, and the model.
+        The representation, ``(n_cells, n_latent)``, and the model.
     """
     scvi.settings.seed = seed
     likelihood = model_kwargs.get("gene_likelihood") or get_recipe(recipe).model["gene_likelihood"]
     data, started = _input(adata, layer, batch_key, likelihood), time.perf_counter()
     QBMVI.setup_anndata(data, batch_key=batch_key)
     model = QBMVI(data, recipe=recipe, **model_kwargs)
-    return fit(model, started, on_model=on_model, max_epochs=max_epochs, **(train_kwargs or {}))
+    result = fit(model, started, on_model=on_model, max_epochs=max_epochs, **(train_kwargs or {}))
+    if representation == "probabilities":
+        return result
+    return result._replace(
+        embedding=model.get_latent_representation(representation=representation)
+    )
 
 
 def gaussian_twin(

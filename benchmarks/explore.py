@@ -1,0 +1,199 @@
+"""The experiments behind docs/evidence.md: variants of QBMVI on the development sets.
+
+    SCVI_QBM_DATA_DIR=... python benchmarks/explore.py pbmc_10x_3techs --out explore.jsonl \
+        --variants beta_0.5 beta_5 gaussian --seeds 0 1 --views
+
+Rows are appended as they are ready, and those that are there are not run again. ``--views`` scores
+several functions of one trained model's logits. ``--csv FILE`` writes all rows as a table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pandas as pd
+import prototypes
+import torch
+
+from scvi_qbm.benchmark.config import Config
+from scvi_qbm.benchmark.data import load_data, resolve
+from scvi_qbm.benchmark.likelihood import held_out_likelihood
+from scvi_qbm.benchmark.methods import MethodResult, _vae, gaussian_twin, qbmvi
+from scvi_qbm.benchmark.scores import Reference, prepare_reference, score_embedding
+
+GROUPS = ("scib", "scgraph", "clustering", "classify", "trajectory")
+SCORES = (
+    "scib_total", "scib_bio", "scib_batch", "nmi", "ari", "scgraph", "xgb_f1", "knn_f1", "lobo_f1",
+    "trajectory",
+)  # fmt: skip
+HISTORY = ("kl_local_validation", "energy_gap", "log_z_drift")
+Variant = tuple[Callable[..., MethodResult], dict[str, Any]]
+
+
+def of(model: type, options: dict[str, float] | None = None, **kwargs: Any) -> Variant:
+    """QBMVI's benchmark method with another model in QBMVI's place."""
+
+    def run(*args: Any, **more: Any) -> MethodResult:
+        with (
+            mock.patch.object(_vae, "QBMVI", model),
+            mock.patch.object(model._module_cls, "options", options or {}),
+        ):
+            return qbmvi(*args, **more)
+
+    return run, kwargs
+
+
+def plan(**kwargs: Any) -> dict[str, Any]:
+    return {"train_kwargs": {"plan_kwargs": kwargs}}
+
+
+_decay = {
+    "reduce_lr_on_plateau": True, "lr_factor": 0.5, "lr_patience": 4,
+    "lr_scheduler_metric": "elbo_validation",
+}  # fmt: skip
+_codes, _half = prototypes.GaussianCodes, {"relaxation_beta": 0.5}
+VARIANTS: dict[str, Variant] = {
+    **{
+        f"beta_{beta:g}{f'_{n}' if n != 64 else ''}{'_W0' if prior == 'bernoulli' else ''}": (
+            qbmvi, {"relaxation_beta": beta, "n_latent": n, "prior": prior},
+        )
+        for beta in (0.1, 0.5, 1.0, 2.0, 3.0, 5.0)
+        for n in (32, 64, 128)
+        for prior in ("boltzmann", "bernoulli")
+    },
+    "gaussian": (gaussian_twin, {}),
+    "beta_1_bm_lr_0.005": (qbmvi, {"relaxation_beta": 1.0} | plan(bm_lr=5e-3)),
+    "beta_1_encode_batch": (qbmvi, {"relaxation_beta": 1.0, "encode_covariates": True}),
+    "beta_0.5_two_layers": (qbmvi, _half | {"n_layers": 2}),
+    "beta_0.5_lr_decay": (
+        qbmvi,
+        _half | {"train_kwargs": {"plan_kwargs": _decay, "early_stopping_patience": 15}},
+    ),
+    "overlapping_2": (
+        qbmvi, {"relaxation": "overlapping_exponential", "relaxation_beta": 2.0}
+    ),
+    "hard": (qbmvi, {"relaxation": "hard"}),
+    "hard_128": (qbmvi, {"relaxation": "hard", "n_latent": 128}),
+    "codes": of(_codes),
+    "codes_W0": of(_codes, prior="bernoulli"),
+    "codes_32": of(_codes, n_latent=32),
+    "codes_128": of(_codes, n_latent=128),
+    "codes_bm_lr_0.005": of(_codes, **plan(bm_lr=5e-3)),
+    "codes_apart": of(_codes, {"separation": 2.0}),
+    "codes_close": of(_codes, {"separation": 0.5, "sd": 0.9}),
+    "codes_squashed": of(_codes, {"squash": 1.0, "separation": 2.0, "sd": 1.0}),
+    "codes_squashed_2": of(_codes, {"squash": 2.0}),
+    "codes_squashed_W0": of(
+        _codes, {"squash": 1.0, "separation": 2.0, "sd": 1.0}, prior="bernoulli"
+    ),
+    "mean_field": of(prototypes.MeanFieldCodes, **_half),
+    "mean_field_2": of(prototypes.MeanFieldCodes, {"passes": 2, "damping": 0.0}, **_half),
+}  # fmt: skip
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-x))
+
+
+def views(model: Any) -> dict[str, np.ndarray]:
+    """Functions of the logits, by name."""
+    logits = model.get_latent_representation(representation="logits")
+    q = sigmoid(logits)
+    W, h = model.prior
+    field = h + q @ W
+    layer, norm = model.module.decoder.px_decoder.fc_layers[0][:2]
+    scale = (norm.weight / torch.sqrt(norm.running_var + norm.eps)).detach().numpy()
+    seen = (layer.weight.detach().numpy()[:, : q.shape[1]] * scale[:, None]).T
+    return {
+        "probabilities": q,
+        "logits": logits,
+        "logits within 3": np.clip(logits, -3, 3),
+        "sigmoid(logits / 3)": sigmoid(logits / 3),
+        "arcsin sqrt": np.arcsin(np.sqrt(q)),
+        "local field": -field,
+        "as the decoder sees it": q @ seen,
+        "evidence": sigmoid(logits + field),
+        "evidence log-odds": logits + field,
+        "evidence within 3": np.clip(logits + field, -3, 3),
+        "half the field taken out": sigmoid(logits + field / 2),
+        "mean of probabilities and evidence": (q + sigmoid(logits + field)) / 2,
+        "evidence, as the decoder sees it": sigmoid(logits + field) @ seen,
+    }
+
+
+def scored(embedding: np.ndarray, reference: Reference, seed: int) -> dict[str, float]:
+    scores, _ = score_embedding(
+        embedding.astype(np.float32), reference, groups=GROUPS, seed=seed, n_jobs=1
+    )
+    return {name: scores[name] for name in SCORES if name in scores}
+
+
+def measure(
+    name: str, adata: Any, batch_key: str | None, reference: Reference, seed: int, with_views: bool
+) -> list[dict[str, Any]]:
+    run, kwargs = VARIANTS[name]
+    kwargs = dict(kwargs)
+    train = kwargs.pop("train_kwargs", {}) | {"enable_progress_bar": False}
+    started = time.process_time()
+    result = run(
+        adata, batch_key=batch_key, seed=seed, max_epochs=100, train_kwargs=train, **kwargs
+    )
+    model, history = result.model, result.model.history
+    row = {"view": "", "cpu_seconds": time.process_time() - started}
+    row |= {"validation_elbo": result.validation_elbo, "epochs": len(history["elbo_train"])}
+    row |= held_out_likelihood(model)
+    row |= {key: float(history[key].iloc[-1, 0]) for key in HISTORY if key in history}
+    rows = [row | scored(result.embedding, reference, seed)]
+    if with_views:
+        rows += [{"view": view} | scored(x, reference, seed) for view, x in views(model).items()]
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", nargs="*", help="names of benchmarks/shared.toml")
+    parser.add_argument("--variants", nargs="+", default=[], choices=list(VARIANTS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--views", action="store_true")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--csv", type=Path)
+    args = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    torch.set_num_threads(1)
+    config = Config.from_toml(Path(__file__).parent / "shared.toml")
+    lines = args.out.read_text().splitlines() if args.out.exists() else []
+    done = {(r["data"], r["variant"], r["seed"]) for r in map(json.loads, lines)}
+    for data in args.data:
+        spec = resolve(config.spec(data))
+        adata = load_data(spec)
+        keys = ("batch_key", "label_key", "fine_label_key", "root_key", "root_label")
+        reference = prepare_reference(
+            adata, layer=None, **{key: getattr(spec, key) for key in keys}
+        )
+        for seed in args.seeds:
+            for name in args.variants:
+                if (data, name, seed) in done:
+                    continue
+                rows = measure(name, adata, spec.batch_key, reference, seed, args.views)
+                with args.out.open("a") as file:
+                    for row in rows:
+                        key = {"data": data, "variant": name, "seed": seed}
+                        file.write(json.dumps(key | row) + "\n")
+                print(data, name, seed, {k: rows[0].get(k) for k in ("validation_elbo", *SCORES)})
+    if args.csv is not None:
+        rows = [json.loads(line) for line in args.out.read_text().splitlines()]
+        pd.DataFrame(rows).round(4).to_csv(args.csv, index=False)
+
+
+if __name__ == "__main__":
+    main()
