@@ -60,7 +60,8 @@ _decay = {
     "reduce_lr_on_plateau": True, "lr_factor": 0.5, "lr_patience": 4,
     "lr_scheduler_metric": "elbo_validation",
 }  # fmt: skip
-_codes, _half = prototypes.GaussianCodes, {"relaxation_beta": 0.5}
+_squashed, _half = prototypes.SquashedCodes, {"relaxation_beta": 0.5}
+_codes = {"latent_distribution": "normal", "representation": "zeta"}
 VARIANTS: dict[str, Variant] = {
     **{
         f"beta_{beta:g}{f'_{n}' if n != 64 else ''}{'_W0' if prior == 'bernoulli' else ''}": (
@@ -83,17 +84,19 @@ VARIANTS: dict[str, Variant] = {
     ),
     "hard": (qbmvi, {"relaxation": "hard"}),
     "hard_128": (qbmvi, {"relaxation": "hard", "n_latent": 128}),
-    "codes": of(_codes),
-    "codes_W0": of(_codes, prior="bernoulli"),
-    "codes_32": of(_codes, n_latent=32),
-    "codes_128": of(_codes, n_latent=128),
-    "codes_bm_lr_0.005": of(_codes, **plan(bm_lr=5e-3)),
-    "codes_apart": of(_codes, {"separation": 2.0}),
-    "codes_close": of(_codes, {"separation": 0.5, "sd": 0.9}),
-    "codes_squashed": of(_codes, {"squash": 1.0, "separation": 2.0, "sd": 1.0}),
-    "codes_squashed_2": of(_codes, {"squash": 2.0}),
+    "codes": (qbmvi, _codes),
+    "codes_W0": (qbmvi, _codes | {"prior": "bernoulli"}),
+    "codes_32": (qbmvi, _codes | {"n_latent": 32}),
+    "codes_128": (qbmvi, _codes | {"n_latent": 128}),
+    "codes_bm_lr_0.005": (qbmvi, _codes | plan(bm_lr=5e-3)),
+    "codes_apart": of(_squashed, {"separation": 2.0}, **_codes),
+    "codes_close": of(_squashed, {"separation": 0.5, "sd": 0.9}, **_codes),
+    "codes_squashed": of(
+        _squashed, {"squash": 1.0, "separation": 2.0, "sd": 1.0}, **_codes
+    ),
+    "codes_squashed_2": of(_squashed, {"squash": 2.0}, **_codes),
     "codes_squashed_W0": of(
-        _codes, {"squash": 1.0, "separation": 2.0, "sd": 1.0}, prior="bernoulli"
+        _squashed, {"squash": 1.0, "separation": 2.0, "sd": 1.0}, **_codes, prior="bernoulli"
     ),
     "mean_field": of(prototypes.MeanFieldCodes, **_half),
     "mean_field_2": of(prototypes.MeanFieldCodes, {"passes": 2, "damping": 0.0}, **_half),

@@ -1,8 +1,8 @@
 """What was tried for QBMVI and not taken, kept so that docs/evidence.md can be run again.
 
-:class:`GaussianCodes`: the decoder sees Gaussian codes whose prior is a Boltzmann mixture of
-Gaussians. :class:`MeanFieldCodes`: the encoder gives evidence, and mean-field passes of the prior
-turn it into probabilities. :class:`HardBits`: no relaxation, gradients by the trapezoid rule.
+:class:`SquashedCodes`: Gaussian codes from other starts, or bounded by a sigmoid.
+:class:`MeanFieldCodes`: the encoder gives evidence, and mean-field passes of the prior turn it
+into probabilities. :class:`HardBits`: no relaxation, gradients by the trapezoid rule.
 """
 
 from __future__ import annotations
@@ -12,14 +12,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from scvi import REGISTRY_KEYS
-from scvi.module._constants import MODULE_KEYS
-from scvi.module.base import LossOutput, auto_move_data
-from torch import Tensor, nn
-from torch.nn.functional import logsigmoid
+from torch import Tensor
 
 from scvi_qbm import QBMVI
-from scvi_qbm.module import QBMVAE, BinaryEncoder
+from scvi_qbm.encoders import BinaryEncoder
+from scvi_qbm.module import QBMVAE
 from scvi_qbm.relaxations import BinaryRelaxation, register_relaxation
 
 
@@ -55,10 +52,6 @@ class HardBits(BinaryRelaxation):
 register_relaxation("hard", HardBits)
 
 
-def log_normal(x: Tensor, mean: Tensor, log_sd: Tensor) -> Tensor:
-    return -0.5 * ((x - mean) * torch.exp(-log_sd)) ** 2 - log_sd - 0.5 * math.log(2 * math.pi)
-
-
 def mean_field(prior: Any, evidence: Tensor, passes: int, damping: float = 0.5) -> Tensor:
     """Log-odds after damped parallel passes; gradients through the evidence only."""
     with torch.no_grad():
@@ -70,41 +63,11 @@ def mean_field(prior: Any, evidence: Tensor, passes: int, damping: float = 0.5) 
     return evidence - field
 
 
-class GaussianPosterior:
-    """q(zeta|x), Gaussian, with what the rest of the package asks of a posterior."""
+class SquashedVAE(QBMVAE):
+    """Gaussian codes, which the decoder sees through a sigmoid: bounded, as binary codes are.
 
-    def __init__(self, mean: Tensor, log_sd: Tensor) -> None:
-        self.mean = self.loc = mean
-        self.log_sd = log_sd
-
-    def rsample(self, shape: tuple[int, ...] = ()) -> Tensor:
-        return self.mean + self.log_sd.exp() * torch.randn(*shape, *self.mean.shape)
-
-    def sample(self, shape: tuple[int, ...] = ()) -> Tensor:
-        with torch.no_grad():
-            return self.rsample(shape)
-
-
-class GaussianEncoder(nn.Module):
-    def __init__(self, encoder: nn.Module, n_hidden: int, n_latent: int) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.mean, self.log_var = nn.Linear(n_hidden, n_latent), nn.Linear(n_hidden, n_latent)
-        self.z_transformation = nn.Identity()
-
-    def forward(self, x: Tensor, *cats: Tensor) -> tuple[GaussianPosterior, Tensor]:
-        hidden = self.encoder(x, *cats)
-        variance = torch.exp(self.log_var(hidden)) + 1e-4
-        qz = GaussianPosterior(self.mean(hidden), 0.5 * torch.log(variance))
-        return qz, qz.rsample()
-
-
-class GaussianCodesVAE(QBMVAE):
-    r"""Prior :math:`p(\zeta) = \sum_z p(z) \prod_l N(\zeta_l; m_{z_l}, s_{z_l})`.
-
-    :math:`\log p(\zeta)` is bounded from below by a mean-field q(z | zeta). ``separation`` and
-    ``sd``: initial components at plus and minus ``separation``. ``squash``: the decoder
-    sees sigmoid(squash * zeta).
+    ``separation`` and ``sd``: components at the start, at plus and minus ``separation``.
+    ``squash``: slope of the sigmoid; none if 0.
     """
 
     options: dict[str, float] = {}
@@ -112,71 +75,25 @@ class GaussianCodesVAE(QBMVAE):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         chosen = {"separation": 1.0, "sd": 0.6, "squash": 0.0} | self.options
-        n, start = self.n_latent, chosen["separation"]
-        self.z_encoder = GaussianEncoder(self.z_encoder.encoder, kwargs.get("n_hidden", 128), n)
-        self.means = nn.Parameter(torch.stack([-start * torch.ones(n), start * torch.ones(n)]))
-        self.log_sds = nn.Parameter(math.log(chosen["sd"]) * torch.ones(2, n))
+        with torch.no_grad():
+            self.z_encoder.mixture.loc.mul_(chosen["separation"])
+            self.z_encoder.mixture.log_scale.fill_(math.log(chosen["sd"]))
         self.squash = chosen["squash"]
 
     def generative(self, z: Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
         z = torch.sigmoid(self.squash * z) if self.squash else z
         return super().generative(z, *args, **kwargs)
 
-    def log_prior(self, zeta: Tensor) -> tuple[Tensor, Tensor]:
-        off, on = (log_normal(zeta, self.means[k], self.log_sds[k]) for k in (0, 1))
-        logits = mean_field(self.prior, on - off, passes=8)
-        q = torch.sigmoid(logits)
-        entropy = -(q * logsigmoid(logits) + (1 - q) * logsigmoid(-logits)).sum(-1)
-        expected = (q * on + (1 - q) * off).sum(-1)
-        return expected + entropy - self.prior.energy(q, detach=True) - self.prior.log_z, q
 
-    def loss(
-        self, tensors: Any, inference_outputs: Any, generative_outputs: Any, kl_weight: Any = 1.0
-    ) -> LossOutput:
-        qz, zeta = (inference_outputs[key] for key in (MODULE_KEYS.QZ_KEY, MODULE_KEYS.Z_KEY))
-        log_prior, q = self.log_prior(zeta)
-        kl = log_normal(zeta, qz.mean, qz.log_sd).sum(-1) - log_prior
-        x = tensors[REGISTRY_KEYS.X_KEY]
-        reconstruction = -generative_outputs[MODULE_KEYS.PX_KEY].log_prob(x).sum(-1)
-        loss = torch.mean(reconstruction + kl_weight * kl)
-        if self.training and torch.is_grad_enabled():
-            surrogate = self.prior.surrogate(q.detach())
-            loss = loss + surrogate - surrogate.detach()
-        local = {MODULE_KEYS.KL_Z_KEY: kl, MODULE_KEYS.KL_L_KEY: torch.zeros_like(kl)}
-        return LossOutput(loss=loss, reconstruction_loss=reconstruction, kl_local=local)
+class SquashedCodes(QBMVI):
+    """QBMVI on :class:`SquashedVAE`; the representation is the mean as the decoder sees it."""
 
-    @torch.inference_mode()
-    @auto_move_data
-    def marginal_ll(self, tensors: Any, n_mc_samples: int, *args: Any, **kwargs: Any) -> float:
-        inference = self.inference(**self._get_inference_input(tensors, full_forward_pass=True))
-        qz, weights = inference[MODULE_KEYS.QZ_KEY], []
-        for _ in range(n_mc_samples):
-            zeta = qz.sample()
-            outputs = inference | {MODULE_KEYS.Z_KEY: zeta}
-            px = self.generative(**self._get_generative_input(tensors, outputs))
-            weights.append(
-                self.log_prior(zeta)[0]
-                - log_normal(zeta, qz.mean, qz.log_sd).sum(-1)
-                + px[MODULE_KEYS.PX_KEY].log_prob(tensors[REGISTRY_KEYS.X_KEY]).sum(-1)
-            )
-        out = torch.logsumexp(torch.stack(weights), 0) - math.log(n_mc_samples)
-        return out.mean().item()
+    _module_cls = SquashedVAE
 
-
-class GaussianCodes(QBMVI):
-    """QBMVI on :class:`GaussianCodesVAE`; the representation is the mean the decoder sees."""
-
-    _module_cls = GaussianCodesVAE
-
-    @torch.inference_mode()
     def get_latent_representation(self, **kwargs: Any) -> np.ndarray:
-        out = []
-        for tensors in self._make_data_loader(adata=self._validate_anndata(None)):
-            inputs = self.module._get_inference_input(tensors)
-            mean = self.module.inference(**inputs)[MODULE_KEYS.QZ_KEY].mean
-            squash = self.module.squash
-            out.append(torch.sigmoid(squash * mean) if squash else mean)
-        return torch.cat(out).numpy()
+        mean = super().get_latent_representation(**kwargs)
+        squash = self.module.squash
+        return 1 / (1 + np.exp(-squash * mean)) if squash else mean
 
 
 class MeanFieldEncoder(BinaryEncoder):

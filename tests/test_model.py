@@ -437,7 +437,7 @@ def test_missing_keys_leave_the_data_alone(pbmc, setup, message):
         ({"normal_variance": "none"}, "learned, fixed"),
         ({"n_latent": 1}, "at least 2"),
         ({"n_latent": 0}, "at least 2"),
-        ({"latent_distribution": "ln"}, "bernoulli"),
+        ({"latent_distribution": "ln"}, "bernoulli, normal"),
     ],
 )
 def test_bad_options(pbmc, kwargs, message):

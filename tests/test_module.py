@@ -174,7 +174,7 @@ def test_free_normal_mean_and_fixed_variance():
         ({"relaxation": "gumbel"}, "spike_exponential"),
         ({"prior": "gauss"}, "boltzmann, bernoulli"),
         ({"sampler": "qpu"}, "parallel_tempering"),
-        ({"latent_distribution": "normal"}, "bernoulli"),
+        ({"latent_distribution": "ln"}, "bernoulli, normal"),
         ({"n_latent": 1}, "at least 2"),
     ],
 )

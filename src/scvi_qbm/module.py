@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -12,16 +12,16 @@ from scvi import REGISTRY_KEYS
 from scvi.module import VAE
 from scvi.module._constants import MODULE_KEYS
 from scvi.module.base import LossOutput, auto_move_data
-from scvi.nn import FCLayers
 from scvi.utils import unsupported_if_adata_minified
 from torch import Tensor, nn
 from torch.distributions import Normal
 
 from scvi_qbm.distributions import FreeNormal, ScaledPoisson
+from scvi_qbm.encoders import BinaryEncoder, GaussianEncoder
 from scvi_qbm.prior import BernoulliPrior, BoltzmannPrior
-from scvi_qbm.relaxations import BinaryRelaxation, get_relaxation
+from scvi_qbm.relaxations import get_relaxation
 
-__all__ = ["BinaryEncoder", "ExpressionVAE", "QBMVAE"]
+__all__ = ["ExpressionVAE", "QBMVAE"]
 
 # A Gaussian of this standard deviation has -log p(x) = (x - mean)^2 + constant: the paper's MSE.
 _FIXED_LOG_SD = math.log(math.sqrt(0.5))
@@ -98,89 +98,6 @@ class ExpressionVAE(VAE):
         return out
 
 
-class BinaryEncoder(nn.Module):
-    """Fully connected layers to the logits of binary units.
-
-    Parameters
-    ----------
-    n_input
-        Number of input features.
-    n_output
-        Number of binary units.
-    relaxation
-        Law of the continuous code given the logits.
-    relaxation_beta
-        Its sharpness; the relaxation's own default if None.
-    n_cat_list, n_layers, n_hidden, dropout_rate, **kwargs
-        As :class:`scvi.nn.FCLayers`.
-    """
-
-    def __init__(
-        self,
-        n_input: int,
-        n_output: int,
-        relaxation: type[BinaryRelaxation],
-        relaxation_beta: float | None = None,
-        n_cat_list: Iterable[int] | None = None,
-        n_layers: int = 1,
-        n_hidden: int = 128,
-        dropout_rate: float = 0.1,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__()
-        self.encoder = FCLayers(
-            n_in=n_input,
-            n_out=n_hidden,
-            n_cat_list=n_cat_list,
-            n_layers=n_layers,
-            n_hidden=n_hidden,
-            dropout_rate=dropout_rate,
-            **kwargs,
-        )
-        self.logits = nn.Linear(n_hidden, n_output)
-        self.z_transformation = nn.Identity()
-        self.relaxation = relaxation
-        self.relaxation_beta = relaxation_beta
-
-    def posterior(self, logits: Tensor) -> BinaryRelaxation:
-        """The relaxed posterior with these logits, in float32 at least.
-
-        Parameters
-        ----------
-        logits
-            Log-odds of the units, ``(..., n_output)``.
-
-        Returns
-        -------
-        scvi_qbm.relaxations.BinaryRelaxation
-            Law of the continuous code, elementwise.
-        """
-        # Under autocast logits come in half precision, too coarse for a sum of many entropies.
-        if logits.dtype in (torch.bfloat16, torch.float16):
-            logits = logits.float()
-        return self.relaxation(logits, self.relaxation_beta)
-
-    def forward(self, x: Tensor, *cat_list: Tensor) -> tuple[BinaryRelaxation, Tensor]:
-        """Posterior and one reparametrised draw of the continuous code.
-
-        Parameters
-        ----------
-        x
-            Features, ``(n_cells, n_input)``.
-        *cat_list
-            Categories of each covariate of ``n_cat_list``, ``(n_cells, 1)`` each.
-
-        Returns
-        -------
-        qz : scvi_qbm.relaxations.BinaryRelaxation
-            The posterior, ``(n_cells, n_output)``.
-        zeta : torch.Tensor
-            The draw, in [0, 1], ``(n_cells, n_output)``, with gradients.
-        """
-        qz = self.posterior(self.logits(self.encoder(x, *cat_list)))
-        return qz, qz.rsample()
-
-
 class QBMVAE(ExpressionVAE):
     r"""Variational auto-encoder with binary latents and a Boltzmann-machine prior.
 
@@ -206,7 +123,9 @@ class QBMVAE(ExpressionVAE):
     gene_likelihood
         As :class:`scvi.module.VAE`, but for ``"normal"``, see :class:`ExpressionVAE`.
     latent_distribution
-        Only ``"bernoulli"``.
+        What the decoder sees. ``"bernoulli"``: relaxed binary codes. ``"normal"``: Gaussian codes
+        whose prior is a mixture of Gaussians weighted by the machine, see
+        :mod:`scvi_qbm.mixture`; no relaxation then.
     encode_covariates, deeply_inject_covariates, batch_representation
         As :class:`scvi.module.VAE`.
     use_batch_norm, use_layer_norm, use_size_factor_key, use_observed_lib_size
@@ -231,8 +150,8 @@ class QBMVAE(ExpressionVAE):
     Raises
     ------
     ValueError
-        If ``latent_distribution`` is not ``"bernoulli"``, the relaxation, prior or sampler is
-        unknown, or ``n_latent`` < 2.
+        If ``latent_distribution``, the relaxation, prior or sampler is unknown, or
+        ``n_latent`` < 2.
     """
 
     def __init__(
@@ -249,7 +168,7 @@ class QBMVAE(ExpressionVAE):
         dispersion: Literal["gene", "gene-batch", "gene-label", "gene-cell"] = "gene",
         log_variational: bool | None = None,
         gene_likelihood: Literal["zinb", "nb", "poisson", "normal"] = "nb",
-        latent_distribution: Literal["bernoulli"] = "bernoulli",
+        latent_distribution: Literal["bernoulli", "normal"] = "bernoulli",
         encode_covariates: bool = False,
         deeply_inject_covariates: bool = True,
         batch_representation: Literal["one-hot", "embedding"] = "one-hot",
@@ -300,9 +219,10 @@ class QBMVAE(ExpressionVAE):
             batch_embedding_kwargs=batch_embedding_kwargs,
             normal_variance=normal_variance,
         )
-        if latent_distribution != "bernoulli":
+        if latent_distribution not in ("bernoulli", "normal"):
             raise ValueError(
-                f"`latent_distribution` is 'bernoulli' in this model, got {latent_distribution!r}."
+                f"Unknown latent_distribution {latent_distribution!r}. Available: bernoulli, "
+                "normal."
             )
         self.latent_distribution = latent_distribution
         covariates = list(n_cats_per_cov or [])
@@ -312,26 +232,29 @@ class QBMVAE(ExpressionVAE):
             n_input_encoder += batch_dim * encode_covariates
         else:
             covariates = [n_batch, *covariates]
-        self.z_encoder = BinaryEncoder(
-            n_input_encoder,
-            n_latent,
-            get_relaxation(relaxation),
-            relaxation_beta,
-            n_cat_list=covariates if encode_covariates else None,
-            n_layers=n_layers,
-            n_hidden=n_hidden,
-            dropout_rate=dropout_rate,
-            inject_covariates=deeply_inject_covariates,
-            use_batch_norm=use_batch_norm in ("encoder", "both"),
-            use_layer_norm=use_layer_norm in ("encoder", "both"),
-            **(extra_encoder_kwargs or {}),
-        )
+        layers: dict[str, Any] = {
+            "n_cat_list": covariates if encode_covariates else None,
+            "n_layers": n_layers,
+            "n_hidden": n_hidden,
+            "dropout_rate": dropout_rate,
+            "inject_covariates": deeply_inject_covariates,
+            "use_batch_norm": use_batch_norm in ("encoder", "both"),
+            "use_layer_norm": use_layer_norm in ("encoder", "both"),
+        } | (extra_encoder_kwargs or {})
+        if latent_distribution == "normal":
+            self.z_encoder = GaussianEncoder(n_input_encoder, n_latent, **layers)
+        else:
+            self.z_encoder = BinaryEncoder(
+                n_input_encoder, n_latent, get_relaxation(relaxation), relaxation_beta, **layers
+            )
         if prior == "boltzmann":
             self.prior = BoltzmannPrior(n_latent, sampler, sampler_options)
         elif prior == "bernoulli":
             self.prior = BernoulliPrior(n_latent)
         else:
             raise ValueError(f"Unknown prior {prior!r}. Available: boltzmann, bernoulli.")
+        if latent_distribution == "normal":
+            self.z_encoder.read(self.prior)
 
     @auto_move_data
     def _cached_inference(
@@ -341,7 +264,7 @@ class QBMVAE(ExpressionVAE):
         observed_lib_size: Tensor,
         n_samples: int = 1,
     ) -> dict[str, Any]:
-        qz = self.z_encoder.relaxation.from_moments(qzm, qzv, self.z_encoder.relaxation_beta)
+        qz = self.z_encoder.from_moments(qzm, qzv)
         library = torch.log(observed_lib_size)
         if self.gene_likelihood == "normal":
             library = torch.zeros_like(library)
@@ -426,7 +349,7 @@ class QBMVAE(ExpressionVAE):
             nats.
         """
         qz = inference_outputs[MODULE_KEYS.QZ_KEY]
-        kl_z = self.prior.kl(qz.logits)
+        kl_z, units = qz.divergence(self.prior, inference_outputs[MODULE_KEYS.Z_KEY])
         kl_l = torch.zeros_like(kl_z)
         if not self.use_observed_lib_size:
             kl_l = torch.distributions.kl_divergence(
@@ -436,7 +359,7 @@ class QBMVAE(ExpressionVAE):
         reconstruction = -generative_outputs[MODULE_KEYS.PX_KEY].log_prob(x).sum(-1)
         loss = torch.mean(reconstruction + kl_weight * kl_z + kl_l)
         if self.training and torch.is_grad_enabled() and self.prior.h.requires_grad:
-            surrogate = self.prior.surrogate(qz.probs.detach())
+            surrogate = self.prior.surrogate(units.detach())
             loss = loss + surrogate - surrogate.detach()
         payload = {}
         if self.extra_payload_autotune:
@@ -463,8 +386,9 @@ class QBMVAE(ExpressionVAE):
     ) -> Tensor | float:
         r"""Importance-weighted log-likelihood :math:`\log \frac1K \sum_k p(x, z_k) / q(z_k | x)`.
 
-        Weights live on (z, :math:`\zeta`) together, where the relaxation cancels; the prior is
-        normalised by log Z. In expectation it is at least the ELBO and at most log p(x).
+        Weights of binary codes live on (z, :math:`\zeta`) together, where the relaxation
+        cancels; the prior is normalised by log Z, and that of Gaussian codes bounded from below.
+        In expectation it is at least the ELBO and at most log p(x).
 
         Parameters
         ----------
@@ -504,9 +428,8 @@ class QBMVAE(ExpressionVAE):
         while left > 0:
             size = min(n_mc_samples_per_pass, left)
             left -= size
-            z, zeta = qz.sample_joint((size,))
+            zeta, log_weight = qz.weighted_draw(self.prior, size)
             library = inference[MODULE_KEYS.LIBRARY_KEY].expand(size, -1, -1)
-            log_weight = self.prior.log_prob(z) - qz.binary_log_prob(z).sum(-1)
             if not self.use_observed_lib_size:
                 library = ql.sample((size,))
                 mean, variance = self._compute_local_library_params(batch_index)

@@ -31,12 +31,6 @@ FILES = (
 EDITS = (
     (
         SCVI,
-        'cls(adata, latent_distribution="normal")',
-        "cls(adata)",
-        "the latent law is Bernoulli, and QBMVI refuses another on purpose",
-    ),
-    (
-        SCVI,
         '"lr-Adam" in m.history',
         '"lr-Adam/vae" in m.history',
         "the optimiser has two named parameter groups, and Lightning names the group",

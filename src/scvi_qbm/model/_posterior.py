@@ -15,7 +15,14 @@ from scvi.data._utils import _validate_adata_dataloader_input
 from scvi.module._constants import MODULE_KEYS
 from scvi.utils import track
 from torch import Tensor
-from torch.distributions import Bernoulli, Categorical, Independent, MixtureSameFamily
+from torch.distributions import (
+    Bernoulli,
+    Categorical,
+    Independent,
+    MixtureSameFamily,
+    Normal,
+    StudentT,
+)
 from torch.nn.functional import logsigmoid
 
 __all__ = ["PosteriorMixin", "Representation"]
@@ -24,7 +31,11 @@ Representation = Literal["probabilities", "logits", "zeta", "binary", "evidence"
 
 
 class PosteriorMixin:
-    """Methods that read the posterior q(z|x), a product of Bernoulli laws."""
+    """Methods that read the posterior: of binary units, or of Gaussian codes above them."""
+
+    @property
+    def _normal(self) -> bool:
+        return bool(self.module.latent_distribution == "normal")
 
     @torch.inference_mode()
     def get_latent_representation(  # type: ignore[override]
@@ -36,7 +47,7 @@ class PosteriorMixin:
         batch_size: int | None = None,
         return_dist: bool = False,
         dataloader: Iterator[dict[str, Tensor | None]] | None = None,
-        representation: Representation = "probabilities",
+        representation: Representation | None = None,
         **data_loader_kwargs: Any,
     ) -> NDArray[Any] | tuple[NDArray[Any], NDArray[Any]]:
         r"""Latent representation of the cells, deterministic and continuous by default.
@@ -52,12 +63,14 @@ class PosteriorMixin:
         batch_size
             Cells at once; ``scvi.settings.batch_size`` if None.
         return_dist
-            If True, mean and variance of the binary units.
+            If True, mean and variance of the binary units; of the codes, if they are Gaussian.
         dataloader
             As :meth:`scvi.model.SCVI.get_latent_representation`.
         representation
             ``"probabilities"``: :math:`q(z = 1 | x)`, in [0, 1]. ``"logits"``: their log-odds.
-            ``"zeta"``: the mean of the continuous code that the decoder sees. ``"binary"``: the
+            ``"zeta"``: the mean of the continuous code that the decoder sees. None:
+            probabilities, or zeta where codes are Gaussian (their units' probabilities are those
+            at the mean). ``"binary"``: the
             most probable code, 0 or 1; mind that equal codes tie in neighbour graphs, which
             breaks clustering and UMAP. ``"evidence"``: what the cell itself says of each unit,
             :math:`\sigma(\mathrm{logit}\, q + h + W q)`, in [0, 1]. The prior's pull towards its
@@ -76,6 +89,8 @@ class PosteriorMixin:
         ValueError
             If the representation is unknown.
         """
+        if representation is None:
+            representation = "zeta" if self._normal else "probabilities"
         if representation not in get_args(Representation):
             raise ValueError(
                 f"Unknown representation {representation!r}. Available: "
@@ -111,24 +126,33 @@ class PosteriorMixin:
         batch_size: int | None = None,
         dof: float | None = None,
     ) -> MixtureSameFamily:
-        """Mixture of the cells' posteriors, over binary codes.
+        """Mixture of the cells' posteriors, over binary codes or Gaussian ones.
 
         Parameters
         ----------
         adata, indices, batch_size
             As :meth:`scvi.model.SCVI.get_aggregated_posterior`.
         dof
-            Not used: scvi-tools fattens Gaussian components with it, and a product of Bernoulli
-            laws has no tails to fatten.
+            Degrees of freedom of Student's t in the place of Gaussian components; None for
+            Gaussian ones. Not used for binary codes, whose laws have no tails to fatten.
 
         Returns
         -------
         torch.distributions.MixtureSameFamily
-            Product Bernoulli laws with equal weights, one a cell; ``log_prob`` takes codes of 0
-            and 1, shape ``(..., n_latent)``, and gives nats.
+            Product laws with equal weights, one a cell; ``log_prob`` takes codes (0 and 1, where
+            they are binary), shape ``(..., n_latent)``, and gives nats.
         """
         if indices is not None and len(np.atleast_1d(indices)) == 0:
             indices = None
+        if self._normal:
+            moments = self.get_latent_representation(
+                adata, indices=indices, batch_size=batch_size, return_dist=True
+            )
+            loc, variance = (torch.from_numpy(x).to(self.device) for x in moments)
+            scale = variance.sqrt()
+            law = Normal(loc, scale) if dof is None else StudentT(dof, loc, scale)
+            weights = Categorical(logits=torch.zeros(len(loc), device=self.device))
+            return MixtureSameFamily(weights, Independent(law, 1))
         logits = torch.from_numpy(
             self.get_latent_representation(
                 adata, indices=indices, batch_size=batch_size, representation="logits"
@@ -151,8 +175,9 @@ class PosteriorMixin:
 
         ``adata_sub.obsm["da_log_probs"]`` gets a data frame, cells by samples:
         :math:`\log \frac1M \sum_m \exp E_{q(z|x)} \log q(z | x_m)` over the sample's cells m, in
-        nats. A cell is left out of its own sample's mixture: binary posteriors are so sharp that
-        every cell would otherwise be at home in its own sample only. NaN where it is alone there.
+        nats (for Gaussian codes at the posterior's mean). A cell is left out of its own sample's
+        mixture: posteriors are so sharp that every cell would otherwise be at home in its own
+        sample only. NaN where it is alone there.
 
         Parameters
         ----------
@@ -185,16 +210,16 @@ class PosteriorMixin:
                 f"sample_key={sample_key!r} is not in adata.obs. Available: "
                 f"{', '.join(map(repr, adata.obs))}."
             )
-        logits = self._logits(adata, batch_size)
+        queries, *components = self._log_density(adata, batch_size)
         if adata_sub is None:
-            adata_sub, queries, places = adata, logits, np.arange(adata.n_obs)
+            adata_sub, places = adata, np.arange(adata.n_obs)
         else:
             if not adata.obs_names.is_unique:
                 raise ValueError(
                     "adata.obs_names are not unique, and adata_sub's cells are known by their "
                     "names: adata.obs_names_make_unique() first."
                 )
-            queries = self._logits(adata_sub, batch_size)
+            queries = self._log_density(adata_sub, batch_size)[0]
             places = adata.obs_names.get_indexer(adata_sub.obs_names)
         samples = adata.obs[sample_key]
         names = samples.dropna().unique()
@@ -210,30 +235,47 @@ class PosteriorMixin:
             if num_cells_posterior is not None and num_cells_posterior < len(members):
                 members = np.random.choice(members, num_cells_posterior, replace=False)
             out[:, column] = _log_mixture(
-                queries, torch.from_numpy(places), logits, torch.from_numpy(members), batch_size
+                queries,
+                torch.from_numpy(places),
+                components,
+                torch.from_numpy(members),
+                batch_size,
             )
         adata_sub.obsm["da_log_probs"] = pd.DataFrame(
             out, index=adata_sub.obs_names, columns=names
         )
 
-    def _logits(self, adata: AnnData, batch_size: int) -> Tensor:
+    def _log_density(self, adata: AnnData, batch_size: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, components and offsets: E log q(z|x_m) = queries @ components.T + offsets."""
+        if self._normal:
+            moments = self.get_latent_representation(
+                adata, batch_size=batch_size, return_dist=True
+            )
+            loc, variance = (torch.from_numpy(x).double().to(self.device) for x in moments)
+            offsets = -0.5 * (loc**2 / variance + torch.log(2 * torch.pi * variance)).sum(1)
+            components = torch.cat([-0.5 / variance, loc / variance], 1)
+            return torch.cat([loc**2, loc], 1), components, offsets
         logits = self.get_latent_representation(
             adata, batch_size=batch_size, representation="logits"
         )
-        return torch.from_numpy(logits).to(self.device)
+        components = torch.from_numpy(logits).double().to(self.device)
+        return torch.sigmoid(components), components, logsigmoid(-components).sum(1)
 
 
 def _log_mixture(
-    queries: Tensor, places: Tensor, logits: Tensor, members: Tensor, batch_size: int
+    queries: Tensor,
+    places: Tensor,
+    laws: Sequence[Tensor],
+    members: Tensor,
+    batch_size: int,
 ) -> NDArray[np.float64]:
     """Log-density of every query in the mixture of ``members``; a cell at its place left out."""
-    components = logits[members].double()
-    off = logsigmoid(-components).sum(1)
-    places, members = places.to(logits.device), members.to(logits.device)
+    components, offsets = (x[members] for x in laws)
+    places, members = places.to(components.device), members.to(components.device)
     out = []
     for start in range(0, len(queries), batch_size):
         rows = slice(start, start + batch_size)
-        density = torch.sigmoid(queries[rows].double()) @ components.T + off
+        density = queries[rows] @ components.T + offsets
         own = places[rows, None] == members
         density = density.masked_fill(own, -torch.inf)
         n_others = (len(members) - own.sum(1)).double()

@@ -78,7 +78,10 @@ class QBMVI(
     use_observed_lib_size
         As :class:`scvi.model.SCVI`.
     latent_distribution
-        Only ``"bernoulli"``.
+        What the decoder sees. ``"bernoulli"``: relaxed binary codes, the paper's, best for
+        integration. ``"normal"``: Gaussian codes under a mixture of Gaussians that the Boltzmann
+        machine weights, best for likelihood and continuous courses (docs/evidence.md);
+        ``relaxation`` is not used then.
     recipe
         ``"default"``, or ``"paper"``: the architecture and optimisation of "Quantum-Boosted
         High-Fidelity Deep Learning" (256 latents, two linear layers, spike-and-exponential with
@@ -142,7 +145,7 @@ class QBMVI(
         dispersion: Literal["gene", "gene-batch", "gene-label", "gene-cell"] = "gene",
         gene_likelihood: Literal["nb", "zinb", "poisson", "normal"] | None = None,
         use_observed_lib_size: bool = True,
-        latent_distribution: Literal["bernoulli"] = "bernoulli",
+        latent_distribution: Literal["bernoulli", "normal"] = "bernoulli",
         recipe: str = "default",
         relaxation: str | None = None,
         relaxation_beta: float | None = None,
@@ -232,8 +235,9 @@ class QBMVI(
         self._model_summary_string = (
             f"QBMVI model with the following parameters: \nn_hidden: {n_hidden}, n_latent: "
             f"{n_latent}, n_layers: {n_layers}, dropout_rate: {dropout_rate}, dispersion: "
-            f"{dispersion}, gene_likelihood: {gene_likelihood}, prior: {prior}, relaxation: "
-            f"{relaxation}, sampler: {sampler}, recipe: {recipe}."
+            f"{dispersion}, gene_likelihood: {gene_likelihood}, latent_distribution: "
+            f"{latent_distribution}, prior: {prior}, relaxation: {relaxation}, sampler: "
+            f"{sampler}, recipe: {recipe}."
         )
         self.recipe_ = recipe
         self.init_params_ = self._get_init_params(locals())

@@ -75,6 +75,17 @@ METHODS: dict[str, Method] = {
         "The default's evidence in place of its probabilities, for trajectories.",
         "unsupervised", _NB,
     ),
+    "qbmvi_normal": Method(
+        partial(qbmvi, latent_distribution="normal", representation="zeta"),
+        "QBMVI, Gaussian codes",
+        "Gaussian codes under a mixture of Gaussians that the Boltzmann machine weights.",
+        "unsupervised", _NB,
+    ),
+    "bernoulli_normal": Method(
+        partial(qbmvi, latent_distribution="normal", representation="zeta", prior="bernoulli"),
+        "QBMVI, Gaussian codes, W = 0", "Its twin with independent mixtures of two Gaussians.",
+        "unsupervised", _NB,
+    ),
     "bernoulli": Method(
         partial(qbmvi, prior="bernoulli"), "QBMVI, W = 0",
         "Its twin with independent Bernoulli units.", "unsupervised", _NB, True,

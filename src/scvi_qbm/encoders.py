@@ -1,0 +1,206 @@
+"""Encoders: from expression to the posterior over codes, binary or Gaussian."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from scvi.nn import FCLayers
+from torch import Tensor, nn
+
+from scvi_qbm.mixture import BoltzmannMixture, GaussianCode
+from scvi_qbm.prior import BernoulliPrior, BoltzmannPrior
+from scvi_qbm.relaxations import BinaryRelaxation
+
+__all__ = ["BinaryEncoder", "GaussianEncoder"]
+
+
+class BinaryEncoder(nn.Module):
+    """Fully connected layers to the logits of binary units.
+
+    Parameters
+    ----------
+    n_input
+        Number of input features.
+    n_output
+        Number of binary units.
+    relaxation
+        Law of the continuous code given the logits.
+    relaxation_beta
+        Its sharpness; the relaxation's own default if None.
+    n_cat_list, n_layers, n_hidden, dropout_rate, **kwargs
+        As :class:`scvi.nn.FCLayers`.
+    """
+
+    def __init__(
+        self,
+        n_input: int,
+        n_output: int,
+        relaxation: type[BinaryRelaxation],
+        relaxation_beta: float | None = None,
+        n_cat_list: Iterable[int] | None = None,
+        n_layers: int = 1,
+        n_hidden: int = 128,
+        dropout_rate: float = 0.1,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__()
+        self.encoder = FCLayers(
+            n_in=n_input,
+            n_out=n_hidden,
+            n_cat_list=n_cat_list,
+            n_layers=n_layers,
+            n_hidden=n_hidden,
+            dropout_rate=dropout_rate,
+            **kwargs,
+        )
+        self.logits = nn.Linear(n_hidden, n_output)
+        self.z_transformation = nn.Identity()
+        self.relaxation = relaxation
+        self.relaxation_beta = relaxation_beta
+
+    def posterior(self, logits: Tensor) -> BinaryRelaxation:
+        """The relaxed posterior with these logits, in float32 at least.
+
+        Parameters
+        ----------
+        logits
+            Log-odds of the units, ``(..., n_output)``.
+
+        Returns
+        -------
+        scvi_qbm.relaxations.BinaryRelaxation
+            Law of the continuous code, elementwise.
+        """
+        # Under autocast logits come in half precision, too coarse for a sum of many entropies.
+        if logits.dtype in (torch.bfloat16, torch.float16):
+            logits = logits.float()
+        return self.relaxation(logits, self.relaxation_beta)
+
+    def from_moments(self, mean: Tensor, variance: Tensor) -> BinaryRelaxation:
+        """The posterior whose binary units have these moments, as minified data keep them.
+
+        Parameters
+        ----------
+        mean, variance
+            p and p (1 - p), ``(..., n_output)``.
+
+        Returns
+        -------
+        scvi_qbm.relaxations.BinaryRelaxation
+            Law of the continuous code, elementwise.
+        """
+        return self.relaxation.from_moments(mean, variance, self.relaxation_beta)
+
+    def forward(self, x: Tensor, *cat_list: Tensor) -> tuple[BinaryRelaxation, Tensor]:
+        """Posterior and one reparametrised draw of the continuous code.
+
+        Parameters
+        ----------
+        x
+            Features, ``(n_cells, n_input)``.
+        *cat_list
+            Categories of each covariate of ``n_cat_list``, ``(n_cells, 1)`` each.
+
+        Returns
+        -------
+        qz : scvi_qbm.relaxations.BinaryRelaxation
+            The posterior, ``(n_cells, n_output)``.
+        zeta : torch.Tensor
+            The draw, in [0, 1], ``(n_cells, n_output)``, with gradients.
+        """
+        qz = self.posterior(self.logits(self.encoder(x, *cat_list)))
+        return qz, qz.rsample()
+
+
+class GaussianEncoder(nn.Module):
+    """Fully connected layers to mean and variance of Gaussian codes.
+
+    Parameters
+    ----------
+    n_input
+        Number of input features.
+    n_output
+        Number of coordinates, each with a unit of the prior behind it.
+    n_cat_list, n_layers, n_hidden, dropout_rate, **kwargs
+        As :class:`scvi.nn.FCLayers`.
+    """
+
+    _MIN_VARIANCE = 1e-4
+
+    def __init__(
+        self,
+        n_input: int,
+        n_output: int,
+        n_cat_list: Iterable[int] | None = None,
+        n_layers: int = 1,
+        n_hidden: int = 128,
+        dropout_rate: float = 0.1,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__()
+        self.encoder = FCLayers(
+            n_in=n_input,
+            n_out=n_hidden,
+            n_cat_list=n_cat_list,
+            n_layers=n_layers,
+            n_hidden=n_hidden,
+            dropout_rate=dropout_rate,
+            **kwargs,
+        )
+        self.loc = nn.Linear(n_hidden, n_output)
+        self.log_variance = nn.Linear(n_hidden, n_output)
+        self.mixture = BoltzmannMixture(n_output)
+        self.z_transformation = nn.Identity()
+        # In a tuple, so that its parameters are registered once, with the module.
+        self._prior: tuple[BoltzmannPrior | BernoulliPrior, ...] = ()
+
+    def read(self, prior: BoltzmannPrior | BernoulliPrior) -> None:
+        """Say which machine weights the mixture.
+
+        Parameters
+        ----------
+        prior
+            The module's.
+        """
+        self._prior = (prior,)
+
+    def from_moments(self, mean: Tensor, variance: Tensor) -> GaussianCode:
+        """The posterior with these moments, in float32 at least.
+
+        Parameters
+        ----------
+        mean, variance
+            Mean and variance of the codes, ``(..., n_output)``.
+
+        Returns
+        -------
+        scvi_qbm.mixture.GaussianCode
+            Law of the codes.
+        """
+        if mean.dtype in (torch.bfloat16, torch.float16):
+            mean, variance = mean.float(), variance.float()
+        return GaussianCode(mean, variance.sqrt(), self.mixture, *self._prior)
+
+    def forward(self, x: Tensor, *cat_list: Tensor) -> tuple[GaussianCode, Tensor]:
+        """Posterior and one reparametrised draw of the code.
+
+        Parameters
+        ----------
+        x
+            Features, ``(n_cells, n_input)``.
+        *cat_list
+            Categories of each covariate of ``n_cat_list``, ``(n_cells, 1)`` each.
+
+        Returns
+        -------
+        qz : scvi_qbm.mixture.GaussianCode
+            The posterior, ``(n_cells, n_output)``.
+        zeta : torch.Tensor
+            The draw, ``(n_cells, n_output)``, with gradients.
+        """
+        hidden = self.encoder(x, *cat_list)
+        variance = torch.exp(self.log_variance(hidden)) + self._MIN_VARIANCE
+        qz = self.from_moments(self.loc(hidden), variance)
+        return qz, qz.rsample()

@@ -1,0 +1,297 @@
+r"""Gaussian codes under a Boltzmann mixture, in the place of relaxed binary codes.
+
+.. math:: p(\zeta) = \sum_z p(z) \prod_l N(\zeta_l; m_{l z_l}, s_{l z_l}^2), \qquad
+          z \in \{0, 1\}^n, \quad p(z) = e^{-E(z)} / Z.
+
+A mixture of :math:`2^n` Gaussians whose weights are a Boltzmann machine's; with equal components
+it is the Gaussian VAE. The posterior :math:`q(\zeta|x)` is Gaussian, so that gradients need no
+relaxation, and :math:`\log p(\zeta)` is bounded from below by a factorised q(z|zeta).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Normal
+from torch.nn.functional import logsigmoid
+
+__all__ = ["BoltzmannMixture", "GaussianCode"]
+
+_PASSES, _DAMPING = 8, 0.5
+_SEPARATION, _SCALE = 1.0, 0.6
+_ROWS = 256
+
+
+class _Prior(Protocol):
+    log_z: Tensor
+
+    def energy(self, z: Tensor, *, detach: bool = False) -> Tensor: ...
+
+    def local_field(self, z: Tensor) -> Tensor: ...
+
+
+def _log_normal(value: Tensor, loc: Tensor, log_scale: Tensor) -> Tensor:
+    standard = (value - loc) * torch.exp(-log_scale)
+    return -0.5 * standard**2 - log_scale - 0.5 * math.log(2 * math.pi)
+
+
+class BoltzmannMixture(nn.Module):
+    """The components: two Gaussians a unit, for off and on.
+
+    Parameters
+    ----------
+    n_latent
+        Number of units.
+    """
+
+    def __init__(self, n_latent: int) -> None:
+        super().__init__()
+        ones = torch.ones(n_latent)
+        self.loc = nn.Parameter(torch.stack([-_SEPARATION * ones, _SEPARATION * ones]))
+        self.log_scale = nn.Parameter(math.log(_SCALE) * torch.stack([ones, ones]))
+
+    def log_likelihoods(self, zeta: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-density of each coordinate given its unit.
+
+        Parameters
+        ----------
+        zeta
+            Codes, ``(..., n_latent)``.
+
+        Returns
+        -------
+        off, on : torch.Tensor
+            In nats, shape of ``zeta``.
+        """
+        off, on = (_log_normal(zeta, self.loc[k], self.log_scale[k]) for k in (0, 1))
+        return off, on
+
+    def logits(self, prior: _Prior, zeta: Tensor) -> Tensor:
+        """Log-odds of the units given the code, by damped passes of mean field.
+
+        Parameters
+        ----------
+        prior
+            The machine over units.
+        zeta
+            Codes, ``(..., n_latent)``.
+
+        Returns
+        -------
+        torch.Tensor
+            Shape of ``zeta``; gradients reach the code and the components through the
+            log-likelihood ratio, not through the passes, where the bound is stationary.
+        """
+        off, on = self.log_likelihoods(zeta)
+        ratio = on - off
+        with torch.no_grad():
+            logits = ratio - prior.local_field(torch.zeros_like(ratio))
+            for _ in range(_PASSES):
+                new = ratio - prior.local_field(torch.sigmoid(logits))
+                logits = _DAMPING * logits + (1 - _DAMPING) * new
+            field = prior.local_field(torch.sigmoid(logits))
+        return ratio - field
+
+    def log_prob(self, prior: _Prior, zeta: Tensor) -> tuple[Tensor, Tensor]:
+        r"""A lower bound on the mixture's log-density, and the units that give it.
+
+        :math:`\sum_z q(z) \log [p(z) p(\zeta | z) / q(z)]` with q the mean-field posterior:
+        exact for independent units.
+
+        Parameters
+        ----------
+        prior
+            The machine over units; its parameters get no gradients here.
+        zeta
+            Codes, ``(..., n_latent)``.
+
+        Returns
+        -------
+        bound : torch.Tensor
+            In nats, ``(...)``.
+        q : torch.Tensor
+            Probabilities of the units, ``(..., n_latent)``.
+        """
+        off, on = self.log_likelihoods(zeta)
+        logits = self.logits(prior, zeta)
+        q = torch.sigmoid(logits)
+        entropy = -(q * logsigmoid(logits) + (1 - q) * logsigmoid(-logits)).sum(-1)
+        expected = (q * on + (1 - q) * off).sum(-1)
+        return expected + entropy - prior.energy(q, detach=True) - prior.log_z, q
+
+    @torch.no_grad()
+    def sample_given(self, z: Tensor) -> Tensor:
+        """Draw codes given their units.
+
+        Parameters
+        ----------
+        z
+            0 and 1, ``(..., n_latent)``.
+
+        Returns
+        -------
+        torch.Tensor
+            Codes, shape of ``z``; without gradients.
+        """
+        on = z > 0
+        scale = torch.where(on, self.log_scale[1], self.log_scale[0]).exp()
+        return torch.where(on, self.loc[1], self.loc[0]) + scale * torch.randn_like(scale)
+
+
+class GaussianCode(Normal):
+    """The posterior q(zeta|x), with the units behind it.
+
+    Parameters
+    ----------
+    loc, scale
+        Mean and standard deviation, ``(..., n_latent)``.
+    mixture, prior
+        Components of the prior, and the machine over their units. scvi-tools puts minibatches
+        together without them; then all but a Gaussian's own methods fail.
+    validate_args
+        Whether to check arguments and values; torch's default if None.
+    """
+
+    def __init__(
+        self,
+        loc: Tensor,
+        scale: Tensor,
+        mixture: BoltzmannMixture | None = None,
+        prior: _Prior | None = None,
+        validate_args: bool | None = None,
+    ) -> None:
+        super().__init__(loc, scale, validate_args=validate_args)
+        self._attached = None if mixture is None or prior is None else (mixture, prior)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> GaussianCode:
+        """The same law with batch dimensions expanded.
+
+        Parameters
+        ----------
+        batch_shape
+            The new batch shape.
+        _instance
+            Not used: torch's, for subclasses.
+
+        Returns
+        -------
+        GaussianCode
+            A view: memory is shared with this law.
+        """
+        loc, scale = self.loc.expand(batch_shape), self.scale.expand(batch_shape)
+        return GaussianCode(loc, scale, *(self._attached or ()), validate_args=False)
+
+    @property
+    def _mixture(self) -> BoltzmannMixture:
+        if self._attached is None:
+            raise RuntimeError("This law does not know its prior: take it from the module.")
+        return self._attached[0]
+
+    @property
+    def logits(self) -> Tensor:
+        """Log-odds of the units at the posterior's mean."""
+        mixture = self._mixture
+        assert self._attached is not None
+        return mixture.logits(self._attached[1], self.loc)
+
+    @property
+    def probs(self) -> Tensor:
+        """Probabilities of the units at the posterior's mean, in [0, 1]."""
+        return torch.sigmoid(self.logits)
+
+    def divergence(self, prior: _Prior, zeta: Tensor) -> tuple[Tensor, Tensor]:
+        """KL(q(zeta|x) || p(zeta)) estimated at one draw, and the units that teach the machine.
+
+        Parameters
+        ----------
+        prior
+            The machine over units.
+        zeta
+            A draw of this law, ``(..., n_latent)``.
+
+        Returns
+        -------
+        kl : torch.Tensor
+            In nats, ``(...)``; an upper bound in expectation, as log p is bounded from below.
+        q : torch.Tensor
+            Probabilities of the units, ``(..., n_latent)``.
+        """
+        bound, q = self._mixture.log_prob(prior, zeta)
+        return self.log_prob(zeta).sum(-1) - bound, q
+
+    @torch.no_grad()
+    def weighted_draw(self, prior: _Prior, size: int) -> tuple[Tensor, Tensor]:
+        """Draws with their importance weights.
+
+        Parameters
+        ----------
+        prior
+            The machine over units.
+        size
+            Number of draws.
+
+        Returns
+        -------
+        zeta : torch.Tensor
+            ``(size, ..., n_latent)``.
+        log_weight : torch.Tensor
+            log p(zeta), as bounded, minus log q(zeta|x) in nats, ``(size, ...)``.
+        """
+        zeta = self.sample((size,))
+        return zeta, self._mixture.log_prob(prior, zeta)[0] - self.log_prob(zeta).sum(-1)
+
+    @torch.no_grad()
+    def population(self, prior: _Prior, zeta: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-densities of codes under the prior and under some cells' posteriors.
+
+        Parameters
+        ----------
+        prior
+            The machine over units.
+        zeta
+            Codes, ``(..., n_latent)``.
+        anchors
+            Positions of cells in this posterior.
+
+        Returns
+        -------
+        log_pz : torch.Tensor
+            As bounded, in nats, a row of ``zeta`` (flattened).
+        log_qz : torch.Tensor
+            In nats, ``(n_rows, n_anchors)``.
+        """
+        device = prior.log_z.device
+        zeta = zeta.to(device).reshape(-1, zeta.shape[-1])
+        loc, scale = (x[anchors].to(device) for x in (self.loc, self.scale))
+        cells = Normal(loc, scale, validate_args=False)
+        parts = [cells.log_prob(rows[:, None]).sum(-1) for rows in zeta.split(_ROWS)]
+        return self._mixture.log_prob(prior, zeta)[0], torch.cat(parts)
+
+    def sample_given(self, z: Tensor) -> Tensor:
+        """Draw codes given their units, see :meth:`BoltzmannMixture.sample_given`.
+
+        Parameters
+        ----------
+        z
+            0 and 1, ``(..., n_latent)``.
+
+        Returns
+        -------
+        torch.Tensor
+            Codes, shape of ``z``; without gradients.
+        """
+        return self._mixture.sample_given(z)
+
+    def levels(self) -> tuple[Tensor, Tensor]:
+        """Mean of each coordinate given its unit.
+
+        Returns
+        -------
+        on, off : torch.Tensor
+            Shape of ``loc``.
+        """
+        loc = self._mixture.loc
+        return loc[1].expand_as(self.loc), loc[0].expand_as(self.loc)
