@@ -1,10 +1,9 @@
 """The tables of docs/training.md on the negative phase. Run by ``make bench-negative``.
 
-    python benchmarks/bench_negative.py barrier|chains|sweeps|relaxations [--data ../shared/data]
+    python benchmarks/bench_negative.py barrier|chains|sweeps [--data ../shared/data]
 
 ``barrier``: what a ladder starts from, on two trained priors. ``chains``: chains against sweeps at
-256 units. ``sweeps``: energy gap and drift by machine size and sweeps a step. ``relaxations``:
-held-out bound by relaxation and prior (an hour).
+256 units. ``sweeps``: energy gap and drift by machine size and sweeps a step.
 """
 
 from __future__ import annotations
@@ -24,9 +23,6 @@ from anndata import AnnData, read_h5ad
 from scvi_qbm import QBMVI
 from scvi_qbm.prior import BoltzmannPrior
 from scvi_qbm.samplers import _chains, get_sampler
-
-SETS = ("pbmc_10x_3techs", "pancreas_panc8_small", "cellmix_lines_6batches_2kgenes",
-        "pbmc_3k_4k_facs", "pbmc_kang_ctrl_8donors")  # fmt: skip
 
 
 def trained(adata: AnnData, max_epochs: int, *, stop: bool = False, **kwargs) -> QBMVI:
@@ -109,34 +105,15 @@ def chains(data: Path) -> None:
         )
 
 
-def relaxations(data: Path) -> None:
-    spike, overlap = "spike_exponential", "overlapping_exponential"
-    cases = [("bernoulli", spike, 5), ("boltzmann", spike, 5), ("boltzmann", spike, 2),
-             ("boltzmann", overlap, 8), ("boltzmann", overlap, 5)]  # fmt: skip
-    for name in SETS:
-        for prior, relaxation, beta in cases:
-            adata = read_h5ad(data / f"{name}.h5ad")
-            if adata.n_vars > 2000:
-                sc.pp.highly_variable_genes(
-                    adata, n_top_genes=2000, flavor="seurat_v3", subset=True
-                )
-            adata = adata[np.asarray(adata.X.sum(1)).ravel() > 0].copy()
-            options = {"prior": prior, "relaxation": relaxation, "relaxation_beta": float(beta)}
-            model = trained(adata, 150, stop=True, **options)
-            bound = -float(model.get_elbo(indices=model.validation_indices))
-            kl = model.history["kl_local_validation"].iloc[-1].item()
-            print(f"{name} {prior} {relaxation} {beta}: {bound:.1f}, KL {kl:.1f}", flush=True)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("table", choices=["barrier", "chains", "sweeps", "relaxations"])
+    parser.add_argument("table", choices=["barrier", "chains", "sweeps"])
     parser.add_argument("--data", type=Path, default=Path(__file__).parents[2] / "shared/data")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     torch.set_num_threads(1)
-    tables = {"barrier": barrier, "chains": chains, "sweeps": sweeps, "relaxations": relaxations}
+    tables = {"barrier": barrier, "chains": chains, "sweeps": sweeps}
     tables[args.table](args.data)
 
 

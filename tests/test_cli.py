@@ -52,6 +52,14 @@ def test_same_seed_same_file(h5ad, tmp_path):
     np.testing.assert_array_equal(a, b)
 
 
+def test_gaussian_codes_are_written_as_the_decoder_sees_them(h5ad, tmp_path):
+    out = tmp_path / "out.h5ad"
+    assert fit(h5ad, "--layer", "counts", "--out", out, "--latent-distribution", "normal") == 0
+    result = anndata.read_h5ad(out)
+    assert result.obsm["X_qbmvi"].min() < 0
+    assert result.uns["qbmvi"]["representation"] == "zeta"
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [

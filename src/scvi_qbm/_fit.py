@@ -37,6 +37,7 @@ def fit_h5ad(adata: AnnData, args: argparse.Namespace) -> dict[str, Any]:
         recipe=args.recipe,
         gene_likelihood=args.likelihood,
         n_latent=args.n_latent,
+        latent_distribution=args.latent_distribution,
         relaxation=args.relaxation,
         sampler=args.sampler,
     )
@@ -44,6 +45,7 @@ def fit_h5ad(adata: AnnData, args: argparse.Namespace) -> dict[str, Any]:
     model.train(max_epochs=args.max_epochs, enable_progress_bar=not args.no_progress)
     seconds = time.perf_counter() - started
     embedding = model.get_latent_representation(representation=args.representation)
+    normal = args.latent_distribution == "normal"
     log_z = model.get_log_partition()
     summary = {
         "n_cells": adata.n_obs,
@@ -52,7 +54,7 @@ def fit_h5ad(adata: AnnData, args: argparse.Namespace) -> dict[str, Any]:
         "likelihood": model.module.gene_likelihood,
         "recipe": args.recipe,
         "sampler": args.sampler,
-        "representation": args.representation,
+        "representation": args.representation or ("zeta" if normal else "probabilities"),
         "seed": args.seed,
         "epochs": len(model.history["elbo_train"]),
         "seconds": round(seconds, 1),
