@@ -56,6 +56,13 @@ def plan(**kwargs: Any) -> dict[str, Any]:
     return {"train_kwargs": {"plan_kwargs": kwargs}}
 
 
+def forget_faster(model: Any) -> None:
+    """Batch norm with torch's momentum in the place of scvi-tools' 0.01."""
+    for layer in model.module.modules():
+        if isinstance(layer, torch.nn.BatchNorm1d):
+            layer.momentum = 0.1
+
+
 _decay = {
     "reduce_lr_on_plateau": True, "lr_factor": 0.5, "lr_patience": 4,
     "lr_scheduler_metric": "elbo_validation",
@@ -79,6 +86,8 @@ VARIANTS: dict[str, Variant] = {
         qbmvi,
         _half | {"train_kwargs": {"plan_kwargs": _decay, "early_stopping_patience": 15}},
     ),
+    "beta_0.5_batch_norm_0.1": (qbmvi, _half | {"on_model": forget_faster}),
+    "gaussian_batch_norm_0.1": (gaussian_twin, {"on_model": forget_faster}),
     "overlapping_2": (
         qbmvi, {"relaxation": "overlapping_exponential", "relaxation_beta": 2.0}
     ),

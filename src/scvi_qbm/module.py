@@ -125,7 +125,7 @@ class QBMVAE(ExpressionVAE):
     latent_distribution
         What the decoder sees. ``"bernoulli"``: relaxed binary codes. ``"normal"``: Gaussian codes
         whose prior is a mixture of Gaussians weighted by the machine, see
-        :mod:`scvi_qbm.mixture`; no relaxation then.
+        :class:`~scvi_qbm.mixture.BoltzmannMixture`; no relaxation then.
     encode_covariates, deeply_inject_covariates, batch_representation
         As :class:`scvi.module.VAE`.
     use_batch_norm, use_layer_norm, use_size_factor_key, use_observed_lib_size
