@@ -1,4 +1,4 @@
-"""Why trajectory conservation fails: the numbers behind docs/benchmark.md.
+"""Why trajectory conservation fails: see docs/evidence.md.
 
     python benchmarks/trajectory_probe.py bench-methods-output
 
