@@ -68,7 +68,7 @@ _decay = {
     "lr_scheduler_metric": "elbo_validation",
 }  # fmt: skip
 _squashed, _half = prototypes.SquashedCodes, {"relaxation_beta": 0.5}
-_codes = {"latent_distribution": "normal", "representation": "zeta"}
+_codes = {"latent_distribution": "normal"}
 VARIANTS: dict[str, Variant] = {
     **{
         f"beta_{beta:g}{f'_{n}' if n != 64 else ''}{'_W0' if prior == 'bernoulli' else ''}": (

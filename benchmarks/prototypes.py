@@ -16,6 +16,7 @@ from torch import Tensor
 
 from scvi_qbm import QBMVI
 from scvi_qbm.encoders import BinaryEncoder
+from scvi_qbm.mixture import mean_field
 from scvi_qbm.module import QBMVAE
 from scvi_qbm.relaxations import BinaryRelaxation, register_relaxation
 
@@ -50,17 +51,6 @@ class HardBits(BinaryRelaxation):
 
 
 register_relaxation("hard", HardBits)
-
-
-def mean_field(prior: Any, evidence: Tensor, passes: int, damping: float = 0.5) -> Tensor:
-    """Log-odds after damped parallel passes; gradients through the evidence only."""
-    with torch.no_grad():
-        logits = evidence - prior.local_field(torch.zeros_like(evidence))
-        for _ in range(passes):
-            new = evidence - prior.local_field(torch.sigmoid(logits))
-            logits = damping * logits + (1 - damping) * new
-        field = prior.local_field(torch.sigmoid(logits))
-    return evidence - field
 
 
 class SquashedVAE(QBMVAE):

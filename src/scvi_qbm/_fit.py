@@ -11,7 +11,7 @@ import scvi
 from anndata import AnnData
 
 from scvi_qbm._checks import check_setup_keys
-from scvi_qbm.model import QBMVI
+from scvi_qbm.model import DEFAULT_REPRESENTATION, QBMVI
 
 __all__ = ["fit_h5ad"]
 
@@ -44,8 +44,8 @@ def fit_h5ad(adata: AnnData, args: argparse.Namespace) -> dict[str, Any]:
     started = time.perf_counter()
     model.train(max_epochs=args.max_epochs, enable_progress_bar=not args.no_progress)
     seconds = time.perf_counter() - started
-    embedding = model.get_latent_representation(representation=args.representation)
-    normal = args.latent_distribution == "normal"
+    representation = args.representation or DEFAULT_REPRESENTATION[args.latent_distribution]
+    embedding = model.get_latent_representation(representation=representation)
     log_z = model.get_log_partition()
     summary = {
         "n_cells": adata.n_obs,
@@ -54,7 +54,7 @@ def fit_h5ad(adata: AnnData, args: argparse.Namespace) -> dict[str, Any]:
         "likelihood": model.module.gene_likelihood,
         "recipe": args.recipe,
         "sampler": args.sampler,
-        "representation": args.representation or ("zeta" if normal else "probabilities"),
+        "representation": representation,
         "seed": args.seed,
         "epochs": len(model.history["elbo_train"]),
         "seconds": round(seconds, 1),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -16,7 +15,21 @@ from scvi_qbm.relaxations import BinaryRelaxation
 __all__ = ["BinaryEncoder", "GaussianEncoder"]
 
 
-class BinaryEncoder(nn.Module):
+def _full_precision(x: Tensor) -> Tensor:
+    # Under autocast it comes in half precision, too coarse for a sum over many units.
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
+class _Encoder(nn.Module):
+    """The layers that both have; ``encoder`` and ``z_transformation`` are scvi-tools' names."""
+
+    def __init__(self, n_input: int, n_hidden: int, **kwargs: Any) -> None:
+        super().__init__()
+        self.encoder = FCLayers(n_in=n_input, n_out=n_hidden, n_hidden=n_hidden, **kwargs)
+        self.z_transformation = nn.Identity()
+
+
+class BinaryEncoder(_Encoder):
     """Fully connected layers to the logits of binary units.
 
     Parameters
@@ -29,7 +42,7 @@ class BinaryEncoder(nn.Module):
         Law of the continuous code given the logits.
     relaxation_beta
         Its sharpness; the relaxation's own default if None.
-    n_cat_list, n_layers, n_hidden, dropout_rate, **kwargs
+    n_hidden, **kwargs
         As :class:`scvi.nn.FCLayers`.
     """
 
@@ -39,24 +52,11 @@ class BinaryEncoder(nn.Module):
         n_output: int,
         relaxation: type[BinaryRelaxation],
         relaxation_beta: float | None = None,
-        n_cat_list: Iterable[int] | None = None,
-        n_layers: int = 1,
         n_hidden: int = 128,
-        dropout_rate: float = 0.1,
         **kwargs: Any,
     ) -> None:
-        super().__init__()
-        self.encoder = FCLayers(
-            n_in=n_input,
-            n_out=n_hidden,
-            n_cat_list=n_cat_list,
-            n_layers=n_layers,
-            n_hidden=n_hidden,
-            dropout_rate=dropout_rate,
-            **kwargs,
-        )
+        super().__init__(n_input, n_hidden, **kwargs)
         self.logits = nn.Linear(n_hidden, n_output)
-        self.z_transformation = nn.Identity()
         self.relaxation = relaxation
         self.relaxation_beta = relaxation_beta
 
@@ -73,10 +73,7 @@ class BinaryEncoder(nn.Module):
         scvi_qbm.relaxations.BinaryRelaxation
             Law of the continuous code, elementwise.
         """
-        # Under autocast logits come in half precision, too coarse for a sum of many entropies.
-        if logits.dtype in (torch.bfloat16, torch.float16):
-            logits = logits.float()
-        return self.relaxation(logits, self.relaxation_beta)
+        return self.relaxation(_full_precision(logits), self.relaxation_beta)
 
     def from_moments(self, mean: Tensor, variance: Tensor) -> BinaryRelaxation:
         """The posterior whose binary units have these moments, as minified data keep them.
@@ -114,7 +111,7 @@ class BinaryEncoder(nn.Module):
         return qz, qz.rsample()
 
 
-class GaussianEncoder(nn.Module):
+class GaussianEncoder(_Encoder):
     """Fully connected layers to mean and variance of Gaussian codes.
 
     Parameters
@@ -123,7 +120,9 @@ class GaussianEncoder(nn.Module):
         Number of input features.
     n_output
         Number of coordinates, each with a unit of the prior behind it.
-    n_cat_list, n_layers, n_hidden, dropout_rate, **kwargs
+    prior
+        The machine that weights the mixture; it stays the module's.
+    n_hidden, **kwargs
         As :class:`scvi.nn.FCLayers`.
     """
 
@@ -133,37 +132,15 @@ class GaussianEncoder(nn.Module):
         self,
         n_input: int,
         n_output: int,
-        n_cat_list: Iterable[int] | None = None,
-        n_layers: int = 1,
+        prior: BoltzmannPrior | BernoulliPrior,
         n_hidden: int = 128,
-        dropout_rate: float = 0.1,
         **kwargs: Any,
     ) -> None:
-        super().__init__()
-        self.encoder = FCLayers(
-            n_in=n_input,
-            n_out=n_hidden,
-            n_cat_list=n_cat_list,
-            n_layers=n_layers,
-            n_hidden=n_hidden,
-            dropout_rate=dropout_rate,
-            **kwargs,
-        )
+        super().__init__(n_input, n_hidden, **kwargs)
         self.loc = nn.Linear(n_hidden, n_output)
         self.log_variance = nn.Linear(n_hidden, n_output)
         self.mixture = BoltzmannMixture(n_output)
-        self.z_transformation = nn.Identity()
         # In a tuple, so that its parameters are registered once, with the module.
-        self._prior: tuple[BoltzmannPrior | BernoulliPrior, ...] = ()
-
-    def read(self, prior: BoltzmannPrior | BernoulliPrior) -> None:
-        """Say which machine weights the mixture.
-
-        Parameters
-        ----------
-        prior
-            The module's.
-        """
         self._prior = (prior,)
 
     def from_moments(self, mean: Tensor, variance: Tensor) -> GaussianCode:
@@ -179,8 +156,7 @@ class GaussianEncoder(nn.Module):
         scvi_qbm.mixture.GaussianCode
             Law of the codes.
         """
-        if mean.dtype in (torch.bfloat16, torch.float16):
-            mean, variance = mean.float(), variance.float()
+        mean, variance = _full_precision(mean), _full_precision(variance)
         return GaussianCode(mean, variance.sqrt(), self.mixture, *self._prior)
 
     def forward(self, x: Tensor, *cat_list: Tensor) -> tuple[GaussianCode, Tensor]:

@@ -16,11 +16,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from torch.distributions import Normal
-from torch.nn.functional import logsigmoid
 
-__all__ = ["BoltzmannMixture", "GaussianCode"]
+__all__ = ["BoltzmannMixture", "GaussianCode", "mean_field"]
 
-_PASSES, _DAMPING = 8, 0.5
 _SEPARATION, _SCALE = 1.0, 0.6
 _ROWS = 256
 
@@ -28,7 +26,7 @@ _ROWS = 256
 class _Prior(Protocol):
     log_z: Tensor
 
-    def energy(self, z: Tensor, *, detach: bool = False) -> Tensor: ...
+    def kl(self, logits: Tensor) -> Tensor: ...
 
     def local_field(self, z: Tensor) -> Tensor: ...
 
@@ -36,6 +34,35 @@ class _Prior(Protocol):
 def _log_normal(value: Tensor, loc: Tensor, log_scale: Tensor) -> Tensor:
     standard = (value - loc) * torch.exp(-log_scale)
     return -0.5 * standard**2 - log_scale - 0.5 * math.log(2 * math.pi)
+
+
+def mean_field(prior: _Prior, ratio: Tensor, passes: int = 8, damping: float = 0.5) -> Tensor:
+    """Log-odds of units given evidence for each, by damped parallel passes of mean field.
+
+    Parameters
+    ----------
+    prior
+        The machine over units.
+    ratio
+        Log-likelihood ratio of on to off, ``(..., n_latent)``.
+    passes
+        Number of passes.
+    damping
+        Share of the old log-odds that each pass keeps, in [0, 1).
+
+    Returns
+    -------
+    torch.Tensor
+        Shape of ``ratio``; gradients reach the ratio directly, not through the passes, where the
+        bound is stationary.
+    """
+    with torch.no_grad():
+        logits = ratio - prior.local_field(torch.zeros_like(ratio))
+        for _ in range(passes):
+            new = ratio - prior.local_field(torch.sigmoid(logits))
+            logits = damping * logits + (1 - damping) * new
+        field = prior.local_field(torch.sigmoid(logits))
+    return ratio - field
 
 
 class BoltzmannMixture(nn.Module):
@@ -69,32 +96,6 @@ class BoltzmannMixture(nn.Module):
         off, on = (_log_normal(zeta, self.loc[k], self.log_scale[k]) for k in (0, 1))
         return off, on
 
-    def logits(self, prior: _Prior, zeta: Tensor) -> Tensor:
-        """Log-odds of the units given the code, by damped passes of mean field.
-
-        Parameters
-        ----------
-        prior
-            The machine over units.
-        zeta
-            Codes, ``(..., n_latent)``.
-
-        Returns
-        -------
-        torch.Tensor
-            Shape of ``zeta``; gradients reach the code and the components through the
-            log-likelihood ratio, not through the passes, where the bound is stationary.
-        """
-        off, on = self.log_likelihoods(zeta)
-        ratio = on - off
-        with torch.no_grad():
-            logits = ratio - prior.local_field(torch.zeros_like(ratio))
-            for _ in range(_PASSES):
-                new = ratio - prior.local_field(torch.sigmoid(logits))
-                logits = _DAMPING * logits + (1 - _DAMPING) * new
-            field = prior.local_field(torch.sigmoid(logits))
-        return ratio - field
-
     def log_prob(self, prior: _Prior, zeta: Tensor) -> tuple[Tensor, Tensor]:
         r"""A lower bound on the mixture's log-density, and the units that give it.
 
@@ -116,11 +117,9 @@ class BoltzmannMixture(nn.Module):
             Probabilities of the units, ``(..., n_latent)``.
         """
         off, on = self.log_likelihoods(zeta)
-        logits = self.logits(prior, zeta)
+        logits = mean_field(prior, on - off)
         q = torch.sigmoid(logits)
-        entropy = -(q * logsigmoid(logits) + (1 - q) * logsigmoid(-logits)).sum(-1)
-        expected = (q * on + (1 - q) * off).sum(-1)
-        return expected + entropy - prior.energy(q, detach=True) - prior.log_z, q
+        return (q * on + (1 - q) * off).sum(-1) - prior.kl(logits), q
 
     @torch.no_grad()
     def sample_given(self, z: Tensor) -> Tensor:
@@ -184,18 +183,23 @@ class GaussianCode(Normal):
         loc, scale = self.loc.expand(batch_shape), self.scale.expand(batch_shape)
         return GaussianCode(loc, scale, *(self._attached or ()), validate_args=False)
 
-    @property
-    def _mixture(self) -> BoltzmannMixture:
+    def _known(self) -> tuple[BoltzmannMixture, _Prior]:
         if self._attached is None:
             raise RuntimeError("This law does not know its prior: take it from the module.")
-        return self._attached[0]
+        return self._attached
 
     @property
     def logits(self) -> Tensor:
-        """Log-odds of the units at the posterior's mean."""
-        mixture = self._mixture
-        assert self._attached is not None
-        return mixture.logits(self._attached[1], self.loc)
+        """Log-odds of the units at the posterior's mean.
+
+        Raises
+        ------
+        RuntimeError
+            If the law does not know its prior.
+        """
+        mixture, prior = self._known()
+        off, on = mixture.log_likelihoods(self.loc)
+        return mean_field(prior, on - off)
 
     @property
     def probs(self) -> Tensor:
@@ -218,8 +222,13 @@ class GaussianCode(Normal):
             In nats, ``(...)``; an upper bound in expectation, as log p is bounded from below.
         q : torch.Tensor
             Probabilities of the units, ``(..., n_latent)``.
+
+        Raises
+        ------
+        RuntimeError
+            If the law does not know its prior.
         """
-        bound, q = self._mixture.log_prob(prior, zeta)
+        bound, q = self._known()[0].log_prob(prior, zeta)
         return self.log_prob(zeta).sum(-1) - bound, q
 
     @torch.no_grad()
@@ -239,9 +248,14 @@ class GaussianCode(Normal):
             ``(size, ..., n_latent)``.
         log_weight : torch.Tensor
             log p(zeta), as bounded, minus log q(zeta|x) in nats, ``(size, ...)``.
+
+        Raises
+        ------
+        RuntimeError
+            If the law does not know its prior.
         """
         zeta = self.sample((size,))
-        return zeta, self._mixture.log_prob(prior, zeta)[0] - self.log_prob(zeta).sum(-1)
+        return zeta, self._known()[0].log_prob(prior, zeta)[0] - self.log_prob(zeta).sum(-1)
 
     @torch.no_grad()
     def population(self, prior: _Prior, zeta: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
@@ -262,13 +276,18 @@ class GaussianCode(Normal):
             As bounded, in nats, a row of ``zeta`` (flattened).
         log_qz : torch.Tensor
             In nats, ``(n_rows, n_anchors)``.
+
+        Raises
+        ------
+        RuntimeError
+            If the law does not know its prior.
         """
         device = prior.log_z.device
         zeta = zeta.to(device).reshape(-1, zeta.shape[-1])
         loc, scale = (x[anchors].to(device) for x in (self.loc, self.scale))
         cells = Normal(loc, scale, validate_args=False)
         parts = [cells.log_prob(rows[:, None]).sum(-1) for rows in zeta.split(_ROWS)]
-        return self._mixture.log_prob(prior, zeta)[0], torch.cat(parts)
+        return self._known()[0].log_prob(prior, zeta)[0], torch.cat(parts)
 
     def sample_given(self, z: Tensor) -> Tensor:
         """Draw codes given their units, see :meth:`BoltzmannMixture.sample_given`.
@@ -282,8 +301,13 @@ class GaussianCode(Normal):
         -------
         torch.Tensor
             Codes, shape of ``z``; without gradients.
+
+        Raises
+        ------
+        RuntimeError
+            If the law does not know its prior.
         """
-        return self._mixture.sample_given(z)
+        return self._known()[0].sample_given(z)
 
     def levels(self) -> tuple[Tensor, Tensor]:
         """Mean of each coordinate given its unit.
@@ -292,6 +316,11 @@ class GaussianCode(Normal):
         -------
         on, off : torch.Tensor
             Shape of ``loc``.
+
+        Raises
+        ------
+        RuntimeError
+            If the law does not know its prior.
         """
-        loc = self._mixture.loc
+        loc = self._known()[0].loc
         return loc[1].expand_as(self.loc), loc[0].expand_as(self.loc)

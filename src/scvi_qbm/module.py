@@ -241,20 +241,19 @@ class QBMVAE(ExpressionVAE):
             "use_batch_norm": use_batch_norm in ("encoder", "both"),
             "use_layer_norm": use_layer_norm in ("encoder", "both"),
         } | (extra_encoder_kwargs or {})
+        if prior == "boltzmann":
+            machine: Any = BoltzmannPrior(n_latent, sampler, sampler_options)
+        elif prior == "bernoulli":
+            machine = BernoulliPrior(n_latent)
+        else:
+            raise ValueError(f"Unknown prior {prior!r}. Available: boltzmann, bernoulli.")
         if latent_distribution == "normal":
-            self.z_encoder = GaussianEncoder(n_input_encoder, n_latent, **layers)
+            self.z_encoder = GaussianEncoder(n_input_encoder, n_latent, machine, **layers)
         else:
             self.z_encoder = BinaryEncoder(
                 n_input_encoder, n_latent, get_relaxation(relaxation), relaxation_beta, **layers
             )
-        if prior == "boltzmann":
-            self.prior = BoltzmannPrior(n_latent, sampler, sampler_options)
-        elif prior == "bernoulli":
-            self.prior = BernoulliPrior(n_latent)
-        else:
-            raise ValueError(f"Unknown prior {prior!r}. Available: boltzmann, bernoulli.")
-        if latent_distribution == "normal":
-            self.z_encoder.read(self.prior)
+        self.prior = machine
 
     @auto_move_data
     def _cached_inference(

@@ -25,9 +25,14 @@ from torch.distributions import (
 )
 from torch.nn.functional import logsigmoid
 
-__all__ = ["PosteriorMixin", "Representation"]
+__all__ = ["DEFAULT_REPRESENTATION", "PosteriorMixin", "Representation"]
 
 Representation = Literal["probabilities", "logits", "zeta", "binary", "evidence"]
+#: What ``get_latent_representation`` returns unasked, by ``latent_distribution``.
+DEFAULT_REPRESENTATION: dict[str, Representation] = {
+    "bernoulli": "probabilities",
+    "normal": "zeta",
+}
 
 
 class PosteriorMixin:
@@ -67,15 +72,14 @@ class PosteriorMixin:
         dataloader
             As :meth:`scvi.model.SCVI.get_latent_representation`.
         representation
-            ``"probabilities"``: :math:`q(z = 1 | x)`, in [0, 1]. ``"logits"``: their log-odds.
-            ``"zeta"``: the mean of the continuous code that the decoder sees. None:
-            probabilities, or zeta where codes are Gaussian (their units' probabilities are those
-            at the mean). ``"binary"``: the
-            most probable code, 0 or 1; mind that equal codes tie in neighbour graphs, which
-            breaks clustering and UMAP. ``"evidence"``: what the cell itself says of each unit,
-            :math:`\sigma(\mathrm{logit}\, q + h + W q)`, in [0, 1]. The prior's pull towards its
-            attractors is taken out, which leaves room for cells between them: the one for
-            trajectories (docs/evidence.md).
+            None: probabilities, or zeta where codes are Gaussian. ``"probabilities"``:
+            :math:`q(z = 1 | x)`, in [0, 1] (of Gaussian codes' units at the mean). ``"logits"``:
+            their log-odds. ``"zeta"``: the mean of the continuous code that the decoder sees.
+            ``"binary"``: the most probable code, 0 or 1; mind that equal codes tie in neighbour
+            graphs, which breaks clustering and UMAP. ``"evidence"``: what the cell itself says
+            of each unit, :math:`\sigma(\mathrm{logit}\, q + h + W q)`, in [0, 1]. The prior's
+            pull towards its attractors is taken out, which leaves room for cells between them:
+            the one for trajectories (docs/evidence.md).
         **data_loader_kwargs
             As :meth:`scvi.model.SCVI.get_latent_representation`.
 
@@ -90,7 +94,7 @@ class PosteriorMixin:
             If the representation is unknown.
         """
         if representation is None:
-            representation = "zeta" if self._normal else "probabilities"
+            representation = DEFAULT_REPRESENTATION[self.module.latent_distribution]
         if representation not in get_args(Representation):
             raise ValueError(
                 f"Unknown representation {representation!r}. Available: "
@@ -144,22 +148,17 @@ class PosteriorMixin:
         """
         if indices is not None and len(np.atleast_1d(indices)) == 0:
             indices = None
+        cells = {"indices": indices, "batch_size": batch_size}
         if self._normal:
-            moments = self.get_latent_representation(
-                adata, indices=indices, batch_size=batch_size, return_dist=True
-            )
+            moments = self.get_latent_representation(adata, return_dist=True, **cells)
             loc, variance = (torch.from_numpy(x).to(self.device) for x in moments)
             scale = variance.sqrt()
-            law = Normal(loc, scale) if dof is None else StudentT(dof, loc, scale)
-            weights = Categorical(logits=torch.zeros(len(loc), device=self.device))
-            return MixtureSameFamily(weights, Independent(law, 1))
-        logits = torch.from_numpy(
-            self.get_latent_representation(
-                adata, indices=indices, batch_size=batch_size, representation="logits"
-            )
-        ).to(self.device)
-        weights = Categorical(logits=torch.zeros(len(logits), device=self.device))
-        return MixtureSameFamily(weights, Independent(Bernoulli(logits=logits), 1))
+            law: Any = Normal(loc, scale) if dof is None else StudentT(dof, loc, scale)
+        else:
+            logits = self.get_latent_representation(adata, representation="logits", **cells)
+            law = Bernoulli(logits=torch.from_numpy(logits).to(self.device))
+        weights = Categorical(logits=torch.zeros(law.batch_shape[0], device=self.device))
+        return MixtureSameFamily(weights, Independent(law, 1))
 
     @torch.inference_mode()
     def differential_abundance(

@@ -76,13 +76,13 @@ METHODS: dict[str, Method] = {
         "unsupervised", _NB,
     ),
     "qbmvi_normal": Method(
-        partial(qbmvi, latent_distribution="normal", representation="zeta"),
+        partial(qbmvi, latent_distribution="normal"),
         "QBMVI, Gaussian codes",
         "Gaussian codes under a mixture of Gaussians that the Boltzmann machine weights.",
         "unsupervised", _NB,
     ),
     "bernoulli_normal": Method(
-        partial(qbmvi, latent_distribution="normal", representation="zeta", prior="bernoulli"),
+        partial(qbmvi, latent_distribution="normal", prior="bernoulli"),
         "QBMVI, Gaussian codes, W = 0", "Its twin with independent mixtures of two Gaussians.",
         "unsupervised", _NB,
     ),

@@ -59,16 +59,21 @@ def log_normalised(adata: AnnData, layer: str | None, *keys: str | None) -> AnnD
 
 
 def fit(
-    model: Any, started: float, *, on_model: Callable[[Any], None] | None = None, **kwargs: Any
+    model: Any,
+    started: float,
+    *,
+    on_model: Callable[[Any], None] | None = None,
+    embed: dict[str, Any] | None = None,
+    **kwargs: Any,
 ) -> MethodResult:
     """Train, embed, and bound the likelihood of the cells that were held out.
 
-    ``on_model`` gets the model before it is trained.
+    ``on_model`` gets the model before it is trained; ``embed``: for its latent representation.
     """
     if on_model is not None:
         on_model(model)
     model.train(**kwargs)
-    embedding = np.asarray(model.get_latent_representation())
+    embedding = np.asarray(model.get_latent_representation(**(embed or {})))
     seconds = time.perf_counter() - started
     held_out = model.validation_indices
     elbo = float("nan")

@@ -38,7 +38,7 @@ def qbmvi(
     seed: int = 0,
     max_epochs: int | None = None,
     recipe: str = "default",
-    representation: Any = "probabilities",
+    representation: str | None = None,
     train_kwargs: dict[str, Any] | None = None,
     on_model: Callable[[Any], None] | None = None,
     **model_kwargs: Any,
@@ -77,11 +77,13 @@ def qbmvi(
     data, started = _input(adata, layer, batch_key, likelihood), time.perf_counter()
     QBMVI.setup_anndata(data, batch_key=batch_key)
     model = QBMVI(data, recipe=recipe, **model_kwargs)
-    result = fit(model, started, on_model=on_model, max_epochs=max_epochs, **(train_kwargs or {}))
-    if representation == "probabilities":
-        return result
-    return result._replace(
-        embedding=model.get_latent_representation(representation=representation)
+    return fit(
+        model,
+        started,
+        on_model=on_model,
+        embed={"representation": representation},
+        max_epochs=max_epochs,
+        **(train_kwargs or {}),
     )
 
 
