@@ -38,7 +38,7 @@ def test_conformance(name):
 
 
 def test_which_samplers_promise_a_law():
-    assert LAWFUL == ["corrected", "exact", "gibbs", "parallel_tempering"]
+    assert LAWFUL == ["corrected", "exact", "gibbs", "parallel_tempering", "torch_tempering"]
 
 
 @pytest.mark.parametrize("beta", [0.9, 1.1])

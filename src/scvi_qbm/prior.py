@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections import deque
 from concurrent.futures import Future, wait
 from typing import Any, NamedTuple
@@ -23,6 +24,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid, softplus
 
+from scvi_qbm._device import (
+    ADAPT_EARLY,
+    ADAPT_EVERY,
+    DIVERGED,
+    RECENT,
+    DeviceNegativePhase,
+)
 from scvi_qbm.diagnostics import total_variation
 from scvi_qbm.ising import Ising
 from scvi_qbm.logz import LogPartition, bar_from_chains, log_partition
@@ -32,11 +40,10 @@ from scvi_qbm.samplers._saved import pack, unpack
 from scvi_qbm.samplers.corrected import Corrected, CorrectedState
 from scvi_qbm.samplers.exact import boltzmann_law
 from scvi_qbm.samplers.parallel_tempering import ParallelTempering
+from scvi_qbm.samplers.torch_tempering import TorchTempering
 
 __all__ = ["BernoulliPrior", "BoltzmannPrior", "NegativePhaseReport"]
 
-_ADAPT_EVERY = 50
-_RECENT = 16
 _TARGET_SE = 0.2
 _RELAX = 32
 _BLOCK = 32
@@ -341,7 +348,9 @@ class BoltzmannPrior(_BinaryPrior):
     n_latent
         Number of binary units, >= 2.
     sampler
-        Name or instance, from :func:`scvi_qbm.list_samplers`. One whose law is ``heuristic``
+        Name or instance, from :func:`scvi_qbm.list_samplers`. ``"parallel_tempering"`` becomes
+        ``"torch_tempering"`` where the parameters are on an accelerator, and that one draws where
+        they are (an instance of the former draws on the host). One whose law is ``heuristic``
         (CIM, annealers, dimod, Kaiwu) is corrected: every 50 steps 64 chains start afresh from its
         states, and Gibbs sweeps follow, ``max(10, n_latent // 10)`` a step. For other numbers
         pass ``sampler="corrected"`` or a
@@ -368,12 +377,13 @@ class BoltzmannPrior(_BinaryPrior):
         # Only the strict upper triangle is used and gets gradients.
         self.W_upper = nn.Parameter(torch.zeros(n_latent, n_latent))
         options = dict(sampler_options or {})
-        if isinstance(sampler, str) and sampler in ("parallel_tempering", "gibbs"):
+        tempering = ("parallel_tempering", "torch_tempering")
+        if isinstance(sampler, str) and sampler in (*tempering, "gibbs"):
             # A larger machine moves more between steps and mixes more slowly (docs/training.md).
             n_sweeps = max(5, n_latent // 25)
             n_chains = 32 if n_latent <= 128 else 16
             options = {"n_chains": n_chains, "n_sweeps": n_sweeps} | options
-        if isinstance(sampler, str) and sampler == "parallel_tempering":
+        if isinstance(sampler, str) and sampler in tempering:
             options = {"reference": "magnetisation"} | options
         self._own_threads = not isinstance(sampler, str) or "n_threads" in options
         self.sampler = get_sampler(sampler, **options)
@@ -383,12 +393,26 @@ class BoltzmannPrior(_BinaryPrior):
                 n_sweeps=max(10, n_latent // 10),
                 n_threads=options.get("n_threads"),
             )
+        self._follows_device = isinstance(sampler, str) and sampler == "parallel_tempering"
+        self._device: DeviceNegativePhase | None = None
         self._chains: Any = None
         self._reference: Any = None
         self._steps = self._since = 0
-        self._recent: deque[NDArray[np.float64]] = deque(maxlen=_RECENT)
+        self._recent: deque[NDArray[np.float64]] = deque(maxlen=RECENT)
         self._tracked: Parameters | None = None
         self._pending: tuple[int, Parameters, Future[NDArray[np.int8]]] | None = None
+
+    def _on_device(self) -> DeviceNegativePhase | None:
+        """The negative phase in tensors, if it is to be drawn where the parameters are."""
+        device = self.h.device
+        follows = self._follows_device and device.type != "cpu"
+        if not (follows or isinstance(self.sampler, TorchTempering)):
+            return None
+        if self._device is None:
+            self._device = DeviceNegativePhase(self.sampler, device)
+        elif self._device.device != device:
+            self._device = self._device.to(device)
+        return self._device
 
     def __getstate__(self) -> dict[str, Any]:
         self._settle()
@@ -422,15 +446,19 @@ class BoltzmannPrior(_BinaryPrior):
         Returns
         -------
         dict[str, Any]
-            ``chains`` by name; ``steps`` taken and ``since`` the last estimate; ``recent``
-            energies in nats; ``tracked``, the W and h that log Z is known for, or None.
+            ``chains`` by name, those of an accelerator as ``device``; ``steps`` taken and
+            ``since`` the last estimate; ``recent`` energies in nats; ``tracked``, the W and h
+            that log Z is known for, or None.
         """
         self._settle()
+        on_device = self._on_device()
         chains = {
             name: _to_tensors(pack(value))
             for name, value in (("chains", self._chains), ("reference", self._reference))
             if isinstance(value, Chains)
         }
+        if on_device is not None:
+            return {"chains": chains, **on_device.state()}
         return {
             "chains": chains,
             "steps": self._steps,
@@ -455,18 +483,27 @@ class BoltzmannPrior(_BinaryPrior):
         self._settle()
         self._pending = None
         # The checkpoint has rank 0's chains; the others go on from them by themselves.
-        chains = {k: unpack(_to_arrays(v), _rank()) for k, v in state["chains"].items()}
-        for value in chains.values():
-            if value.ising.n_spins != self.n_latent:
+        from_device = state.get("device")
+        for value in (*state["chains"].values(), *([from_device] if from_device else [])):
+            if len(value["b"]) != self.n_latent:
                 raise ValueError(
-                    f"The checkpoint's chains have {value.ising.n_spins} units, this model "
+                    f"The checkpoint's chains have {len(value['b'])} units, this model "
                     f"{self.n_latent}."
                 )
+        on_device = self._on_device()
+        if on_device is None and from_device:
+            # From an accelerator to a host: its chains go on from those states.
+            self._device = on_device = DeviceNegativePhase(
+                TorchTempering(device="cpu"), torch.device("cpu")
+            )
+        if on_device is not None:
+            on_device.load(state, _rank())
+        chains = {k: unpack(_to_arrays(v), _rank()) for k, v in state["chains"].items()}
         if not isinstance(self.sampler, Corrected):
             self._chains = chains.get("chains")
         self._reference = chains.get("reference")
         self._steps, self._since = state["steps"], state["since"]
-        self._recent = deque((x.cpu().numpy() for x in state["recent"]), maxlen=_RECENT)
+        self._recent = deque((x.cpu().numpy() for x in state["recent"]), maxlen=RECENT)
         tracked = state["tracked"]
         self._tracked = None if tracked is None else tuple(x.cpu().numpy() for x in tracked)
 
@@ -475,6 +512,8 @@ class BoltzmannPrior(_BinaryPrior):
         self._settle()
         self._pending, self._tracked = None, None
         self._recent.clear()
+        if self._device is not None:
+            self._device.forget()
         super()._load_from_state_dict(*args, **kwargs)
 
     @property
@@ -549,7 +588,7 @@ class BoltzmannPrior(_BinaryPrior):
         ValueError
             If the machine's parameters are not finite.
         """
-        negatives = torch.from_numpy(self._collect()).to(q)
+        negatives = torch.as_tensor(self._collect()).to(q)
         # Linear in the parameters, so the moments are the gradient: no graph through the energies.
         first = q.mean(0) - negatives.mean(0)
         second = q.T @ q / len(q) - negatives.T @ negatives / len(negatives)
@@ -559,20 +598,37 @@ class BoltzmannPrior(_BinaryPrior):
     def prefetch(self) -> None:
         """Start drawing negative samples in a thread, beside the encoder's and decoder's work.
 
+        On an accelerator they go into its queue instead, and parameters that are not finite are
+        found where its chains adapt, every 50 steps at the latest.
+
         Raises
         ------
         ValueError
             If the machine's parameters are not finite.
         """
+        on_device = self._on_device()
+        if on_device is not None:
+            states = self._chains.states() if isinstance(self._chains, Chains) else None
+            try:
+                on_device.prefetch(self.W, self.h, self._seed, states)
+                self._chains = None
+                return
+            except RuntimeError as error:
+                # Some devices lack an operation; then as ever, on the host.
+                if on_device.steps or not self._follows_device:
+                    raise
+                warnings.warn(
+                    f"Negative samples come from the host, as {on_device.device} cannot: {error}",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+                self._follows_device, self._device = False, None
         if self._pending is not None and self._pending[0] != os.getpid():
             self._pending = None  # a fork leaves the thread behind
         if self._pending is None:
             parameters, seed = self.parameters_numpy(), self._seed()
             if not all(np.isfinite(x).all() for x in parameters):
-                raise ValueError(
-                    "The Boltzmann machine's parameters are not finite: training has diverged. "
-                    "Lower lr or bm_lr in plan_kwargs, or pass gradient_clip_val to train()."
-                )
+                raise ValueError(DIVERGED)
             # Beside torch only on a processor of its own: OpenMP's threads spin while they wait,
             # and one busy processor too many can make a step 30 times slower.
             # Nor beside anyone where it reseeds generators that are not its own.
@@ -587,9 +643,11 @@ class BoltzmannPrior(_BinaryPrior):
                 self._wait(future)
 
     @torch.compiler.disable
-    def _collect(self) -> NDArray[np.int8]:
+    def _collect(self) -> NDArray[np.float32] | Tensor:
         """Negative samples as 0 and 1, from the thread if one is at work."""
         self.prefetch()
+        if (on_device := self._on_device()) is not None:
+            return on_device.collect(self.log_z)
         assert self._pending is not None
         (_, parameters, future), self._pending = self._pending, None
         self._wait(future)
@@ -612,12 +670,17 @@ class BoltzmannPrior(_BinaryPrior):
             return sampler.sample(ising, n_samples=256, seed=seed).spins
         if self._chains is None:
             self._chains = sampler.init(ising, seed=seed)
+            if self._device is not None and isinstance(self._chains, Chains):
+                # The model has come back from an accelerator.
+                if (states := self._device.spins()) is not None:
+                    adopt(self._chains, states)
+                self._device = None
         else:
             self._chains = sampler.retarget(self._chains, ising)
         self._chains = sampler.step(self._chains)
         self._steps += 1
         # The machine changes fastest at the start: adapt after 8, 16, 32 steps, then regularly.
-        if self._steps in (8, 16, 32) or self._steps % _ADAPT_EVERY == 0:
+        if self._steps in ADAPT_EARLY or self._steps % ADAPT_EVERY == 0:
             self._chains = sampler.adapt(self._chains)
         return sampler.spins(self._chains)
 
@@ -669,6 +732,8 @@ class BoltzmannPrior(_BinaryPrior):
             # Modes that the training chains miss reach them here, and their gradient next.
             adopt(self._chains, chains.states())
         n_steps, self._since = self._since, 0
+        if (on_device := self._on_device()) is not None:
+            n_steps = on_device.anchor(self.W, self.h, chains.states())
         self._tracked = parameters
         self._recent.clear()
         value = _over_ranks(value) if over_ranks else value
@@ -715,9 +780,11 @@ class BoltzmannPrior(_BinaryPrior):
         return self._reference
 
     def _energy_gap(self, equilibrium: NDArray[np.float64]) -> tuple[float, float]:
-        if not self._recent:
+        on_device = self._on_device()
+        recent = self._recent if on_device is None else on_device.energies()
+        if not recent:
             return 0.0, 0.0
-        training = np.stack(self._recent).mean(axis=0)
+        training = np.stack(recent).mean(axis=0)
         reference = equilibrium.mean(axis=0)
         variance = training.var() / training.size + reference.var() / reference.size
         return float(training.mean() - reference.mean()), float(np.sqrt(variance))

@@ -1,4 +1,4 @@
-"""Boltzmann samplers: numpy and numba only, no torch.
+"""Boltzmann samplers: numpy and numba; torch only where one of them is asked for that needs it.
 
 See :func:`get_sampler`, :func:`list_samplers`, :func:`register_sampler`.
 """

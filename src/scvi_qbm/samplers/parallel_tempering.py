@@ -172,9 +172,11 @@ class ParallelTempering(ChainSampler):
         return self._start(ising.scaled(beta), np.random.SeedSequence(seed))
 
     def _start(self, target: Ising, entropy: np.random.SeedSequence) -> _chains.Chains:
-        ladder = np.linspace(0.0, 1.0, self.n_levels or _FIRST_LEVELS)
         base = target.b if self.reference == "fields" else None
-        return _chains.start(target, ladder, self.n_chains, entropy, base)
+        return _chains.start(target, self._first_ladder(), self.n_chains, entropy, base)
+
+    def _first_ladder(self) -> NDArray[np.float64]:
+        return np.linspace(0.0, 1.0, self.n_levels or _FIRST_LEVELS)
 
     def step(self, state: _chains.Chains, n_sweeps: int | None = None) -> _chains.Chains:
         """Advance every ladder by sweeps, each followed by swaps of neighbouring levels.
@@ -290,13 +292,18 @@ class ParallelTempering(ChainSampler):
             self.step(state, n_sweeps - tuning)
         return state
 
+    def _gather(
+        self, chains: _chains.Chains, n_samples: int
+    ) -> tuple[NDArray[np.int8], dict[str, Any]]:
+        return _chains.collect(
+            chains, n_samples, self.n_sweeps, self.n_threads, levels=self.record_levels
+        )
+
     def _sample(
         self, ising: Ising, beta: float, n_samples: int, entropy: np.random.SeedSequence
     ) -> tuple[NDArray[np.int8], dict[str, Any]]:
         chains = self.warm_up(self._start(ising.scaled(beta), entropy), self.n_burn_in)
-        spins, info = _chains.collect(
-            chains, n_samples, self.n_sweeps, self.n_threads, levels=self.record_levels
-        )
+        spins, info = self._gather(chains, n_samples)
         info |= {
             "n_sweeps": self.n_sweeps,
             "n_burn_in": self.n_burn_in,

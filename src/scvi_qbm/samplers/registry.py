@@ -42,6 +42,7 @@ _BUILT_IN: dict[str, Target] = {
     "simulated_annealing": "scvi_qbm.samplers.simulated_annealing:SimulatedAnnealing",
     "simulated_bifurcation": "scvi_qbm.samplers.bifurcation:SimulatedBifurcation",
     "solve": "scvi_qbm.samplers.kaiwu_adapter:SolveAdapter",
+    "torch_tempering": "scvi_qbm.samplers.torch_tempering:TorchTempering",
 }
 _registered: dict[str, Target] = {}
 
