@@ -19,7 +19,7 @@ KERNELS := $(wildcard src/scvi_qbm/samplers/_kernels.py src/scvi_qbm/samplers/_r
 export NUMBA_CACHE_DIR ?= $(CURDIR)/$(VENV)/numba-$(shell cat $(KERNELS) | cksum | cut -d' ' -f1)
 
 .PHONY: help demo test test-slow test-peers test-next lint docs tutorials dist bench-train bench-negative \
-	bench-samplers bench-sampling bench-landscape bench-methods bench-metrics table clean
+	bench-samplers bench-device bench-scale bench-sampling bench-landscape bench-methods bench-metrics table clean
 
 help:
 	@echo "make demo        train QBMVI on 700 real cells, results in demo-output/"
@@ -33,6 +33,8 @@ help:
 	@echo "make bench-train cost of an epoch against scvi.model.SCVI"
 	@echo "make bench-negative  the tables of docs/training.md on the negative phase"
 	@echo "make bench-samplers  speed of the samplers against their peers (10 minutes)"
+	@echo "make bench-device    the tempering sampler on a GPU, or what there is, against its roofline (5 minutes)"
+	@echo "make bench-scale     memory, cost and growth to a million cells (an hour, 2 GB of disk, resumable)"
 	@echo "make bench-sampling  the paper's Figure 2: law, optima, time per sample (2 hours)"
 	@echo "make bench-landscape outliers, generated cells, attractors, beside SCVI (an hour)"
 	@echo "make bench-methods   QBMVI and its variants beside 16 other methods on ../shared/data (10 hours, resumable)"
@@ -105,6 +107,13 @@ bench-negative: $(STAMP)
 
 bench-samplers: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_samplers.py
+
+bench-device: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_device.py
+
+bench-scale: $(STAMP)
+	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/python benchmarks/bench_scale.py
+	$(BIN)/python benchmarks/scale_tables.py bench-output/scale docs/scale
 
 bench-sampling: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/scvi-qbm benchmark sampling --out sampling-output

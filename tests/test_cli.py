@@ -52,6 +52,24 @@ def test_same_seed_same_file(h5ad, tmp_path):
     np.testing.assert_array_equal(a, b)
 
 
+def test_a_run_goes_on(h5ad, tmp_path, capsys):
+    """As often as it is called: a finished one only writes its result."""
+    run, files = tmp_path / "run", [tmp_path / "a.h5ad", tmp_path / "b.h5ad"]
+    for out in files:
+        assert fit(h5ad, "--layer", "counts", "--out", out, "--checkpoint-dir", run) == 0
+    a, b = (anndata.read_h5ad(out) for out in files)
+    np.testing.assert_array_equal(a.obsm["X_qbmvi"], b.obsm["X_qbmvi"])
+    assert a.uns["qbmvi"]["validation_elbo"] == b.uns["qbmvi"]["validation_elbo"]
+    options = "--layer", "counts", "--out", tmp_path / "c.h5ad", "--checkpoint-dir", run
+    capsys.readouterr()
+    assert fit(h5ad, *options, "--seed", 1) == 1
+    assert "seed: 0 in the checkpoint, 1 now" in capsys.readouterr().err
+    os.truncate(run / "last.ckpt", 1000)
+    assert fit(h5ad, *options) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("scvi-qbm: error: ") and "is damaged" in error
+
+
 def test_gaussian_codes_are_written_as_the_decoder_sees_them(h5ad, tmp_path):
     out = tmp_path / "out.h5ad"
     assert fit(h5ad, "--layer", "counts", "--out", out, "--latent-distribution", "normal") == 0

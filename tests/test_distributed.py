@@ -14,9 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import scvi
+import torch
 from lightning.pytorch.callbacks import Callback
 
 import scvi_qbm
+from scvi_qbm.dataloaders import open_on_disk
 from scvi_qbm.datasets import pbmc68k
 
 N_DEVICES, OUT = int(sys.argv[1]), Path(sys.argv[2])
@@ -60,6 +62,70 @@ if N_DEVICES == 2:
     train(model, max_epochs=40, early_stopping_patience=2, plan_kwargs=plan)
     results["stopped_in"] = model.trainer.current_epoch
     results["stopped_by_itself"] = model.trainer.should_stop
+
+
+class Look(Callback):
+    # Numbers of the cells of every step.
+
+    def __init__(self):
+        self.cells = [[], []]
+
+    def on_train_batch_start(self, trainer, plan, batch, batch_idx):
+        numbers = np.rint(batch["extra_continuous_covs"].numpy().ravel() * 699)
+        self.cells[trainer.current_epoch].append(numbers)
+
+
+if N_DEVICES == 2:
+    adata, look = pbmc68k(), Look()
+    adata.obs["number"] = np.arange(700) / 699
+    adata.write_h5ad(OUT / f"cells-{rank}.h5ad")
+    adata = open_on_disk(OUT / f"cells-{rank}.h5ad")
+    scvi.settings.seed = rank
+    scvi_qbm.QBMVI.setup_anndata(adata, layer="counts", continuous_covariate_keys=["number"])
+    model = scvi_qbm.QBMVI(adata, n_latent=12, n_hidden=32)
+    train(
+        model, max_epochs=2, train_size=1.0, callbacks=[look], early_stopping=False,
+        datasplitter_kwargs={"block_size": 16, "buffer_size": 128},
+    )
+    results |= {f"cells {epoch}": np.concatenate(x) for epoch, x in enumerate(look.cells)}
+
+
+class StopIn(Callback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_batch_end(self, trainer, *_):
+        trainer.should_stop = trainer.global_step == self.step
+
+
+def state(model):
+    chains = model.module.prior.training_state()["chains"]["chains"]["arrays"]
+    return {
+        **{k: v.detach().numpy() for k, v in model.module.state_dict().items()},
+        **{f"history {k}": v.to_numpy(float) for k, v in model.history.items()},
+        **{f"chains {k}": v.numpy() for k, v in chains.items()},
+        "next": torch.get_rng_state().numpy(),
+    }
+
+
+def different(kwargs):
+    # What is not the same, to the bit, if a run is cut short twice.
+    kwargs = {"max_epochs": 4, "early_stopping": False, "check_val_every_n_epoch": 2} | kwargs
+    model = new()
+    train(model, **kwargs)
+    expected = state(model)
+    keep = {"checkpoint_dir": OUT / "run", "checkpoint_every_n_steps": 3}
+    for step in (4, 13, None):
+        model = new()
+        train(model, **kwargs, **keep, callbacks=[StopIn(step)])
+    (OUT / "run" / "last.ckpt").unlink(missing_ok=True)
+    got = state(model)
+    assert expected.keys() == got.keys()
+    return [k for k in expected if not np.array_equal(expected[k], got[k])]
+
+
+if N_DEVICES == 2:
+    results["lost"] = different({}) + different({"datasplitter_kwargs": {"num_workers": 1}})
 
 
 class FailOnOne(Callback):
@@ -149,7 +215,21 @@ def test_early_stopping(ranks):
     assert ranks[0]["stopped_by_itself"] and ranks[1]["stopped_by_itself"]
 
 
+def test_a_run_that_is_cut_short_goes_on_to_the_bit(ranks):
+    for rank in ranks:
+        assert rank["lost"].tolist() == []
+
+
 def test_an_error_on_one_rank_does_not_hang_the_others(ranks):
     assert "broken on one rank" in str(ranks[1]["error"])
     for rank in ranks:
         assert "The model has the weights of epoch" in str(rank["error"])
+
+
+def test_cells_on_disk_are_shared_out(ranks):
+    """Each cell goes to one rank, in an order drawn anew, though the ranks' seeds differ."""
+    for epoch in range(2):
+        shares = [rank[f"cells {epoch}"] for rank in ranks]
+        assert [len(share) for share in shares] == [350, 350]
+        assert sorted(np.concatenate(shares)) == list(range(700))
+    assert (ranks[0]["cells 0"] != ranks[0]["cells 1"]).mean() > 0.9

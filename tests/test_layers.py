@@ -20,6 +20,9 @@ BACK_ENDS = {
     "samplers/dimod_adapter.py": {"dimod", "openjij"},
     "samplers/_kaiwu_worker.py": {"kaiwu"},
     "samplers/bifurcation.py": {"simulated_bifurcation", "torch"},
+    "samplers/torch_tempering.py": {"torch"},
+    "samplers/_torch_chains.py": {"torch"},
+    "samplers/_torch_kernels.py": {"torch"},
 }
 # What imports by a string.
 IMPORTERS = {"import_module", "__import__", "_require"}
@@ -29,25 +32,27 @@ ALLOWED = {
     "__init__": ({"ising", "model", "samplers"}, set()),
     "cli": ({"__init__", "_fit", "benchmark", "samplers", "recipes", "relaxations"},
             {"anndata", "torch"}),
-    "_fit": ({"model", "_checks"}, {"anndata", "scvi"}),
+    "_fit": ({"model", "_checks", "_files"}, {"anndata", "scvi"}),
     "benchmark": (
         {"__init__", "_checks", "model", "module", "recipes", "metrics", "datasets", "samplers",
          "plots", "diagnostics", "ising"},
         {"anndata", "scvi", "scanpy", "matplotlib", "torch", "lightning"},
     ),
     "model": (
-        {"runner", "plan", "module", "prior", "samplers", "ising", "landscape", "logz", "recipes",
-         "relaxations", "_checks"},
+        {"runner", "plan", "checkpoint", "module", "prior", "samplers", "ising", "landscape",
+         "logz", "recipes", "relaxations", "dataloaders", "_checks", "_files"},
         {"anndata", "scvi", "torch"},
     ),
     "runner": (set(), {"scvi", "torch", "lightning"}),
+    "checkpoint": ({"plan", "samplers", "ising", "_files"}, {"scvi", "torch", "lightning"}),
     "plan": ({"module", "prior", "logz"}, {"scvi", "torch", "lightning"}),
     "module": ({"prior", "relaxations", "encoders", "distributions"}, {"scvi", "torch"}),
     "encoders": ({"prior", "relaxations", "mixture"}, {"scvi", "torch"}),
     "mixture": (set(), {"torch"}),
     "distributions": (set(), {"scvi", "torch"}),
     "landscape": ({"ising"}, set()),
-    "prior": ({"samplers", "logz", "diagnostics", "ising"}, {"torch"}),
+    "prior": ({"_device", "samplers", "logz", "diagnostics", "ising"}, {"torch"}),
+    "_device": ({"samplers", "ising"}, {"torch"}),
     "logz": ({"samplers", "diagnostics", "ising"}, set()),
     "samplers": ({"diagnostics", "ising"}, set()),
     "diagnostics": ({"ising"}, set()),
@@ -57,7 +62,9 @@ ALLOWED = {
     "datasets": (set(), {"anndata", "scanpy"}),
     "plots": (set(), {"matplotlib"}),
     "recipes": (set(), set()),
+    "dataloaders": (set(), {"anndata", "scvi", "torch"}),
     "_checks": (set(), {"anndata"}),
+    "_files": (set(), set()),
     "ising": (set(), set()),
 }  # fmt: skip
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from typing import Any
 
@@ -11,6 +10,7 @@ import scvi
 from anndata import AnnData
 
 from scvi_qbm._checks import check_setup_keys
+from scvi_qbm._files import replacing
 from scvi_qbm.model import DEFAULT_REPRESENTATION, QBMVI
 
 __all__ = ["fit_h5ad"]
@@ -42,7 +42,11 @@ def fit_h5ad(adata: AnnData, args: argparse.Namespace) -> dict[str, Any]:
         sampler=args.sampler,
     )
     started = time.perf_counter()
-    model.train(max_epochs=args.max_epochs, enable_progress_bar=not args.no_progress)
+    model.train(
+        max_epochs=args.max_epochs,
+        enable_progress_bar=not args.no_progress,
+        checkpoint_dir=args.checkpoint_dir,
+    )
     seconds = time.perf_counter() - started
     representation = args.representation or DEFAULT_REPRESENTATION[args.latent_distribution]
     embedding = model.get_latent_representation(representation=representation)
@@ -67,12 +71,8 @@ def fit_h5ad(adata: AnnData, args: argparse.Namespace) -> dict[str, Any]:
         model.save(args.model_dir, overwrite=args.overwrite)
     adata.obsm["X_qbmvi"] = embedding
     adata.uns["qbmvi"] = summary
-    temporary = args.out.with_name(f".{args.out.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(args.out) as temporary:
         adata.write_h5ad(temporary)
-        os.replace(temporary, args.out)
-    finally:
-        temporary.unlink(missing_ok=True)
     for key, value in summary.items():
         print(f"{key:>16}  {value}")
     print(f"wrote {args.out}" + (f" and {args.model_dir}" if args.model_dir else ""))

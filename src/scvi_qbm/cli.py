@@ -65,6 +65,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     fit.add_argument("--seed", type=int, default=0, help="same seed, same machine, same result")
     fit.add_argument("--model-dir", metavar="DIR", type=Path, help="also save the model there")
+    fit.add_argument(
+        "--checkpoint-dir",
+        metavar="DIR",
+        type=Path,
+        help="keep the run there; if it is cut short, the same command goes on from there",
+    )
     fit.add_argument("--overwrite", action="store_true", help="replace OUT.h5ad and DIR")
     fit.add_argument("--no-progress", action="store_true", help="no progress bar")
 

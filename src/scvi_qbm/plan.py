@@ -16,7 +16,7 @@ from scvi_qbm.prior import BoltzmannPrior, NegativePhaseReport
 __all__ = ["QBMTrainingPlan"]
 
 _LOOK_EVERY = 50
-_CHECKPOINT_KEY = "scvi_qbm_prior"
+PRIOR_KEY, _PLAN_KEY = "scvi_qbm_prior", "scvi_qbm_plan"
 
 
 class QBMTrainingPlan(TrainingPlan):
@@ -173,8 +173,9 @@ class QBMTrainingPlan(TrainingPlan):
             Changed in place.
         """
         super().on_save_checkpoint(checkpoint)
+        checkpoint[_PLAN_KEY] = {"log_z_epoch": self._log_z_epoch, "dishonest": self._dishonest}
         if isinstance(self.module.prior, BoltzmannPrior):
-            checkpoint[_CHECKPOINT_KEY] = self.module.prior.training_state()
+            checkpoint[PRIOR_KEY] = self.module.prior.training_state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the prior's chains from a Lightning checkpoint.
@@ -185,14 +186,31 @@ class QBMTrainingPlan(TrainingPlan):
             As :meth:`on_save_checkpoint` left it; without chains they start afresh.
         """
         super().on_load_checkpoint(checkpoint)
-        self._resumed = checkpoint.get(_CHECKPOINT_KEY)
+        self.resume_prior(checkpoint.get(PRIOR_KEY))
+        counted = checkpoint.get(_PLAN_KEY, {})
+        self._log_z_epoch = counted.get("log_z_epoch", -1)
+        self._dishonest = counted.get("dishonest", 0)
+
+    def resume_prior(self, state: dict[str, Any] | None) -> None:
+        """Take chains that are to be put in place later: the weights' loading forgets them.
+
+        Parameters
+        ----------
+        state
+            From :meth:`~scvi_qbm.prior.BoltzmannPrior.training_state`, or None.
+        """
+        self._resumed = state
+
+    def load_resumed_prior(self) -> None:
+        """Put the chains in place that were taken by :meth:`resume_prior`, once."""
+        if self._resumed is not None:
+            self.module.prior.load_training_state(self._resumed)
+            self._resumed = None
 
     def on_train_start(self) -> None:
         """Put chains of a checkpoint in place: after the weights, whose loading forgets them."""
         super().on_train_start()
-        if self._resumed is not None:
-            self.module.prior.load_training_state(self._resumed)
-            self._resumed = None
+        self.load_resumed_prior()
 
     def on_validation_epoch_start(self) -> None:
         """Bring log Z up to date, so that ``elbo_validation`` is never stale."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch.callbacks import Callback
+from scvi.dataloaders import DataSplitter
 from scvi.model._utils import use_distributed_sampler
 from scvi.train import LoudEarlyStopping, TrainRunner
 
@@ -68,6 +69,27 @@ class KeepBest(Callback):
         state = getattr(pl_module.module, "_orig_mod", pl_module.module).state_dict()
         self._state = {k: v.detach().to("cpu", copy=True) for k, v in state.items()}
 
+    def state_dict(self) -> dict[str, Any]:
+        """For Lightning's checkpoints.
+
+        Returns
+        -------
+        dict[str, Any]
+            The weights that are kept, their epoch and metric.
+        """
+        return {"epoch": self.epoch, "score": self.score, "weights": self._state}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where a checkpoint was made.
+
+        Parameters
+        ----------
+        state_dict
+            From :meth:`state_dict`.
+        """
+        self.epoch, self.score = state_dict["epoch"], state_dict["score"]
+        self._state = {k: v.to("cpu", copy=True) for k, v in state_dict["weights"].items()}
+
     def restore(self, module: torch.nn.Module) -> bool:
         """Put the kept weights into a module.
 
@@ -99,10 +121,19 @@ class QBMTrainRunner(TrainRunner):
     training_plan
         Its :class:`~scvi_qbm.plan.QBMTrainingPlan`.
     *args, **kwargs
-        As :class:`scvi.train.TrainRunner`: the data splitter, epochs, devices, and the trainer's.
+        As :class:`scvi.train.TrainRunner`: the data splitter, epochs, devices, and the trainer's;
+        ``checkpoint``, a :class:`~scvi_qbm.checkpoint.TrainingCheckpoint`, may be among them.
+
+    Raises
+    ------
+    ValueError
+        If early stopping would watch a metric of cells that are not held out.
     """
 
     def __init__(self, model: Any, training_plan: Any, *args: Any, **kwargs: Any) -> None:
+        self.checkpoint = checkpoint = kwargs.pop("checkpoint", None)
+        if checkpoint is not None and checkpoint.found is not None:
+            kwargs["ckpt_path"] = checkpoint.path
         warmup = kwargs.get("early_stopping_warmup_epochs") or 0
         self.best = KeepBest(warmup_epochs=warmup)
         callbacks = [*(kwargs.pop("callbacks", None) or []), self.best]
@@ -122,6 +153,21 @@ class QBMTrainRunner(TrainRunner):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="early_stopping was automatically disabled")
             super().__init__(model, training_plan, *args, callbacks=callbacks, **kwargs)
+        self._check_early_stopping()
+        if checkpoint is not None:
+            checkpoint.attach(model, self.trainer)
+
+    def _check_early_stopping(self) -> None:
+        """scvi-tools' own check, which goes by the name of its splitter."""
+        stopping, splitter = self.trainer.early_stopping_callback, self.data_splitter
+        if stopping is None or not isinstance(splitter, DataSplitter):
+            return
+        n_test = self.model.adata.n_obs - splitter.n_train - splitter.n_val
+        for name, held_out in (("validation", splitter.n_val), ("test", n_test)):
+            if not held_out and name[:5] in stopping.monitor:
+                raise ValueError(
+                    f"Can't run Early Stopping with {name} monitor with no {name} set"
+                )
 
     def __call__(self) -> None:
         """Run training.
@@ -147,13 +193,23 @@ class QBMTrainRunner(TrainRunner):
                 raise
             raise KeyboardInterrupt(f"Training was interrupted. {left}") from None
         except BaseException as error:
+            if "DataLoader worker" in str(error):
+                error.add_note(
+                    "A process that loads data died, most often for want of memory. Try fewer of "
+                    "them: datasplitter_kwargs={'num_workers': 0} loads in this process."
+                )
             error.add_note(self._left())
             raise
         self._in_single_precision()
 
     def _left(self) -> str:
         try:
-            return self._salvage()
+            left = self._salvage()
+            if self.checkpoint is not None and self.checkpoint.path.exists():
+                left += (
+                    f" The run goes on from {self.checkpoint.path} in the next call of train()."
+                )
+            return left
         except Exception as error:  # noqa: BLE001 - must not take the place of what went wrong
             return f"The model could not be brought to rest ({type(error).__name__}: {error})."
 

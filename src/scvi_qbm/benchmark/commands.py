@@ -153,7 +153,13 @@ def _run(args: argparse.Namespace) -> None:
 def _curves(args: argparse.Namespace) -> None:
     from .curves import score_by_epoch
 
-    rows = score_by_epoch(_config(args), args.out, methods=args.methods, n_threads=args.threads)
+    rows = score_by_epoch(
+        _config(args),
+        args.out,
+        methods=args.methods,
+        n_threads=args.threads,
+        progress=not args.no_progress,
+    )
     print(f"{args.out / 'curves.jsonl'}: {len(rows)} rows")
 
 

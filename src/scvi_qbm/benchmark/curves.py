@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from rich.progress import track
 
 from scvi_qbm.metrics.classify import knn_probe
 
@@ -61,6 +62,7 @@ def score_by_epoch(
     methods: Sequence[str] = ("qbmvi", "gaussian"),
     epochs: Sequence[int] = EPOCHS,
     n_threads: int = 1,
+    progress: bool = True,
 ) -> pd.DataFrame:
     """Score embeddings in the course of training, without early stopping.
 
@@ -80,6 +82,8 @@ def score_by_epoch(
         When to look, up to the budget.
     n_threads
         Threads of the scores.
+    progress
+        Whether to show a progress bar, a step a data set, method and seed.
 
     Returns
     -------
@@ -95,30 +99,30 @@ def score_by_epoch(
         if "on_model" not in signature(get_method(name).run).parameters:
             raise ValueError(f"{name!r} cannot be looked at while it trains; QBMVI and twins can.")
     rows = Rows(Path(out), "curves")
+    todo = []
     for seed in range(config.seeds):
-        for given in config.data:
-            spec = resolve(given)
-            keys = {name: {"data": spec.name, "method": name, "seed": seed} for name in methods}
+        for spec in map(resolve, config.data):
             budget = spec.max_epochs or config.max_epochs
             wanted = [e for e in epochs if e <= budget]
-            missing = [n for n, key in keys.items() if {**key, "epoch": wanted[-1]} not in rows]
-            if not missing:
+            for name in methods:
+                key = {"data": spec.name, "method": name, "seed": seed}
+                if {**key, "epoch": wanted[-1]} not in rows:
+                    todo.append((spec, key, budget, wanted))
+    for spec, key, budget, wanted in track(todo, description="Curves", disable=not progress):
+        adata, reference = prepared(spec, Path(out))
+        kept = _train(key["method"], adata, spec.batch_key, key["seed"], budget, wanted)
+        for epoch, embedding in kept.items():
+            if {**key, "epoch": epoch} in rows:
                 continue
-            adata, reference = prepared(spec, Path(out))
-            for name in missing:
-                kept = _train(name, adata, spec.batch_key, seed, budget, wanted)
-                for epoch, embedding in kept.items():
-                    scores, _ = score_embedding(
-                        embedding,
-                        reference,
-                        groups=("clustering", "local"),
-                        seed=seed,
-                        n_jobs=n_threads,
-                    )
-                    scores["knn_f1"] = knn_probe(embedding, reference.labels).macro_f1
-                    key = {**keys[name], "epoch": epoch}
-                    if key not in rows:
-                        rows.add(key, scores)
+            scores, _ = score_embedding(
+                embedding,
+                reference,
+                groups=("clustering", "local"),
+                seed=key["seed"],
+                n_jobs=n_threads,
+            )
+            scores["knn_f1"] = knn_probe(embedding, reference.labels).macro_f1
+            rows.add({**key, "epoch": epoch}, scores)
     return rows.frame()
 
 
@@ -131,7 +135,11 @@ def _train(
         batch_key=batch_key,
         seed=seed,
         max_epochs=budget,
-        train_kwargs={"callbacks": [callback], "early_stopping": False},
+        train_kwargs={
+            "callbacks": [callback],
+            "early_stopping": False,
+            "enable_progress_bar": False,
+        },
         on_model=lambda model: setattr(callback, "model", model),
     )
     return callback.kept

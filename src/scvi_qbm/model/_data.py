@@ -9,6 +9,8 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from scvi_qbm.dataloaders import OnDiskDataLoader, reads_from_disk
+
 __all__ = ["DataMixin"]
 
 
@@ -72,6 +74,16 @@ class DataMixin:
         if adata is not None and adata is not self.adata:
             _check_order(adata, self.get_var_names())
         return super()._validate_anndata(adata, **kwargs)
+
+    def _make_data_loader(
+        self, adata: AnnData, *args: Any, data_loader_class: Any = None, **kwargs: Any
+    ) -> Any:
+        manager = self.get_anndata_manager(adata)
+        if data_loader_class is None and manager is not None and reads_from_disk(manager):
+            data_loader_class = OnDiskDataLoader
+        return super()._make_data_loader(
+            adata, *args, data_loader_class=data_loader_class, **kwargs
+        )
 
     @staticmethod
     def _get_decoder_cat_cov_shape(module: Any) -> tuple[int, ...] | None:

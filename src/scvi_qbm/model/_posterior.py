@@ -1,18 +1,16 @@
-"""What the posterior over codes says: representations, aggregated posterior, abundance."""
+"""What the cells' posteriors say together: aggregated posterior, differential abundance."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
-from typing import Any, Literal, get_args
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
 from numpy.typing import ArrayLike, NDArray
-from scvi.data._utils import _validate_adata_dataloader_input
-from scvi.module._constants import MODULE_KEYS
 from scvi.utils import track
 from torch import Tensor
 from torch.distributions import (
@@ -25,14 +23,7 @@ from torch.distributions import (
 )
 from torch.nn.functional import logsigmoid
 
-__all__ = ["DEFAULT_REPRESENTATION", "PosteriorMixin", "Representation"]
-
-Representation = Literal["probabilities", "logits", "zeta", "binary", "evidence"]
-#: What ``get_latent_representation`` returns unasked, by ``latent_distribution``.
-DEFAULT_REPRESENTATION: dict[str, Representation] = {
-    "bernoulli": "probabilities",
-    "normal": "zeta",
-}
+__all__ = ["PosteriorMixin"]
 
 
 class PosteriorMixin:
@@ -41,86 +32,6 @@ class PosteriorMixin:
     @property
     def _normal(self) -> bool:
         return bool(self.module.latent_distribution == "normal")
-
-    @torch.inference_mode()
-    def get_latent_representation(  # type: ignore[override]
-        self,
-        adata: AnnData | None = None,
-        indices: Sequence[int] | None = None,
-        give_mean: bool = True,
-        mc_samples: int = 5_000,
-        batch_size: int | None = None,
-        return_dist: bool = False,
-        dataloader: Iterator[dict[str, Tensor | None]] | None = None,
-        representation: Representation | None = None,
-        **data_loader_kwargs: Any,
-    ) -> NDArray[Any] | tuple[NDArray[Any], NDArray[Any]]:
-        r"""Latent representation of the cells, deterministic and continuous by default.
-
-        Parameters
-        ----------
-        adata, indices
-            As :meth:`scvi.model.SCVI.get_latent_representation`.
-        give_mean
-            If False, one draw of the continuous code instead of a representation.
-        mc_samples
-            Not used: every representation has a closed form.
-        batch_size
-            Cells at once; ``scvi.settings.batch_size`` if None.
-        return_dist
-            If True, mean and variance of the binary units; of the codes, if they are Gaussian.
-        dataloader
-            As :meth:`scvi.model.SCVI.get_latent_representation`.
-        representation
-            None: probabilities, or zeta where codes are Gaussian. ``"probabilities"``:
-            :math:`q(z = 1 | x)`, in [0, 1] (of Gaussian codes' units at the mean). ``"logits"``:
-            their log-odds. ``"zeta"``: the mean of the continuous code that the decoder sees.
-            ``"binary"``: the most probable code, 0 or 1; mind that equal codes tie in neighbour
-            graphs, which breaks clustering and UMAP. ``"evidence"``: what the cell itself says
-            of each unit, :math:`\sigma(\mathrm{logit}\, q + h + W q)`, in [0, 1]. The prior's
-            pull towards its attractors is taken out, which leaves room for cells between them:
-            the one for trajectories (docs/evidence.md).
-        **data_loader_kwargs
-            As :meth:`scvi.model.SCVI.get_latent_representation`.
-
-        Returns
-        -------
-        numpy.ndarray | tuple[numpy.ndarray, numpy.ndarray]
-            float32 ``(n_cells, n_latent)``; two of them, mean and variance, with ``return_dist``.
-
-        Raises
-        ------
-        ValueError
-            If the representation is unknown.
-        """
-        if representation is None:
-            representation = DEFAULT_REPRESENTATION[self.module.latent_distribution]
-        if representation not in get_args(Representation):
-            raise ValueError(
-                f"Unknown representation {representation!r}. Available: "
-                f"{', '.join(get_args(Representation))}."
-            )
-        self._check_if_trained(warn=False)
-        _validate_adata_dataloader_input(self, adata, dataloader)
-        if dataloader is None:
-            adata = self._validate_anndata(adata)
-            dataloader = self._make_data_loader(
-                adata=adata, indices=indices, batch_size=batch_size, **data_loader_kwargs
-            )
-        means, variances = [], []
-        for tensors in dataloader:
-            outputs = self.module.inference(**self.module._get_inference_input(tensors))
-            qz = outputs[MODULE_KEYS.QZ_KEY]
-            if return_dist:
-                means.append(qz.loc.cpu())
-                variances.append(qz.scale.square().cpu())
-            elif not give_mean:
-                means.append(outputs[MODULE_KEYS.Z_KEY].cpu())
-            else:
-                means.append(_represent(qz, representation, self.module.prior).cpu())
-        if return_dist:
-            return torch.cat(means).numpy(), torch.cat(variances).numpy()
-        return torch.cat(means).numpy()
 
     @torch.inference_mode()
     def get_aggregated_posterior(
@@ -281,16 +192,3 @@ def _log_mixture(
         n_others[n_others == 0] = torch.nan  # alone in its sample: nothing to compare with
         out.append(torch.logsumexp(density, 1) - torch.log(n_others))
     return torch.cat(out).cpu().numpy()
-
-
-def _represent(qz: Any, representation: str, prior: Any) -> Tensor:
-    if representation == "logits":
-        return qz.logits
-    if representation == "zeta":
-        return qz.mean
-    if representation == "binary":
-        return (qz.logits > 0).to(qz.logits.dtype)
-    if representation == "evidence":
-        # Where the bound is stationary, logit q = log-likelihood ratio - local field.
-        return torch.sigmoid(qz.logits + prior.local_field(qz.probs))
-    return qz.probs

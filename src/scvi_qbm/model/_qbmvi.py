@@ -32,7 +32,9 @@ from ._data import DataMixin
 from ._expression import ExpressionMixin
 from ._generation import GenerationMixin
 from ._landscape import LandscapeMixin
+from ._latent import LatentMixin
 from ._posterior import PosteriorMixin
+from ._saving import SavingMixin
 from ._summary import SummaryMixin
 from ._training import TrainingMixin
 
@@ -43,7 +45,9 @@ _LIKELIHOODS = ("nb", "zinb", "poisson", "normal")
 
 class QBMVI(
     TrainingMixin,
+    SavingMixin,
     DataMixin,
+    LatentMixin,
     PosteriorMixin,
     ExpressionMixin,
     LandscapeMixin,

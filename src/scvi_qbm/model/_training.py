@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from dataclasses import is_dataclass
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 from scvi.model._utils import get_max_epochs_heuristic
 from scvi.train._config import merge_kwargs
 
+from scvi_qbm.checkpoint import TrainingCheckpoint, run_settings
+from scvi_qbm.dataloaders import OnDiskDataSplitter, QBMDataSplitter, reads_from_disk
 from scvi_qbm.plan import QBMTrainingPlan
 from scvi_qbm.recipes import get_recipe, kl_warmup
 from scvi_qbm.runner import QBMTrainRunner
@@ -21,6 +24,11 @@ class TrainingMixin:
 
     _training_plan_cls = QBMTrainingPlan
     _train_runner_cls = QBMTrainRunner
+
+    @property
+    def _data_splitter_cls(self) -> type[QBMDataSplitter]:
+        on_disk = self.adata is not None and reads_from_disk(self.adata_manager)
+        return OnDiskDataSplitter if on_disk else QBMDataSplitter
 
     def train(  # type: ignore[override]
         self,
@@ -38,6 +46,8 @@ class TrainingMixin:
         plan_kwargs: Any = None,
         datamodule: Any = None,
         trainer_config: Any = None,
+        checkpoint_dir: str | os.PathLike[str] | None = None,
+        checkpoint_every_n_steps: int = 1000,
         **trainer_kwargs: Any,
     ) -> None:
         """Train the model; early stopping on ``elbo_validation`` (log Z included) is on.
@@ -59,7 +69,16 @@ class TrainingMixin:
             Override the recipe; see :class:`~scvi_qbm.plan.QBMTrainingPlan`. An ``lr`` without a
             ``bm_lr`` scales both. Of a config object, the fields that differ from its defaults.
             Unless given, the KL warm-up takes half of the epochs at most.
-        datamodule, trainer_config, **trainer_kwargs
+        datamodule, trainer_config
+            As :meth:`scvi.model.SCVI.train`.
+        checkpoint_dir
+            Keep the run in ``last.ckpt`` there. If it is there already, training goes on from it,
+            in the middle of an epoch and to the bit: weights, log Z, chains, history and split are
+            those of a run that was never cut short. A finished run gives the model its result at
+            once; with a larger ``max_epochs`` it goes on. See the page on training.
+        checkpoint_every_n_steps
+            Steps of the optimiser between two checkpoints.
+        **trainer_kwargs
             As :meth:`scvi.model.SCVI.train`. With ``enable_checkpointing`` or Lightning's
             ``ModelCheckpoint``, ``ckpt_path`` resumes with optimiser, warm-up and chains.
 
@@ -69,7 +88,12 @@ class TrainingMixin:
             If interrupted (Ctrl-C). The model then has the weights of the best epoch so far and
             can be used, saved or trained on, as after any other error.
         ValueError
-            If the loss is not finite, or the data cannot be modelled.
+            If the loss is not finite, or the data cannot be modelled; if the checkpoint is of
+            another model, other data or other settings.
+        CheckpointError
+            If the checkpoint's file is damaged.
+        OSError
+            If not even a first checkpoint can be written. Later ones that cannot be are warned of.
 
         Notes
         -----
@@ -118,6 +142,25 @@ class TrainingMixin:
                 "training does to the encoder. Train on the full data, and minify then.",
                 UserWarning,
                 stacklevel=2,
+            )
+        if checkpoint_dir is not None:
+            if trainer_kwargs.get("ckpt_path") is not None:
+                raise ValueError("Pass `checkpoint_dir` or `ckpt_path`, not both.")
+            data = self.adata if datamodule is None else datamodule
+            settings = run_settings(
+                self,
+                max_epochs=_default_epochs(data) if max_epochs is None else max_epochs,
+                train_size=train_size,
+                validation_size=validation_size,
+                shuffle_set_split=shuffle_set_split,
+                batch_size=batch_size or recipe.train["batch_size"],
+                early_stopping=early_stopping,
+                datasplitter_kwargs=datasplitter_kwargs or {},
+                plan_kwargs=plan,
+                trainer=trainer_kwargs,
+            )
+            trainer_kwargs["checkpoint"] = TrainingCheckpoint(
+                checkpoint_dir, checkpoint_every_n_steps, settings
             )
         super().train(
             max_epochs=max_epochs,
