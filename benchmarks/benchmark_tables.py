@@ -82,7 +82,7 @@ def short(rows: pd.DataFrame) -> str:
         values = [f"{whole[m][method].mean():.3f}" for m in SHORT_METRICS]
         lines.append([METHODS[method].label, *values])
     head = ["mean over", *(f"{METRICS[m]} ({len(whole[m])} sets)" for m in SHORT_METRICS)]
-    seeds = rows[rows["method"].isin(("qbmvi", "scvi"))].groupby("data")["seed"].nunique()
+    seeds = rows[rows["method"].isin(SHORT_METHODS)].groupby(["data", "method"])["seed"].nunique()
     said = f"{seeds.min()}" if seeds.min() == seeds.max() else f"{seeds.min()} to {seeds.max()}"
     return f"{markdown(head, lines)}\n\nMeans over data sets of means over {said} seeds."
 
