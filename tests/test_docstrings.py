@@ -259,7 +259,7 @@ def test_what_is_collected():
         "scvi_qbm.model._training.TrainingMixin.train",
         "scvi_qbm.samplers.base.Sampler.sample",
         "scvi_qbm.ising.Ising.from_boltzmann",
-        "scvi_qbm.prior.BoltzmannPrior.W",
+        "scvi_qbm.prior._boltzmann.BoltzmannPrior.W",
         "scvi_qbm.benchmark.measure.prepared",
     }
     assert public <= set(ITEMS)

@@ -14,10 +14,10 @@ from conftest import peaked_ising
 from test_prior import codes, fill
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from scvi_qbm._device import DeviceNegativePhase
 from scvi_qbm.ising import Ising
 from scvi_qbm.logz import log_partition
 from scvi_qbm.prior import BoltzmannPrior
+from scvi_qbm.prior._device import DeviceNegativePhase
 from scvi_qbm.samplers import _torch_chains, _torch_kernels, get_sampler
 from scvi_qbm.samplers.exact import all_energies, all_states, boltzmann_law
 from scvi_qbm.samplers.testing import chi_square
@@ -260,7 +260,7 @@ def test_a_step_stays_on_one_device(monkeypatch):
         if isinstance(value, torch.Tensor):
             setattr(chains, name, value.to("meta"))
     chains.generator = None
-    for module in ("_device", "samplers._torch_kernels"):  # autocast knows no such device
+    for module in ("prior._device", "samplers._torch_kernels"):  # autocast knows no such device
         name = f"scvi_qbm.{module}.full_precision"
         monkeypatch.setattr(name, lambda _: contextlib.nullcontext())
     _torch_chains.run(chains, 2)
@@ -432,7 +432,7 @@ def test_chains_go_on_where_they_were_saved(monkeypatch):
     assert other.refresh_log_z() == expected
     apart = BoltzmannPrior(24, "torch_tempering")
     apart.load_state_dict(prior.state_dict())
-    monkeypatch.setattr("scvi_qbm.prior._rank", lambda: 1)
+    monkeypatch.setattr("scvi_qbm.prior._boltzmann._rank", lambda: 1)
     apart.load_training_state(state)
     np.testing.assert_array_equal(apart._device.spins(), last)
     assert (apart._collect() != first).float().mean() > 0.05

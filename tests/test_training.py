@@ -258,7 +258,7 @@ def test_chains_go_on_where_they_were_saved(sampler, monkeypatch):
     assert other.refresh_log_z() == expected
     apart = BoltzmannPrior(8, sampler)
     apart.load_state_dict(prior.state_dict())
-    monkeypatch.setattr("scvi_qbm.prior._rank", lambda: 1)
+    monkeypatch.setattr("scvi_qbm.prior._boltzmann._rank", lambda: 1)
     apart.load_training_state(state)
     np.testing.assert_array_equal(apart.sampler.spins(apart._chains), last)
     torch.manual_seed(3)

@@ -1,0 +1,16 @@
+r"""The Boltzmann-machine prior over binary codes, and its negative phase.
+
+.. math:: p(z) = e^{-E(z)} / Z, \qquad E(z) = h^\top z + \tfrac12 z^\top W z, \quad
+          z \in \{0, 1\}^n.
+
+For a factorised posterior :math:`q(z) = \prod_l \mathrm{Bernoulli}(q_l)` the divergence is exact,
+:math:`KL = \sum_l [q_l \log q_l + (1-q_l)\log(1-q_l)] + E(q) + \log Z`, because W has no diagonal.
+The machine's own gradient is that of :math:`E(q) - \langle E \rangle_p`: the second term, the
+negative phase, needs samples of p and gets them from persistent chains.
+"""
+
+from ._binary import BernoulliPrior
+from ._boltzmann import BoltzmannPrior
+from ._report import NegativePhaseReport
+
+__all__ = ["BernoulliPrior", "BoltzmannPrior", "NegativePhaseReport"]
