@@ -113,6 +113,7 @@ bench-device: $(STAMP)
 
 bench-scale: $(STAMP)
 	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/python benchmarks/bench_scale.py
+	$(BIN)/python benchmarks/scale_recovery.py bench-output/scale-data/cells_1000000.h5ad
 	$(BIN)/python benchmarks/scale_tables.py bench-output/scale docs/scale
 
 bench-sampling: $(STAMP)
