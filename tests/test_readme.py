@@ -17,9 +17,10 @@ def blocks(page):
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p)], ids=lambda p: p.name)
-def test_python_blocks(page, monkeypatch):
+def test_python_blocks(page, monkeypatch, tmp_path):
     from scvi_qbm.samplers import registry
 
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(registry, "_registered", {})
     namespace = {}
     for block in blocks(page):

@@ -22,7 +22,6 @@ from scvi_qbm._files import replacing
 __all__ = ["DEFAULT_REPRESENTATION", "LatentMixin", "Representation"]
 
 Representation = Literal["probabilities", "logits", "zeta", "binary", "evidence"]
-#: What ``get_latent_representation`` returns unasked, by ``latent_distribution``.
 DEFAULT_REPRESENTATION: dict[str, Representation] = {
     "bernoulli": "probabilities",
     "normal": "zeta",
