@@ -194,7 +194,9 @@ def test_shuffled_batches_keep_cells_together(cells, stored):
     x = torch.cat([b["X"] for b in batches]).numpy()
     np.testing.assert_array_equal(x, cells.layers["counts"][cell].toarray())
     codes = torch.cat([b["batch"] for b in batches]).numpy().ravel()
-    np.testing.assert_array_equal(codes, cells.obs["batch"].astype("category").cat.codes[cell])
+    np.testing.assert_array_equal(
+        codes, cells.obs["batch"].astype("category").cat.codes.to_numpy()[cell]
+    )
     again = torch.cat([b["extra_continuous_covs"] for b in loader]).numpy().ravel()
     assert (again != depth).mean() > 0.9
 
