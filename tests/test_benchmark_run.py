@@ -260,7 +260,8 @@ def test_a_run_that_is_killed_goes_on(how, h5ad, tmp_path):
     process.wait(60)
     first = rows_of(out)
     assert 1 <= len(first)
-    assert not list(out.rglob(".*.npz.*"))
+    if how == signal.SIGINT:  # a process that is killed cannot tidy up
+        assert not list(out.rglob(".*.npz.*"))
     subprocess.run(command, check=True, capture_output=True)
     rows = rows_of(out)
     assert rows[: len(first)] == first
