@@ -263,6 +263,7 @@ def test_a_run_that_is_killed_goes_on(how, h5ad, tmp_path):
     if how == signal.SIGINT:  # a process that is killed cannot tidy up
         assert not list(out.rglob(".*.npz.*"))
     subprocess.run(command, check=True, capture_output=True)
+    assert not list(out.rglob(".*.npz.*"))
     rows = rows_of(out)
     assert rows[: len(first)] == first
     keys = {(row["method"], row["seed"]) for row in rows}

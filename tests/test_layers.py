@@ -34,8 +34,8 @@ ALLOWED = {
             {"anndata", "torch"}),
     "_fit": ({"model", "_checks", "_files"}, {"anndata", "scvi"}),
     "benchmark": (
-        {"__init__", "_checks", "model", "module", "recipes", "metrics", "datasets", "samplers",
-         "plots", "diagnostics", "ising"},
+        {"__init__", "_checks", "_files", "model", "module", "recipes", "metrics", "datasets",
+         "samplers", "plots", "diagnostics", "ising"},
         {"anndata", "scvi", "scanpy", "matplotlib", "torch", "lightning"},
     ),
     "model": (
@@ -44,7 +44,10 @@ ALLOWED = {
         {"anndata", "scvi", "torch"},
     ),
     "runner": (set(), {"scvi", "torch", "lightning"}),
-    "checkpoint": ({"plan", "samplers", "ising", "_files"}, {"scvi", "torch", "lightning"}),
+    "checkpoint": (
+        {"plan", "prior", "samplers", "ising", "_files"},
+        {"scvi", "torch", "lightning"},
+    ),
     "plan": ({"module", "prior", "logz"}, {"scvi", "torch", "lightning"}),
     "module": ({"prior", "relaxations", "encoders", "distributions"}, {"scvi", "torch"}),
     "encoders": ({"prior", "relaxations", "mixture"}, {"scvi", "torch"}),

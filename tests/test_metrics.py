@@ -24,7 +24,13 @@ from scvi_qbm.metrics.neighbors import (
     umap_coordinates,
 )
 from scvi_qbm.metrics.scgraph import ScGraphReference, scgraph_reference, scgraph_scores
-from scvi_qbm.metrics.scib import batch_silhouette, label_silhouette, scib_scores, unique_rows
+from scvi_qbm.metrics.scib import (
+    batch_silhouette,
+    batch_variance,
+    label_silhouette,
+    scib_scores,
+    unique_rows,
+)
 from scvi_qbm.metrics.trajectory import reference_pseudotime, trajectory_conservation
 
 
@@ -233,6 +239,35 @@ def test_bras_by_hand():
     assert np.isnan(batch_silhouette(apart, batch, batch))
 
 
+def test_batch_variance_within_types_is_a_partial_r_squared():
+    """That of two regressions of every column, with and without the batch."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 4, 300)
+    batch = np.where(rng.random(300) < 0.2 * (labels + 1), "p", rng.choice(["q", "r"], 300))
+    x = rng.normal(size=(300, 5)) * [3, 1, 1, 1, 1] + 2 * np.eye(4, 5)[labels]
+    x += np.array([{"p": 0.0, "q": 0.5, "r": -0.5}[b] for b in batch])[:, None]
+
+    def left(*designs):
+        design = np.concatenate(designs, axis=1)
+        return np.sum((x - design @ np.linalg.lstsq(design, x, rcond=None)[0]) ** 2)
+
+    types, batches = np.eye(4)[labels], (batch[:, None] == np.unique(batch)).astype(float)
+    one = np.ones((300, 1))
+    expected = 1 - left(types, batches) / left(types)
+    assert batch_variance(x, batch, labels) == pytest.approx(expected, rel=1e-9)
+    assert batch_variance(x, batch) == pytest.approx(1 - left(one, batches) / left(one), rel=1e-9)
+
+
+def test_the_composition_of_batches_is_no_variance_within_types():
+    labels = np.repeat([0, 1], 100)
+    batch = np.concatenate([np.tile(list("ppppq"), 20), np.tile(list("pqqqq"), 20)])
+    perfect = np.eye(2)[labels] + 0.1 * np.random.default_rng(0).normal(size=(200, 2))
+    assert batch_variance(perfect, batch) > 0.3
+    assert batch_variance(perfect, batch, labels) < 0.02
+    assert batch_variance(perfect, labels, labels) == pytest.approx(0, abs=1e-12)
+    assert np.isnan(batch_variance(np.eye(2)[labels], batch, labels))
+
+
 def test_unique_rows():
     assert unique_rows(np.array([[0.0, 1], [-0.0, 1], [1, 1], [0, 2]])) == 0.75
 
@@ -255,7 +290,7 @@ def test_scib_scores_order_embeddings_as_they_must(two_batches):
     assert good["nmi_kmeans"] == 1.0 and good["ari_kmeans"] == 1.0
     for name in ("isolated_labels", "nmi_kmeans", "ari_kmeans", "silhouette_label", "clisi"):
         assert good[name] > shuffled[name] + 0.1, name
-    for name in ("bras", "ilisi", "kbet", "pcr"):
+    for name in ("bras", "ilisi", "kbet", "pcr", "pcr_within"):
         assert good[name] > apart[name] + 0.1, name
     assert apart["pcr"] == 0.0 and good["pcr"] > 0.98
     assert good["graph_connectivity"] > 0.95 > shuffled["graph_connectivity"]
@@ -270,7 +305,8 @@ def test_scib_scores_without_batches(two_batches, batch):
     scores = scib_scores(x, batch, labels, pushed)
     missing = {name for name, value in scores.items() if np.isnan(value)}
     assert missing == {
-        "bras", "ilisi", "kbet", "graph_connectivity", "pcr", "scib_batch", "scib_total",
+        "bras", "ilisi", "kbet", "graph_connectivity", "pcr", "pcr_within", "scib_batch",
+        "scib_total",
     }  # fmt: skip
     assert 0.7 < scores["scib_bio"] <= 1
 

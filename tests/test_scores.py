@@ -19,7 +19,7 @@ DESCRIPTIONS = {"n_clusters", "resolution"} | {
     f"xgb_{name}_sd" for name in ("accuracy", "precision", "recall", "f1")
 }
 NEEDS_BATCH = {
-    "bras", "ilisi", "kbet", "graph_connectivity", "pcr", "scib_batch", "scib_total",
+    "bras", "ilisi", "kbet", "graph_connectivity", "pcr", "pcr_within", "scib_batch", "scib_total",
     "lobo_accuracy", "lobo_f1",
 }  # fmt: skip
 FINE = {"nmi_fine", "ari_fine", "ami_fine", "fmi_fine", "knn_f1_fine"}
@@ -103,14 +103,15 @@ def test_every_column_is_there_and_finite(scored):
 def test_scores_order_embeddings_as_they_must(space, reference, scored):
     good = scored[0]
     shuffled, _ = score_embedding(np.random.default_rng(2).permutation(space), reference)
-    blind = {"ilisi", "kbet", "bras", "scib_batch", "pcr", "unique_rows", "graph_connectivity"}
+    blind = {"ilisi", "kbet", "bras", "scib_batch", "pcr", "pcr_within"}
+    blind |= {"unique_rows", "graph_connectivity"}
     blind |= {"scgraph_umap_rank"}  # of four types it takes few values
     for metric in METRICS:
         if metric.name not in blind:
             assert good[metric.name] > shuffled[metric.name] + 0.02, metric.name
     apart = space + 8 * (reference.batch == "p")[:, None]
     split, _ = score_embedding(apart, reference, groups=["scib"])
-    for name in ("ilisi", "kbet", "bras", "scib_batch", "pcr"):
+    for name in ("ilisi", "kbet", "bras", "scib_batch", "pcr", "pcr_within"):
         assert good[name] > split[name] + 0.05, name
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ __all__ = ["replacing"]
 
 
 @contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+def replacing(path: str | os.PathLike[str], *, alone: bool = False) -> Iterator[Path]:
     """A name to write to; the file takes the place of ``path`` once all is written.
 
     If the block raises, what was written is removed and ``path`` is as it was.
@@ -20,6 +21,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     ----------
     path
         Where the file is to be in the end.
+    alone
+        No other process writes this file: what killed ones have left of it is removed.
 
     Yields
     ------
@@ -28,6 +31,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp") if alone else ():
+        left.unlink(missing_ok=True)
     try:
         yield temporary
         with temporary.open("rb+") as file:

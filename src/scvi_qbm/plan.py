@@ -80,6 +80,7 @@ class QBMTrainingPlan(TrainingPlan):
         self.log_z_every_n_epochs = log_z_every_n_epochs
         self._log_z_epoch = -1
         self._resumed: dict[str, Any] | None = None
+        self._stream: int | None = None
         self._dishonest = 0
 
     def get_optimizer_creator(self) -> Any:
@@ -191,20 +192,22 @@ class QBMTrainingPlan(TrainingPlan):
         self._log_z_epoch = counted.get("log_z_epoch", -1)
         self._dishonest = counted.get("dishonest", 0)
 
-    def resume_prior(self, state: dict[str, Any] | None) -> None:
+    def resume_prior(self, state: dict[str, Any] | None, stream: int | None = None) -> None:
         """Take chains that are to be put in place later: the weights' loading forgets them.
 
         Parameters
         ----------
         state
             From :meth:`~scvi_qbm.prior.BoltzmannPrior.training_state`, or None.
+        stream
+            As :meth:`~scvi_qbm.prior.BoltzmannPrior.load_training_state`.
         """
-        self._resumed = state
+        self._resumed, self._stream = state, stream
 
     def load_resumed_prior(self) -> None:
         """Put the chains in place that were taken by :meth:`resume_prior`, once."""
         if self._resumed is not None:
-            self.module.prior.load_training_state(self._resumed)
+            self.module.prior.load_training_state(self._resumed, self._stream)
             self._resumed = None
 
     def on_train_start(self) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 import time
 from datetime import UTC, datetime
@@ -16,6 +15,8 @@ from typing import Any
 import numpy as np
 from anndata import AnnData
 from numpy.typing import NDArray
+
+from scvi_qbm._files import replacing
 
 from .config import DataSpec, Task
 from .data import load_data
@@ -128,7 +129,8 @@ def prepared(spec: DataSpec, out: Path) -> tuple[AnnData, Reference]:
     }
     path = out / "references" / f"{spec.name}.npz"
     if not path.exists():
-        _save(path, {k: v for k, v in parts.items() if v is not None})
+        # By every worker that finds none.
+        _save(path, {k: v for k, v in parts.items() if v is not None}, alone=False)
     return adata, reference
 
 
@@ -172,15 +174,10 @@ def _embedding(
     return embedding, fitted
 
 
-def _save(path: Path, arrays: dict[str, Any]) -> None:
+def _save(path: Path, arrays: dict[str, Any], *, alone: bool = True) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with partial.open("wb") as file:
-            np.savez_compressed(file, **arrays)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path, alone=alone) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **arrays)
 
 
 def _versions() -> dict[str, str]:

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from scvi_qbm._files import replacing
+
 from ._report_html import Html, bullets, join, page, tag
 from .rows import Rows
 from .statistics import POOLED, means, paired, pool, tidy
@@ -276,9 +278,8 @@ def write_report(
     for name, frame in tables.items():
         frame.to_csv(report.directory / f"{name}.csv", index=False)
     path = report.directory / "report.html"
-    partial = path.with_suffix(".part")
-    partial.write_text(_page(report, title or "Comparison of embeddings"), encoding="utf-8")
-    partial.replace(path)
+    with replacing(path) as temporary:
+        temporary.write_text(_page(report, title or "Comparison of embeddings"), encoding="utf-8")
     return path
 
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import pandas as pd
 
+from scvi_qbm._files import replacing
+
 __all__ = ["Rows", "folder_of"]
 
 
@@ -77,9 +79,8 @@ class Rows:
         self._write()
 
     def _write(self) -> None:
-        partial = self.path.with_suffix(".part")
-        partial.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
-        partial.replace(self.path)
+        with replacing(self.path) as temporary:
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
 
     def frame(self) -> pd.DataFrame:
         """All rows, as a data frame.

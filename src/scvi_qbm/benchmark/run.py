@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 
+from scvi_qbm._files import replacing
 from scvi_qbm.datasets import describe
 from scvi_qbm.metrics._extras import require
 
@@ -184,9 +185,8 @@ def _write_config(config: Config, specs: Any, out: Path) -> None:
         "command": " ".join(["scvi-qbm", *sys.argv[1:]]),
         "version": scvi_qbm.__version__,
     }
-    partial_path = path.with_suffix(".part")
-    partial_path.write_text(json.dumps(content, indent=1))
-    partial_path.replace(path)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1))
 
 
 def _titles(spec: DataSpec) -> dict[str, Any]:

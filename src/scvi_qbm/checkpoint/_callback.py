@@ -147,7 +147,7 @@ class TrainingCheckpoint(Callback):
             )
         rank = run["ranks"][trainer.global_rank]
         if rank["prior"] is not None:
-            pl_module.resume_prior(rank["prior"])
+            pl_module.resume_prior(rank["prior"], stream=0)
         for name, cells in run["split"].items():
             setattr(trainer.datamodule, name, cells.numpy())
         if trainer.is_global_zero and hasattr(trainer.logger, "history"):
@@ -209,14 +209,9 @@ class TrainingCheckpoint(Callback):
         # Else Lightning would not update schedulers that watch a metric when this epoch ends.
         trainer.fit_loop._restarting = False
         trainer._logger_connector._first_loop_iter = batch_idx == 0
-        self._load_chains(trainer, pl_module, rank)
+        load_own_chains(pl_module.module.prior, rank["chains"])
         _state.load_epoch_state(rank["epoch"], trainer, pl_module)
         _state.load_generators(rank["generators"], device)
-
-    @staticmethod
-    def _load_chains(trainer: Any, pl_module: Any, rank: dict[str, Any]) -> None:
-        prior = pl_module.module.prior
-        load_own_chains(prior, trainer.global_rank, rank["prior"], rank["chains"])
 
     # -- keeping --------------------------------------------------------------------------------
 
@@ -299,7 +294,7 @@ class TrainingCheckpoint(Callback):
             assert self.found is not None
             rank = self.found["ranks"][trainer.global_rank]
             pl_module.load_resumed_prior()
-            self._load_chains(trainer, pl_module, rank)
+            load_own_chains(pl_module.module.prior, rank["chains"])
             _state.load_generators(rank["generators"], trainer.strategy.root_device)
             return
         loop, finished = trainer.fit_loop, None

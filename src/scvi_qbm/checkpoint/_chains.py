@@ -1,4 +1,4 @@
-"""Chains that ``BoltzmannPrior.load_training_state`` does not put back to the bit."""
+"""Chains of heuristic samplers, which ``BoltzmannPrior.training_state`` leaves out."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from scvi_qbm.ising import Ising
+from scvi_qbm.prior._plain import to_arrays, to_tensors
 from scvi_qbm.samplers import _saved
 from scvi_qbm.samplers.corrected import CorrectedState
 
@@ -23,7 +24,7 @@ def own_chains(prior: Any) -> dict[str, Any] | None:
     if not isinstance(state, CorrectedState):
         return None
     return {
-        "chains": _tensors(_saved.pack(state.chains)),
+        "chains": to_tensors(_saved.pack(state.chains)),
         "target": [
             torch.from_numpy(state.target.J.copy()),
             torch.from_numpy(state.target.b.copy()),
@@ -35,42 +36,24 @@ def own_chains(prior: Any) -> dict[str, Any] | None:
     }
 
 
-def load_own_chains(prior: Any, rank: int, state: Any, corrected: Any) -> None:
-    """Put them back, and the others on ranks after 0, whose random numbers the prior changes.
+def load_own_chains(prior: Any, saved: dict[str, Any] | None) -> None:
+    """Put :func:`own_chains` back.
 
     Parameters
     ----------
     prior
         Its training state is loaded.
-    rank
-        Of this process.
-    state
-        That training state, None for a prior without chains.
-    corrected
+    saved
         From :func:`own_chains`.
     """
-    for name, saved in (state or {"chains": {}})["chains"].items():
-        if rank and getattr(prior, f"_{name}", None) is not None:
-            setattr(prior, f"_{name}", _saved.unpack(_arrays(saved)))
-    if corrected is not None:
-        J, b = (x.cpu().numpy() for x in corrected["target"])
-        entropy = np.random.default_rng()
-        entropy.bit_generator.state = json.loads(corrected["entropy"])
-        prior._chains = CorrectedState(
-            _saved.unpack(_arrays(corrected["chains"])),
-            Ising(J, b, offset=corrected["offset"]),
-            entropy,
-            **corrected["numbers"],
-        )
-
-
-def _tensors(saved: Any) -> Any:
-    if isinstance(saved, dict):
-        return {k: _tensors(v) for k, v in saved.items()}
-    return torch.from_numpy(saved) if isinstance(saved, np.ndarray) else saved
-
-
-def _arrays(saved: Any) -> Any:
-    if isinstance(saved, dict):
-        return {k: _arrays(v) for k, v in saved.items()}
-    return saved.cpu().numpy() if isinstance(saved, torch.Tensor) else saved
+    if saved is None:
+        return
+    J, b = (x.cpu().numpy() for x in saved["target"])
+    entropy = np.random.default_rng()
+    entropy.bit_generator.state = json.loads(saved["entropy"])
+    prior._chains = CorrectedState(
+        _saved.unpack(to_arrays(saved["chains"])),
+        Ising(J, b, offset=saved["offset"]),
+        entropy,
+        **saved["numbers"],
+    )

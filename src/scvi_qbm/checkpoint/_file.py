@@ -40,9 +40,7 @@ def write_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
     buffer = io.BytesIO()
     torch.save(checkpoint, buffer)
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f".{path.name}.*.tmp"):  # by a process that was killed
-        left.unlink(missing_ok=True)
-    with replacing(path) as temporary:
+    with replacing(path, alone=True) as temporary:
         temporary.write_bytes(buffer.getbuffer())
 
 

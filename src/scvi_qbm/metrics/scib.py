@@ -145,11 +145,13 @@ def batch_silhouette(embedding: ArrayLike, labels: ArrayLike, batch: ArrayLike) 
     return float(np.mean(means)) if means else float("nan")
 
 
-def batch_variance(embedding: ArrayLike, batch: ArrayLike) -> float:
+def batch_variance(
+    embedding: ArrayLike, batch: ArrayLike, labels: ArrayLike | None = None
+) -> float:
     """Share of the total variance between batches: principal component regression with all PCs.
 
-    Summed over all principal components, variance times R squared is the sum of squares between
-    batches, so no decomposition is needed.
+    Summed over all principal components, variance times R squared is the sum of squares that a
+    regression on batches explains, so no decomposition is needed.
 
     Parameters
     ----------
@@ -157,6 +159,9 @@ def batch_variance(embedding: ArrayLike, batch: ArrayLike) -> float:
         Shape ``(n_cells, n_dimensions)``.
     batch
         ``(n_cells,)``.
+    labels
+        Cell types, ``(n_cells,)``: then the partial R squared of batches beside types, of the
+        variance within types. Batches that differ only in which types they hold have none.
 
     Returns
     -------
@@ -164,16 +169,23 @@ def batch_variance(embedding: ArrayLike, batch: ArrayLike) -> float:
         From 0 to 1; NaN for an embedding without variance.
     """
     x = np.asarray(embedding, dtype=np.float64)
-    x = x - x.mean(0)
-    _, codes = _codes(batch)
-    sizes = np.bincount(codes)
-    means = np.stack([np.bincount(codes, weights=column) for column in x.T]) / sizes
-    total = np.sum(x**2)
-    return float(np.sum(sizes * means**2) / total) if total > 0 else float("nan")
+    batches, codes = _codes(batch)
+    member = np.eye(len(batches))[codes]
+    _, types = _codes(np.zeros(len(x)) if labels is None else labels)
+    of_type = sparse.csr_matrix((np.ones(len(x)), (types, np.arange(len(x)))))
+    sizes = np.bincount(types)[:, None]
+    x = x - (of_type @ x / sizes)[types]
+    member -= (of_type @ member / sizes)[types]
+    total, shared = np.sum(x**2), member.T @ x
+    inverse = np.linalg.pinv(member.T @ member, rcond=1e-9, hermitian=True)
+    explained = np.sum(shared * (inverse @ shared))
+    return float(explained / total) if total > 0 else float("nan")
 
 
-def _pcr_comparison(before: ArrayLike, after: ArrayLike, batch: ArrayLike) -> float:
-    pre, post = batch_variance(before, batch), batch_variance(after, batch)
+def _pcr_comparison(
+    before: ArrayLike, after: ArrayLike, batch: ArrayLike, labels: ArrayLike | None = None
+) -> float:
+    pre, post = batch_variance(before, batch, labels), batch_variance(after, batch, labels)
     return float(np.maximum(0.0, (pre - post) / pre)) if pre > 0 else float("nan")
 
 
@@ -266,8 +278,9 @@ def scib_scores(
         ``isolated_labels`` (silhouette of the labels in the fewest batches), ``nmi_kmeans`` and
         ``ari_kmeans`` (as many clusters as labels), ``silhouette_label``, ``clisi``; ``bras``,
         ``ilisi``, ``kbet`` (per label), ``graph_connectivity``, ``pcr``; ``scib_bio``,
-        ``scib_batch`` (means over what is defined) and ``scib_total = 0.6 bio + 0.4 batch``; and
-        ``unique_rows``. Not comparable with scib's own numbers, which use graph LISI and R's kBET.
+        ``scib_batch`` (means over what is defined) and ``scib_total = 0.6 bio + 0.4 batch``; and,
+        in no mean, ``unique_rows`` and ``pcr_within``, which is ``pcr`` within types. Not
+        comparable with scib's own numbers, which use graph LISI and R's kBET.
 
     Raises
     ------
@@ -280,6 +293,9 @@ def scib_scores(
     -----
     Duplicate rows bias the neighbour scores: ties fill the neighbourhoods, and LISI is -1 where
     all neighbours are at distance 0. See ``unique_rows`` before you trust them.
+
+    ``pcr`` counts it against an embedding that it separates types if batches hold them in
+    different shares: on such data a perfect one may have 0. ``pcr_within`` does not.
     """
     metrics = require("scib_metrics")
     labels = np.asarray(labels).astype(str)
@@ -290,7 +306,7 @@ def scib_scores(
     if neighbors is None:
         neighbors = nearest_neighbors(x, n_jobs=n_jobs, seed=seed)
     widths = label_silhouette(x, labels)
-    scores = dict.fromkeys((*BIO_SCORES, *BATCH_SCORES), float("nan"))
+    scores = dict.fromkeys((*BIO_SCORES, *BATCH_SCORES, "pcr_within"), float("nan"))
     scores["isolated_labels"] = _isolated(widths, labels, batches)
     clusters = _kmeans(x, labels, seed)
     scores["nmi_kmeans"] = float(normalized_mutual_info_score(labels, clusters))
@@ -308,6 +324,7 @@ def scib_scores(
         )
         if unintegrated is not None:
             scores["pcr"] = _pcr_comparison(unintegrated, x, batches)
+            scores["pcr_within"] = _pcr_comparison(unintegrated, x, batches, labels)
     for kind, names in (("scib_bio", BIO_SCORES), ("scib_batch", BATCH_SCORES)):
         defined = [scores[name] for name in names if not np.isnan(scores[name])]
         scores[kind] = float(np.mean(defined)) if defined else float("nan")

@@ -27,6 +27,7 @@ from scvi_qbm.samplers.torch_tempering import TorchTempering
 
 from ._binary import BinaryPrior
 from ._device import ADAPT_EARLY, ADAPT_EVERY, DIVERGED, RECENT, DeviceNegativePhase
+from ._plain import to_arrays, to_tensors
 from ._report import NegativePhaseReport
 
 __all__ = ["BoltzmannPrior"]
@@ -46,18 +47,6 @@ def _energy(parameters: Parameters, z: NDArray[Any]) -> NDArray[np.float64]:
     W, h, codes = (torch.from_numpy(x) for x in (*parameters, z.astype(np.float64)))
     out: NDArray[np.float64] = (codes @ h + 0.5 * ((codes @ W) * codes).sum(-1)).numpy()
     return out
-
-
-def _to_tensors(saved: Any) -> Any:
-    if isinstance(saved, dict):
-        return {k: _to_tensors(v) for k, v in saved.items()}
-    return torch.from_numpy(saved) if isinstance(saved, np.ndarray) else saved
-
-
-def _to_arrays(saved: Any) -> Any:
-    if isinstance(saved, dict):
-        return {k: _to_arrays(v) for k, v in saved.items()}
-    return saved.cpu().numpy() if isinstance(saved, Tensor) else saved
 
 
 def _rank() -> int:
@@ -197,7 +186,7 @@ class BoltzmannPrior(BinaryPrior):
         self._settle()
         on_device = self._on_device()
         chains = {
-            name: _to_tensors(pack(value))
+            name: to_tensors(pack(value))
             for name, value in (("chains", self._chains), ("reference", self._reference))
             if isinstance(value, Chains)
         }
@@ -211,13 +200,16 @@ class BoltzmannPrior(BinaryPrior):
             "tracked": None if self._tracked is None else [*map(torch.tensor, self._tracked)],
         }
 
-    def load_training_state(self, state: dict[str, Any]) -> None:
+    def load_training_state(self, state: dict[str, Any], stream: int | None = None) -> None:
         """Go on where :meth:`training_state` was taken.
 
         Parameters
         ----------
         state
             What it returned.
+        stream
+            Of random numbers: 0 goes on with those of the state, others with their own. The rank
+            by default, of which each then has chains of its own.
 
         Raises
         ------
@@ -226,7 +218,8 @@ class BoltzmannPrior(BinaryPrior):
         """
         self._settle()
         self._pending = None
-        # The checkpoint has rank 0's chains; the others go on from them by themselves.
+        # Lightning's checkpoint has rank 0's chains; the others go on from them by themselves.
+        stream = _rank() if stream is None else stream
         from_device = state.get("device")
         for value in (*state["chains"].values(), *([from_device] if from_device else [])):
             if len(value["b"]) != self.n_latent:
@@ -241,8 +234,8 @@ class BoltzmannPrior(BinaryPrior):
                 TorchTempering(device="cpu"), torch.device("cpu")
             )
         if on_device is not None:
-            on_device.load(state, _rank())
-        chains = {k: unpack(_to_arrays(v), _rank()) for k, v in state["chains"].items()}
+            on_device.load(state, stream)
+        chains = {k: unpack(to_arrays(v), stream) for k, v in state["chains"].items()}
         if not isinstance(self.sampler, Corrected):
             self._chains = chains.get("chains")
         self._reference = chains.get("reference")
