@@ -145,7 +145,7 @@ def test_files_that_are_not_as_promised(collection):
 
 @pytest.mark.parametrize("place", ["layers/counts", "raw", "X", None])
 def test_counts_are_looked_for_where_the_place_is_unknown(folder, place):
-    adata, counts = made(batch=2, broad_celltype=3)
+    adata, counts = made(sample_id=2, cell_type=3)
     if place == "layers/counts":
         adata.layers["counts"] = counts
     elif place is not None:
@@ -154,13 +154,13 @@ def test_counts_are_looked_for_where_the_place_is_unknown(folder, place):
             adata.raw = adata
             adata.X = normed
     with pytest.raises(FileNotFoundError, match="cellxgene"):
-        datasets.load("fetal_lung")
-    adata.write_h5ad(folder / "fetal_lung.h5ad")
+        datasets.load("eye")
+    adata.write_h5ad(folder / "eye.h5ad")
     if place is None:
         with pytest.raises(ValueError, match="X has values that are not integers"):
-            datasets.load("fetal_lung")
+            datasets.load("eye")
     else:
-        check_loaded(datasets.load("fetal_lung"), counts.toarray(), "fetal_lung")
+        check_loaded(datasets.load("eye"), counts.toarray(), "eye")
 
 
 def tar_10x(path, counts, genes, barcodes):

@@ -28,6 +28,8 @@ _OPEN_PROBLEMS = (
     "address: scripts/create_resources/openproblems_neurips2021_multimodal.sh of "
     "github.com/openproblems-bio/datasets at f5e96635"
 )
+_CELLXGENE = "https://datasets.cellxgene.cziscience.com/"
+_ISLANDER = "scripts/_download_data.sh of github.com/Genentech/Islander at 4620afd2"
 _TENX = "https://cf.10xgenomics.com/samples/cell-exp/2.1.0/"
 _SCVI_DATA = "https://github.com/YosefLab/scVI-data/raw/master/"
 
@@ -83,9 +85,7 @@ _TABLE = (
         title="Human Lung Cell Atlas, core: about 585,000 cells of healthy lungs, 107 donors",
         kind="download",
         file_name="hlca_core.h5ad",
-        url=(
-            "https://datasets.cellxgene.cziscience.com/7a3f08f9-5d07-4ddd-a8fe-5967dd34f35f.h5ad"
-        ),
+        url=_CELLXGENE + "b53b3bcd-3485-4562-a543-e473dfef3b27.h5ad",
         counts="raw",
         batch_key="donor_id",
         label_key="cell_type",
@@ -93,11 +93,14 @@ _TABLE = (
         citation="Sikkema et al. (2023), Nat. Med. 29, 1563-1577, doi:10.1038/s41591-023-02327-2",
         licence="CC BY 4.0",
         source=(
-            "address: a public shell script that saves it as hlca_core.h5ad (file 3659946420 of "
-            "the GitHub index searched, which does not name its repository); the same file name, "
-            "as HLCA with counts in raw: scripts/write_HLCA_csv.py of github.com/juliaolivieri/"
-            "equivalence_testing; licence: src/scvi_hub_models/config/human_lung_cell_atlas.json "
-            f"of github.com/canergen/scvi-hub-models; {_AUTHORS}"
+            f"address: {_ISLANDER}, for the collection below (README.md there); it is the core: "
+            "scripts/Lung_Mixup.log there counts 542,643 cells after quality control, and issue "
+            "1348 of github.com/chanzuckerberg/single-cell-curation lists it with the id of the "
+            "data set, 066943a2-fdac-4b29-b348-40cede398e4e; that id and the licence: "
+            "src/scvi_hub_models/config/human_lung_cell_atlas.json of github.com/YosefLab/"
+            "scvi-hub-models at 97a291ad; counts in raw (seen in another revision): "
+            "scripts/write_HLCA_csv.py of github.com/juliaolivieri/equivalence_testing at "
+            f"25d206d2; {_AUTHORS}"
         ),
         portal=(
             "https://cellxgene.cziscience.com/collections/6f6d381a-7701-4781-935c-db10d30de293"
@@ -109,16 +112,19 @@ _TABLE = (
     ),
     DatasetInfo(
         name="fetal_lung",
-        title="Human fetal lung, 5 to 22 weeks after conception",
+        title="Human fetal lung, 5 to 22 weeks after conception: 71,752 cells",
         kind="download",
         file_name="fetal_lung.h5ad",
+        url=_CELLXGENE + "2b55f5c0-aa82-41e8-9d84-915b1d5a797b.h5ad",
         counts="auto",
         batch_key="batch",
         label_key="broad_celltype",
         citation="He et al. (2022), Cell 185, 4841-4860, doi:10.1016/j.cell.2022.11.005",
         licence="CC BY 4.0 (CELLxGENE's terms)",
         source=(
-            "portals: Human_fetal_lung_cell_atlas_2022/README.md of github.com/brianpenghe/"
+            f"address: {_ISLANDER}; cells, columns and counts in raw: "
+            "jupyter_nb/EDA_FetalLung.ipynb there at 7a1c6c80; portals: "
+            "Human_fetal_lung_cell_atlas_2022/README.md of github.com/brianpenghe/"
             f"python-genomics (the first author's); {_AUTHORS}"
         ),
         portal=(
@@ -126,8 +132,8 @@ _TABLE = (
             "https://fetal-lung.cellgeni.sanger.ac.uk/scRNA.html"
         ),
         remarks=(
-            "No address of a file was found. Take the h5ad of all cells, the one with raw counts. "
-            "The keys are those of the authors' processed file and may differ in the portal's."
+            "CELLxGENE gives each revision its own address, and this one need not be the newest. "
+            "Where it has gone, take the donors' cells from the portal, not the organoids'."
         ),
     ),
     DatasetInfo(
@@ -139,19 +145,24 @@ _TABLE = (
         batch_key="sample_id",
         label_key="cell_type",
         citation=(
-            "van Zyl et al. (2020), PNAS 117, 10339-10349, doi:10.1073/pnas.2001250117; "
-            "van Zyl et al. (2022), PNAS, 'Cell atlas of the human ocular anterior segment', "
-            "GSE199013"
+            "no paper of the whole set was found; the 57,709 nuclei of GSE199013 in one of two "
+            "candidates (see remarks): van Zyl et al. (2022), PNAS 119, e2200914119, "
+            "doi:10.1073/pnas.2200914119"
         ),
         source=(
-            "portal: the Human Cell Atlas page of the 2022 study; GSE199013: metadata tables that "
-            f"name the study sanes_GSE199013; {_AUTHORS}"
+            "title and columns of the first candidate: a loader of one of its donors (file "
+            "68582607411 of the GitHub index searched); size, donors and studies of the second: "
+            "files 71104281951, 71080175141 and 71583833826 of that index, which names the "
+            f"repository of none of them; {_AUTHORS}"
         ),
-        portal="https://explore.data.humancellatlas.org/projects/16e99159-78bc-44aa-b479-55a5e903bf50",
+        portal="https://cellxgene.cziscience.com/collections",
         remarks=(
-            "No address of a file was found, and it is not certain which file the paper used: it "
-            "may be a larger set that contains GSE199013 (1.1 million nuclei). The keys are those "
-            "of the authors' processed file and may differ in the portal's."
+            "No address of a file was found, no accession and no id of a collection. Two sets fit "
+            "the paper's name. CELLxGENE has 'scRNA-seq of human ocular anterior segment: "
+            "trabecular meshwork and ciliary body' (BCM), the same words in the same order. The "
+            "other has 1,102,250 nuclei of 70 donors, 57,709 of them from GSE199013, and lacks a "
+            "donor that the first holds. Which one the paper used is not known. The keys are the "
+            "authors' own; the first set's libraries are in 'sampleid'."
         ),
     ),
     DatasetInfo(
