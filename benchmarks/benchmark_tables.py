@@ -8,6 +8,7 @@ Part of ``make bench-methods``.
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 import pandas as pd
@@ -20,13 +21,14 @@ METRICS = {
     "validation_elbo": "ELBO", "validation_iwae": "IW bound", "scib_bio": "bio",
     "scib_batch": "batch", "scib_total": "total", "nmi": "NMI", "ari": "ARI",
     "scgraph": "scGraph", "xgb_f1": "XGB F1", "knn_f1": "kNN F1", "lobo_f1": "unseen batch F1",
-    "trajectory": "trajectory", "seconds": "s",
+    "trajectory": "trajectory", "cpu_seconds": "CPU s",
 }  # fmt: skip
 # README.md: these, on the sets on which all of them were measured.
 SHORT_METHODS = (
     "qbmvi",
     "bernoulli",
     "gaussian",
+    "scvi_fast",
     "scvi",
     "scvi_wide",
     "ldvae",
@@ -35,7 +37,7 @@ SHORT_METHODS = (
 )
 SHORT_METRICS = ("scib_total", "scib_bio", "scgraph", "nmi", "xgb_f1", "lobo_f1")
 MARKS = "<!-- results -->", "<!-- end of results -->"
-NATS = ("validation_elbo", "validation_iwae", "seconds")
+NATS = ("validation_elbo", "validation_iwae", "cpu_seconds")
 
 
 def number(metric: str, row: pd.Series, sd: bool = True) -> str:
@@ -44,12 +46,22 @@ def number(metric: str, row: pd.Series, sd: bool = True) -> str:
     return text + (f" ({row['sd']:.{digits}f})" if sd and row["sd"] == row["sd"] else "")
 
 
+def said(versions: dict[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
+
+
 def markdown(header: list[str], rows: list[list[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def by_data(rows: pd.DataFrame) -> str:
+def epochs(runs: pd.DataFrame) -> str:
+    """Mean of the epochs, and the most there could be."""
+    done = runs["epochs"].dropna()
+    return f"{done.mean():.0f} of {runs['max_epochs'].max():.0f}" if len(done) else ""
+
+
+def by_data(rows: pd.DataFrame, subsampled: set[str]) -> str:
     table = means(rows, METRICS)
     order = [m for m in METHODS if m in set(rows["method"])]
     out = []
@@ -62,10 +74,12 @@ def by_data(rows: pd.DataFrame) -> str:
             mine = part[part["method"] == method].set_index("metric")
             if len(mine):
                 values = [number(m, mine.loc[m]) if m in mine.index else "" for m in columns]
-                seeds = rows[(rows["data"] == data) & (rows["method"] == method)]["seed"].nunique()
-                lines.append([METHODS[method].label, str(seeds), *values])
-        head = ["method", "seeds", *(METRICS[m] for m in columns)]
+                runs = rows[(rows["data"] == data) & (rows["method"] == method)]
+                seeds = str(runs["seed"].nunique())
+                lines.append([METHODS[method].label, seeds, *values, epochs(runs)])
+        head = ["method", "seeds", *(METRICS[m] for m in columns), "epochs"]
         title = f"### {data}: {cells['n_cells']:.0f} cells, {cells['n_genes']:.0f} genes"
+        title += ", subsampled" if data in subsampled else ""
         out.append(f"{title}\n\n{markdown(head, lines)}")
     return "\n\n".join(out)
 
@@ -89,7 +103,7 @@ def short(rows: pd.DataFrame) -> str:
 
 def overall(rows: pd.DataFrame) -> str:
     """Mean over data sets of QBMVI minus method, with the interval over sets."""
-    metrics = [m for m in METRICS if m != "seconds"]
+    metrics = [m for m in METRICS if m != "cpu_seconds"]
     differences = paired(rows, dict.fromkeys(metrics, True))
     pooled = pool(differences)
     lines = []
@@ -121,11 +135,18 @@ def main() -> None:
     # Rows as they were measured: what `scvi-qbm benchmark run` goes on from.
     text = "".join(rows.apply(lambda r: r.dropna().to_json() + "\n", axis=1))
     (args.docs / "rows.jsonl").write_text(text)
-    flat = rows.drop(columns=["versions"])
+    flat = rows.assign(versions=[said(v) for v in rows["versions"]])
     flat.round(5).to_csv(args.docs / "rows.csv", index=False)
     good = rows[rows["status"] == "ok"]
     dates = sorted(good["date"].str[:10].unique())
-    versions = ", ".join(f"{k} {v}" for k, v in good["versions"].iloc[-1].items())
+    found: dict[str, list[str]] = {}
+    for versions in good["versions"]:
+        for name, version in ({"code": "not recorded"} | versions).items():
+            if version not in found.setdefault(name, []):
+                found[name].append(version)
+    versions = said({name: " and ".join(v) for name, v in found.items()})
+    config = json.loads((args.directory / "config.json").read_text())
+    subsampled = {name for name, data in config["data"].items() if data["subsampled"]}
     (args.docs / "results.md").write_text(
         "# Results\n\nMade by `make bench-methods` (`benchmarks/benchmark_tables.py`); how to "
         "read it: [the benchmark](../benchmark.md).\n\n"
@@ -135,7 +156,7 @@ def main() -> None:
         "brackets the 95 % interval over data sets; bold: clear of zero. Positive: QBMVI is "
         f"better.\n\n{overall(good)}\n\n## By data set\n\nMean over seeds (sd). ELBO and "
         "importance-weighted bound in nats per held-out cell, comparable among models of one "
-        f"likelihood.\n\n{by_data(good)}\n"
+        f"likelihood. CPU time of fitting alone.\n\n{by_data(good, subsampled)}\n"
     )
     readme = args.docs.parents[1] / "README.md"
     if args.docs.parent.name == "docs" and readme.exists():

@@ -75,6 +75,7 @@ name = "x"
 path = "x.h5ad"
 batch_key = "donor"
 max_cells = 100
+pseudotime_per_batch = true
 """
 
 
@@ -87,6 +88,7 @@ def test_from_toml(tmp_path):
     spec = config.spec("x")
     assert Path(spec.path) == tmp_path / "x.h5ad"
     assert (spec.batch_key, spec.max_cells, spec.label_key) == ("donor", 100, None)
+    assert spec.pseudotime_per_batch is True
 
 
 @pytest.mark.parametrize(
@@ -97,6 +99,7 @@ def test_from_toml(tmp_path):
         ("seeds = 2", 'seeds = "2"', "must be int"),
         ("seeds = 2", "seeds = true", "must be int"),
         ('methods = ["core", "pca"]', 'methods = "core"', "must be list"),
+        ("per_batch = true", "per_batch = 1", "pseudotime_per_batch = 1 must be bool"),
         ("max_cells = 100", "cells = 100", r"\[\[data\]\]: unknown field 'cells'"),
         ('name = "x"', "", "name"),
     ],

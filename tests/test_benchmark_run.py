@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from scvi_qbm.benchmark.config import Config, DataSpec, Task
 from scvi_qbm.benchmark.curves import _train, score_by_epoch
 from scvi_qbm.benchmark.data import load_data, resolve
-from scvi_qbm.benchmark.measure import measure
+from scvi_qbm.benchmark.measure import measure, prepared
 from scvi_qbm.benchmark.methods import METHODS, Method
 from scvi_qbm.benchmark.run import run_benchmark
 from scvi_qbm.datasets import simulate
@@ -71,7 +72,8 @@ def test_rows_say_what_was_measured_and_by_what(done):
     for row in rows.values():
         assert row["status"] == "ok", row["reason"]
         assert (row["data"], row["seed"], row["n_cells"], row["n_genes"]) == ("made", 0, 240, 60)
-        assert row["versions"]["scvi-tools"] and row["date"].endswith("+00:00")
+        assert row["versions"]["scvi-tools"] and len(row["versions"]["code"]) == 12
+        assert row["date"].endswith("+00:00")
         assert row["seconds"] >= 0 and row["peak_memory_mb"] > 100
     assert rows["labels"]["knn_accuracy"] == 1 > rows["shuffled"]["knn_accuracy"] + 0.3
     assert "nmi" not in rows["pca"]
@@ -102,8 +104,6 @@ def test_a_row_cut_off_while_written_is_scored_again_from_its_embedding(copied, 
 
 
 def test_scoring_afresh_leaves_what_was_not_asked_for(copied, config):
-    from dataclasses import replace
-
     before = {row["method"]: row for row in rows_of(copied)}
     quiet(replace(config, methods=("labels",)), copied, rescore=True)
     after = {row["method"]: row for row in rows_of(copied)}
@@ -114,8 +114,6 @@ def test_scoring_afresh_leaves_what_was_not_asked_for(copied, config):
 
 
 def test_another_benchmark_in_the_same_directory_is_refused(copied, config, spec):
-    from dataclasses import replace
-
     other = replace(config, data=(replace(spec, max_cells=100),))
     with pytest.raises(ValueError, match="set up otherwise"):
         quiet(other, copied)
@@ -167,8 +165,6 @@ def test_what_fails_is_a_row_with_the_reason(
 
 
 def test_a_method_that_needs_batches_fails_alone_and_is_retried(spec, tmp_path):
-    from dataclasses import replace
-
     config = Config(
         data=(replace(spec, batch_key=None),), methods=("harmony", "pca"), seeds=1, groups=GROUPS
     )
@@ -184,11 +180,39 @@ def test_a_method_that_needs_batches_fails_alone_and_is_retried(spec, tmp_path):
 
 
 def test_a_method_that_uses_labels_says_when_there_are_none(spec, tmp_path):
-    from dataclasses import replace
-
     bare = replace(spec, label_key=None)
     row = measure(Task("made", "labels", 0), bare, tmp_path, max_epochs=1, groups=GROUPS)
     assert row["reason"] == "ValueError: labels embedded needs a label column."
+
+
+def test_a_pseudotime_of_each_batch_is_a_choice(spec, tmp_path):
+    rooted = replace(spec, root_key="cell_type", root_label="type_0")
+    whole = prepared(rooted, tmp_path)[1].pseudotime
+    spec = replace(rooted, pseudotime_per_batch=True)
+    reference = prepared(spec, tmp_path)[1]
+    assert reference.pseudotime_per_batch
+    apart = [np.nanmax(reference.pseudotime[reference.batch == b]) for b in set(reference.batch)]
+    assert apart == [1.0] * len(apart)
+    assert np.nanmax(np.abs(reference.pseudotime - whole)) > 0.01
+
+
+@pytest.mark.parametrize(
+    ("own", "set_to", "given", "budget"),
+    [(77, None, None, 77), (77, None, 5, 5), (77, 3, 5, 3), (10**9, None, None, 33333)],
+)
+def test_the_budget_is_the_sets_the_benchmarks_or_the_methods_own(
+    own, set_to, given, budget, spec, tmp_path, monkeypatch
+):
+    seen = []
+
+    def function(adata, *, batch_key, seed, max_epochs):
+        seen.append(max_epochs)
+        raise RuntimeError("enough")
+
+    monkeypatch.setitem(METHODS, "pca", Method(function, "x", "x", max_epochs=own))
+    spec = replace(spec, max_epochs=set_to)
+    measure(Task("made", "pca", 0), spec, tmp_path, max_epochs=given, groups=GROUPS)
+    assert seen == [budget]
 
 
 def test_looking_at_a_model_does_not_change_how_it_trains(spec, tmp_path):
@@ -285,8 +309,6 @@ def test_ray_missing_is_said(config, tmp_path, monkeypatch):
 
 
 def test_data_are_read_as_counts_with_their_columns(spec, h5ad, tmp_path):
-    from dataclasses import replace
-
     import anndata
 
     data = load_data(replace(spec, max_cells=100, n_top_genes=30))

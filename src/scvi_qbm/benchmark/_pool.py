@@ -14,7 +14,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any, NamedTuple
 
-__all__ = ["work_through"]
+__all__ = ["print_to", "work_through"]
 
 
 class _Worker(NamedTuple):
@@ -142,15 +142,21 @@ def _loop(connection: Connection, function: Any, log: str | None) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     Thread(target=_end_with_parent, daemon=True).start()
     if log is not None:
-        file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(file, 1)
-        os.dup2(file, 2)
+        print_to(log)
     while True:
         try:
             task = connection.recv()
         except EOFError:
             return
         connection.send(function(task))
+
+
+def print_to(log: str | os.PathLike[str]) -> None:
+    """Append to a file whatever this process prints from now on."""
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.close(file)
 
 
 def _end_with_parent() -> None:

@@ -101,7 +101,6 @@ def cell_pictures(report: Report, data: str) -> Iterator[Html]:
             lambda: plots.pseudotime_comparison(
                 known["pseudotime"],
                 {report.labels[m]: times[m]["pseudotime"] for m in order},
-                known.get("pseudotime_umap"),
             ),
         )
 

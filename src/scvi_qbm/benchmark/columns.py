@@ -49,7 +49,7 @@ METRICS: tuple[Metric, ...] = (
         ("kbet", "kBET", "Share of neighbourhoods with the batch composition of their type."),
         ("graph_connectivity", "Graph connectivity", "Are cells of a type one connected graph?"),
         ("pcr", "PCR", "Loss of between-batch variance against the unintegrated PCA."),
-        ("pcr_within", "PCR within types", "As PCR, beside types; in no mean, not of scib-metrics."),
+        ("pcr_within", "PCR within types", "As PCR, beside types; ours, in no mean."),
         ("scib_bio", "Bio conservation", "Mean of scib-metrics' five biology scores."),
         ("scib_batch", "Batch correction", "Mean of scib-metrics' five batch scores."),
         ("scib_total", "scIB total", "0.6 biology + 0.4 batch, not min-max scaled."),

@@ -87,7 +87,7 @@ def _add_what(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-key", help="column of obs")
     parser.add_argument("--label-key", help="column of obs with cell types")
     parser.add_argument("--seeds", type=positive, help="number of seeds (5)")
-    parser.add_argument("--max-epochs", type=positive, help="budget of every model (100)")
+    parser.add_argument("--max-epochs", type=positive, help="of every model; default its own")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--threads", type=positive, default=1, help="threads of a row (1)")
     parser.add_argument("--no-progress", action="store_true", help="no progress bar")

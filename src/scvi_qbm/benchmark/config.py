@@ -33,6 +33,9 @@ class DataSpec:
     root_key, root_label
         Column and value of the cells where the trajectory starts; without them no trajectory is
         scored.
+    pseudotime_per_batch
+        Compare with a pseudotime of each batch's own, as scIB did, not one of all cells: for
+        batches that differ much and are large.
     n_top_genes
         Keep so many highly variable genes; default all.
     max_cells
@@ -49,6 +52,7 @@ class DataSpec:
     fine_label_key: str | None = None
     root_key: str | None = None
     root_label: str | None = None
+    pseudotime_per_batch: bool = False
     n_top_genes: int | None = None
     max_cells: int | None = None
     max_epochs: int | None = None
@@ -91,7 +95,8 @@ class Config:
     seeds
         Number of seeds, 0 to ``seeds - 1``; some methods take fewer (``Method.n_seeds``).
     max_epochs
-        Epochs at most, for every model alike.
+        Epochs at most, for every model alike; default each method's own
+        (:meth:`~scvi_qbm.benchmark.methods.Method.budget`).
     groups
         Groups of metrics; default all.
     seeds_of
@@ -107,7 +112,7 @@ class Config:
     data: tuple[DataSpec, ...]
     methods: tuple[str, ...] = ("core",)
     seeds: int = 5
-    max_epochs: int = 100
+    max_epochs: int | None = None
     groups: tuple[str, ...] | None = None
     seeds_of: Mapping[str, int] = field(default_factory=dict)
 
@@ -121,8 +126,9 @@ class Config:
             if not name or set(name) & set('/\\:*?"<>|\0') or name.startswith("."):
                 raise ValueError(f"{name!r} cannot name a data set: it becomes a folder's name.")
         for name in ("seeds", "max_epochs"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}.")
         if unknown := [group for group in self.groups or () if group not in GROUPS]:
             raise ValueError(
                 f"Unknown groups {', '.join(unknown)}. Available: {', '.join(GROUPS)}."
@@ -215,7 +221,8 @@ class Config:
 
 _TYPES: dict[str, tuple[type, ...]] = {
     "seeds": (int,), "max_epochs": (int,), "n_top_genes": (int,), "max_cells": (int,),
-    "methods": (tuple,), "groups": (tuple,), "seeds_of": (dict,), "data": (tuple,),
+    "pseudotime_per_batch": (bool,), "methods": (tuple,), "groups": (tuple,),
+    "seeds_of": (dict,), "data": (tuple,),
 }  # fmt: skip
 
 
@@ -225,7 +232,7 @@ def _build(kind: Any, content: Mapping[str, Any], where: str) -> Any:
         if name not in known:
             raise ValueError(f"{where}: unknown field {name!r}. Available: {', '.join(known)}.")
         expected = _TYPES.get(name, (str,))
-        if not isinstance(value, expected) or isinstance(value, bool):
+        if not isinstance(value, expected) or isinstance(value, bool) != (expected == (bool,)):
             kinds = " or ".join(k.__name__.replace("tuple", "list") for k in expected)
             raise ValueError(f"{where}: {name} = {value!r} must be {kinds}.")
     try:

@@ -102,9 +102,10 @@ def score_by_epoch(
     todo = []
     for seed in range(config.seeds):
         for spec in map(resolve, config.data):
-            budget = spec.max_epochs or config.max_epochs
-            wanted = [e for e in epochs if e <= budget]
             for name in methods:
+                own = get_method(name).max_epochs
+                budget = spec.max_epochs or config.max_epochs or own
+                wanted = [e for e in epochs if e <= budget]
                 key = {"data": spec.name, "method": name, "seed": seed}
                 if {**key, "epoch": wanted[-1]} not in rows:
                     todo.append((spec, key, budget, wanted))

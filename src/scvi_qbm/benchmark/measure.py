@@ -35,7 +35,7 @@ def measure(
     spec: DataSpec,
     out: Path,
     *,
-    max_epochs: int,
+    max_epochs: int | None = None,
     groups: tuple[str, ...] | None = None,
     n_jobs: int = 1,
 ) -> dict[str, Any]:
@@ -50,7 +50,7 @@ def measure(
     out
         Directory of the benchmark.
     max_epochs
-        Budget of the model.
+        Epochs at most; default the method's own.
     groups
         Groups of metrics; default all.
     n_jobs
@@ -121,6 +121,7 @@ def prepared(spec: DataSpec, out: Path) -> tuple[AnnData, Reference]:
         fine_label_key=spec.fine_label_key,
         root_key=spec.root_key,
         root_label=spec.root_label,
+        pseudotime_per_batch=spec.pseudotime_per_batch,
     )
     parts = {
         "labels": reference.labels,
@@ -135,10 +136,10 @@ def prepared(spec: DataSpec, out: Path) -> tuple[AnnData, Reference]:
 
 
 def _embedding(
-    task: Task, spec: DataSpec, adata: AnnData, out: Path, max_epochs: int
+    task: Task, spec: DataSpec, adata: AnnData, out: Path, max_epochs: int | None
 ) -> tuple[NDArray[Any], dict[str, Any]]:
     method = get_method(task.method)
-    budget = spec.max_epochs or max_epochs
+    budget = spec.max_epochs or max_epochs or method.budget(adata.n_obs)
     key = json.dumps([str(task), str(spec), budget, adata.n_obs, adata.n_vars], sort_keys=True)
     fingerprint = hashlib.sha256(key.encode()).hexdigest()
     path = out / "embeddings" / task.data / folder_of(task.method) / f"{task.seed}.npz"
@@ -165,7 +166,7 @@ def _embedding(
     }
     history = getattr(result.model, "history", None) or {}
     if "elbo_train" in history:
-        fitted["epochs"] = len(history["elbo_train"])
+        fitted |= {"epochs": len(history["elbo_train"]), "max_epochs": budget}
     if method.likelihood and result.model is not None:
         fitted |= held_out_likelihood(result.model)
     embedding = np.asarray(result.embedding, dtype=np.float32)
@@ -180,8 +181,17 @@ def _save(path: Path, arrays: dict[str, Any], *, alone: bool = True) -> None:
         np.savez_compressed(file, **arrays)
 
 
+@lru_cache
+def _code() -> str:
+    """A digest of this package's files: rows of one version number may be of different code."""
+    root, digest = Path(__file__).parents[1], hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(str(path.relative_to(root)).encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
 def _versions() -> dict[str, str]:
-    out = {"python": platform.python_version()}
+    out = {"python": platform.python_version(), "code": _code()}
     for name in _PACKAGES:
         try:
             out[name] = version(name)

@@ -336,7 +336,7 @@ def _head(report: Report) -> Html:
     facts = [
         f"{len(report.data)} data sets, {len(report.methods)} methods; runs: {said}.",
         f"Measured {when}; page made {datetime.now():%Y-%m-%d %H:%M}.",
-        f"Budget: at most {budget} epochs." if budget else "",
+        f"Budget: at most {budget} epochs." if budget else "Budget: each method's own epochs.",
         "Versions: " + (_versions(report) or "not recorded") + ".",
     ]
     command = report.config.get("command")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -15,9 +15,9 @@ import pandas as pd
 
 from scvi_qbm._files import replacing
 from scvi_qbm.datasets import describe
-from scvi_qbm.metrics._extras import require
 
 from ._pool import work_through
+from ._ray import work_through_on_ray
 from .config import Config, DataSpec, Task
 from .data import resolve
 from .methods import METHODS, get_method
@@ -58,7 +58,7 @@ def run_benchmark(
     n_workers
         Processes, or Ray tasks at a time.
     n_threads
-        Threads of each.
+        Threads of each; on Ray, the CPUs of its machine that it asks for.
     timeout
         Seconds a row may take before it is given up.
     retry_failed
@@ -111,7 +111,8 @@ def run_benchmark(
         )
         logs = out / "logs"
         logs.mkdir(exist_ok=True)
-        start = _on_ray if executor == "ray" else work_through
+        on_ray = partial(work_through_on_ray, n_threads=n_threads)
+        start = on_ray if executor == "ray" else work_through
         results = start(
             tasks,
             function,
@@ -233,47 +234,3 @@ def _shown(results: Any, total: int, progress: bool) -> Iterator[tuple[Task, dic
                 bar.console.print(f"{name}  {row.get('seconds_total', 0):.0f} s{state}")
             bar.advance(shown)
             yield task, row
-
-
-def _on_ray(
-    tasks: list[Task],
-    function: Callable[[Task], dict[str, Any]],
-    *,
-    n_workers: int,
-    timeout: float | None,
-    environment: dict[str, str],
-    logs: Path,
-) -> Iterator[tuple[Task, dict[str, Any]]]:
-    """As ``work_through``, on Ray; a worker that dies costs its own task only."""
-    ray = require("ray", "autotune")
-    started_here = not ray.is_initialized()
-    if started_here:
-        ray.init(log_to_driver=False)
-
-    @ray.remote(max_retries=0, num_cpus=1, runtime_env={"env_vars": environment})
-    def remote(task: Task) -> dict[str, Any]:
-        return function(task)
-
-    left, running = list(tasks), {}
-    try:
-        while left or running:
-            while left and len(running) < n_workers:
-                task = left.pop(0)
-                running[remote.remote(task)] = task
-            done, _ = ray.wait(list(running), timeout=timeout)
-            # None in `timeout` seconds: all that run have had at least as long.
-            for reference in done or list(running):
-                task = running.pop(reference)
-                if reference not in done:
-                    ray.cancel(reference, force=True)
-                    row = {"status": "failed", "reason": f"Stopped after {timeout:.0f} s."}
-                else:
-                    try:
-                        row = ray.get(reference)
-                    except ray.exceptions.RayError as error:
-                        first = str(error).strip().splitlines()[0]
-                        row = {"status": "failed", "reason": f"{type(error).__name__}: {first}"}
-                yield task, row
-    finally:
-        if started_here:
-            ray.shutdown()
