@@ -108,6 +108,9 @@ VARIANTS: dict[str, Variant] = {
         _squashed, {"squash": 1.0, "separation": 2.0, "sd": 1.0}, **_codes, prior="bernoulli"
     ),
     "mean_field": of(prototypes.MeanFieldCodes, **_half),
+    "grouped_2": of(prototypes.GroupedCodes, {"groups": 2}, **_half),
+    "grouped_4": of(prototypes.GroupedCodes, {"groups": 4}, **_half),
+    "grouped_8": of(prototypes.GroupedCodes, {"groups": 8}, **_half),
     "mean_field_2": of(prototypes.MeanFieldCodes, {"passes": 2, "damping": 0.0}, **_half),
 }  # fmt: skip
 
