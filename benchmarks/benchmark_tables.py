@@ -146,6 +146,8 @@ def main() -> None:
                 found[name].append(version)
     versions = said({name: " and ".join(v) for name, v in found.items()})
     config = json.loads((args.directory / "config.json").read_text())
+    config["command"] = "make bench-methods"
+    (args.docs / "config.json").write_text(json.dumps(config, indent=1) + "\n")
     subsampled = {name for name, data in config["data"].items() if data["subsampled"]}
     (args.docs / "results.md").write_text(
         "# Results\n\nMade by `make bench-methods` (`benchmarks/benchmark_tables.py`); how to "
