@@ -110,7 +110,6 @@ VARIANTS: dict[str, Variant] = {
     "mean_field": of(prototypes.MeanFieldCodes, **_half),
     "grouped_2": of(prototypes.GroupedCodes, {"groups": 2}, **_half),
     "grouped_4": of(prototypes.GroupedCodes, {"groups": 4}, **_half),
-    "grouped_8": of(prototypes.GroupedCodes, {"groups": 8}, **_half),
     "mean_field_2": of(prototypes.MeanFieldCodes, {"passes": 2, "damping": 0.0}, **_half),
 }  # fmt: skip
 

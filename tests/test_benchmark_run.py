@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from scvi_qbm.benchmark.config import Config, DataSpec, Task
 from scvi_qbm.benchmark.curves import _train, score_by_epoch
 from scvi_qbm.benchmark.data import load_data, resolve
 from scvi_qbm.benchmark.measure import measure, prepared
-from scvi_qbm.benchmark.methods import METHODS, Method
+from scvi_qbm.benchmark.methods import METHODS, Method, MethodResult
 from scvi_qbm.benchmark.run import run_benchmark
 from scvi_qbm.datasets import simulate
 
@@ -213,6 +214,21 @@ def test_the_budget_is_the_sets_the_benchmarks_or_the_methods_own(
     spec = replace(spec, max_epochs=set_to)
     measure(Task("made", "pca", 0), spec, tmp_path, max_epochs=given, groups=GROUPS)
     assert seen == [budget]
+
+
+@pytest.mark.parametrize(("trainer", "limit"), [(SimpleNamespace(max_epochs=20), 20), (None, 9)])
+def test_rows_have_the_limit_of_the_training_that_they_count(
+    trainer, limit, spec, monkeypatch, tmp_path
+):
+    """That of the trainer, as scANVI's second training has; else the budget."""
+    model = SimpleNamespace(history={"elbo_train": [1.0, 2.0]}, trainer=trainer)
+
+    def function(adata, **options):
+        return MethodResult(np.asarray(adata.X[:, :5].toarray()), float("nan"), 0.0, model)
+
+    monkeypatch.setitem(METHODS, "pca", Method(function, "x", "x"))
+    row = measure(Task("made", "pca", 0), spec, tmp_path, max_epochs=9, groups=GROUPS)
+    assert (row["epochs"], row["max_epochs"]) == (2, limit)
 
 
 def test_looking_at_a_model_does_not_change_how_it_trains(spec, tmp_path):

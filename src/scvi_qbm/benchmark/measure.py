@@ -166,7 +166,9 @@ def _embedding(
     }
     history = getattr(result.model, "history", None) or {}
     if "elbo_train" in history:
-        fitted |= {"epochs": len(history["elbo_train"]), "max_epochs": budget}
+        # The trainer's limit: scANVI's second training has one of its own.
+        limit = getattr(getattr(result.model, "trainer", None), "max_epochs", budget)
+        fitted |= {"epochs": len(history["elbo_train"]), "max_epochs": limit}
     if method.likelihood and result.model is not None:
         fitted |= held_out_likelihood(result.model)
     embedding = np.asarray(result.embedding, dtype=np.float32)

@@ -332,11 +332,15 @@ def _head(report: Report) -> Html:
     if dates:
         first, last = dates[0][:10], dates[-1][:10]
         when = first if first == last else f"{first} to {last}"
-    budget = report.config.get("max_epochs")
+    budget = ""
+    if "max_epochs" in report.config:
+        given = report.config["max_epochs"]
+        limit = f"at most {given}" if given else "each method's own"
+        budget = f"Budget: {limit} epochs."
     facts = [
         f"{len(report.data)} data sets, {len(report.methods)} methods; runs: {said}.",
         f"Measured {when}; page made {datetime.now():%Y-%m-%d %H:%M}.",
-        f"Budget: at most {budget} epochs." if budget else "Budget: each method's own epochs.",
+        budget,
         "Versions: " + (_versions(report) or "not recorded") + ".",
     ]
     command = report.config.get("command")

@@ -187,9 +187,8 @@ def drvi(
     data, started = bare(adata, layer, batch_key), time.perf_counter()
     DRVI.setup_anndata(data, batch_key=batch_key)
     model = DRVI(data)
-    # On its own plan: its bound is not read. Its warm-up is as long as its training.
-    warmup = {} if max_epochs is None else {"n_epochs_kl_warmup": min(400, max_epochs)}
-    model.train(max_epochs=max_epochs, early_stopping=False, plan_kwargs=warmup)
+    # On its own plan: its bound is not read.
+    model.train(early_stopping=False, **_training("default", max_epochs))
     embedding = np.asarray(model.get_latent_representation())
     return MethodResult(embedding, float("nan"), time.perf_counter() - started, model)
 
