@@ -110,6 +110,17 @@ VARIANTS: dict[str, Variant] = {
     "mean_field": of(prototypes.MeanFieldCodes, **_half),
     "grouped_2": of(prototypes.GroupedCodes, {"groups": 2}, **_half),
     "grouped_4": of(prototypes.GroupedCodes, {"groups": 4}, **_half),
+    "beta_0.5_encode_batch": (qbmvi, _half | {"encode_covariates": True}),
+    "chains_128": (qbmvi, _half | {"sampler_options": {"n_chains": 128}}),
+    "chains_256": (qbmvi, _half | {"sampler_options": {"n_chains": 256}}),
+    "chains_128_bm_lr_0.002": (
+        qbmvi, _half | {"sampler_options": {"n_chains": 128}} | plan(bm_lr=2e-3),
+    ),
+    "sloped": of(prototypes.SlopedCodes, **_half),
+    "sloped_4": of(prototypes.SlopedCodes, {"bound": 4.0}, **_half),
+    "sloped_W0": of(prototypes.SlopedCodes, **_half, prior="bernoulli"),
+    "hybrid_8": of(prototypes.HybridCodes, {"beside": 8}, **_half),
+    "hybrid_2": of(prototypes.HybridCodes, {"beside": 2}, **_half),
     "mean_field_2": of(prototypes.MeanFieldCodes, {"passes": 2, "damping": 0.0}, **_half),
 }  # fmt: skip
 

@@ -34,8 +34,8 @@ ALLOWED = {
             {"anndata", "torch"}),
     "_fit": ({"model", "_checks", "_files"}, {"anndata", "scvi"}),
     "benchmark": (
-        {"__init__", "_checks", "_files", "model", "module", "recipes", "metrics", "datasets",
-         "samplers", "plots", "diagnostics", "ising"},
+        {"__init__", "_checks", "_files", "model", "module", "distributions", "recipes", "metrics",
+         "datasets", "samplers", "plots", "diagnostics", "ising"},
         {"anndata", "scvi", "scanpy", "matplotlib", "torch", "lightning"},
     ),
     "model": (

@@ -1,18 +1,153 @@
-"""scvi-tools' Poisson and Normal, complete enough to be concatenated and subset by parameters.
+"""scvi-tools' likelihoods, mended or made faster.
 
-Upstream stores and rebuilds likelihoods from ``arg_constraints``, which for these two name other
-parameters than the constructor takes, or not all; importance weights fail on them (scvi-tools
-1.4.2).
+Poisson and Normal: upstream stores and rebuilds likelihoods from ``arg_constraints``, which for
+these two name other parameters than the constructor takes, or not all; importance weights fail on
+them (scvi-tools 1.4.2). Negative binomials: the same law, with log-gamma functions where there are
+counts.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import scvi.distributions as upstream
 import torch
-from scvi.distributions import Normal, Poisson
+from scvi.distributions import Normal, Poisson, _negative_binomial
+from scvi.distributions._negative_binomial import log_nb_positive, log_zinb_positive
 from torch import Tensor
 from torch.distributions import constraints
 
-__all__ = ["FreeNormal", "ScaledPoisson"]
+__all__ = [
+    "FreeNormal",
+    "NegativeBinomial",
+    "ScaledPoisson",
+    "ZeroInflatedNegativeBinomial",
+    "count_terms",
+    "fast_counts",
+]
+
+
+class _CountTerms(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, theta: Tensor) -> Tensor:
+        where = x.nonzero(as_tuple=True)
+        counts, rates = x[where], theta[where]
+        total = counts + rates
+        values = torch.lgamma(total) - torch.lgamma(rates) - torch.lgamma(counts + 1)
+        out = torch.zeros(x.shape, dtype=values.dtype, device=values.device)
+        out[where] = values
+        ctx.save_for_backward(total, rates, *where)
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
+        total, rates, *where = ctx.saved_tensors
+        out = torch.zeros_like(grad)
+        out[tuple(where)] = grad[tuple(where)] * (torch.digamma(total) - torch.digamma(rates))
+        return None, out
+
+
+def count_terms(x: Tensor, theta: Tensor) -> Tensor:
+    r"""The log-gamma functions of a negative binomial's log-probability.
+
+    :math:`\log\Gamma(x + \theta) - \log\Gamma(\theta) - \log\Gamma(x + 1)`, exactly 0 where x is,
+    and so computed elsewhere only: of single cells' counts nine in ten are zeros.
+
+    Parameters
+    ----------
+    x
+        Counts, >= 0.
+    theta
+        Inverse dispersion, > 0, a shape that broadcasts with that of ``x``. Gradients reach it,
+        once.
+
+    Returns
+    -------
+    torch.Tensor
+        In nats, the broadcast shape.
+    """
+    x, theta = torch.broadcast_tensors(x, theta)
+    return _CountTerms.apply(x, theta)
+
+
+def _no_lgamma(x: Tensor) -> Tensor:
+    return x.new_zeros(())
+
+
+def _log_nb(x: Tensor, mu: Tensor, theta: Tensor, **kwargs: Any) -> Tensor:
+    kwargs["lgamma_fn"] = _no_lgamma
+    return log_nb_positive(x, mu, theta, **kwargs) + count_terms(x, theta)
+
+
+def _log_zinb(x: Tensor, mu: Tensor, theta: Tensor, pi: Tensor, **kwargs: Any) -> Tensor:
+    kwargs["lgamma_fn"] = _no_lgamma
+    return log_zinb_positive(x, mu, theta, pi, **kwargs) + count_terms(x, theta)
+
+
+@contextmanager
+def fast_counts() -> Iterator[None]:
+    """Have scvi-tools' own models compute log-gamma functions where there are counts only.
+
+    The same numbers, up to the order of additions, at a third less time for a step of
+    :class:`scvi.model.SCVI` on a CPU; for comparisons in which cost counts. Of the whole process
+    while it lasts.
+    """
+    _negative_binomial.log_nb_positive = _log_nb
+    _negative_binomial.log_zinb_positive = _log_zinb
+    try:
+        yield
+    finally:
+        _negative_binomial.log_nb_positive = log_nb_positive
+        _negative_binomial.log_zinb_positive = log_zinb_positive
+
+
+class NegativeBinomial(upstream.NegativeBinomial):
+    """:class:`scvi.distributions.NegativeBinomial`, faster on a CPU where most counts are zeros.
+
+    See :func:`count_terms`. An accelerator computes every element: looking for the zeros would
+    make the host wait for it.
+    """
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log-probability of counts.
+
+        Parameters
+        ----------
+        value
+            Counts, a shape that broadcasts with that of ``mu``.
+
+        Returns
+        -------
+        torch.Tensor
+            In nats, elementwise.
+        """
+        if self._validate_args or not value.is_cpu:
+            return super().log_prob(value)
+        return _log_nb(value, self.mu, self.theta, eps=self._eps)
+
+
+class ZeroInflatedNegativeBinomial(upstream.ZeroInflatedNegativeBinomial):
+    """:class:`scvi.distributions.ZeroInflatedNegativeBinomial`, faster on a CPU, likewise."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log-probability of counts.
+
+        Parameters
+        ----------
+        value
+            Counts, a shape that broadcasts with that of ``mu``.
+
+        Returns
+        -------
+        torch.Tensor
+            In nats, elementwise.
+        """
+        if self._validate_args or not value.is_cpu:
+            return super().log_prob(value)
+        return _log_zinb(value, self.mu, self.theta, self.zi_logits, eps=1e-8)
 
 
 class FreeNormal(Normal):
