@@ -108,10 +108,9 @@ def test_validation_elbo_is_never_stale(pbmc):
     train = {"max_epochs": 12, "plan_kwargs": {"bm_lr": 0.3}}
     model = fitted(pbmc, train=train, relaxation_beta=5.0)
     exact = model.get_log_partition("exact").value
-    assert abs(exact - 12 * np.log(2)) > 1.5, (
-        "the machine must have moved for this to say anything"
-    )
     log_z, se = (model.history[k].iloc[-1].item() for k in ("log_z", "log_z_se"))
+    older = model.history["log_z"].to_numpy(float).ravel()[:-1]
+    assert np.abs(older - exact).max() > 0.5, "it must have moved for this to say anything"
     assert abs(log_z - exact) < 4 * se + 0.02
     held_out = model.validation_indices
     logits = model.get_latent_representation(indices=held_out, representation="logits")

@@ -94,6 +94,11 @@ def fast_counts() -> Iterator[None]:
     The same numbers, up to the order of additions, at a third less time for a step of
     :class:`scvi.model.SCVI` on a CPU; for comparisons in which cost counts. Of the whole process
     while it lasts.
+
+    Returns
+    -------
+    Iterator[None]
+        As a context manager, for a ``with`` statement, or a decorator.
     """
     _negative_binomial.log_nb_positive = _log_nb
     _negative_binomial.log_zinb_positive = _log_zinb
