@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import scvi
 import torch
+import zarr
 from anndata import AnnData
 from lightning.pytorch.callbacks import Callback
 from scipy import sparse
@@ -389,6 +390,21 @@ def test_truncated_file(stored, tmp_path):
     path.write_bytes(stored.read_bytes()[: os.path.getsize(stored) // 2])
     with pytest.raises(ValueError, match=r"short\.h5ad.*incomplete"):
         open_on_disk(path)
+
+
+@pytest.mark.parametrize("part", ["data", "indices"])
+def test_zarr_that_lacks_a_chunk(cells, tmp_path, part):
+    """Zarr would read zeros there."""
+    path = tmp_path / "cells.zarr"
+    cells.write_zarr(path)
+    lazily = anndata.io.sparse_dataset(zarr.open_group(path, mode="r")["layers/counts"])
+    chunks = [f for f in (path / "layers/counts" / part).rglob("*") if f.name[:1].isdigit()]
+    next(f for f in chunks if f.is_file()).unlink()
+    lost = rf"cells\.zarr.*1 of \d+ chunks of /layers/counts/{part}"
+    with pytest.raises(ValueError, match=lost):
+        open_on_disk(path)
+    with pytest.raises(OSError, match="chunks"):
+        RowReader(lazily)
 
 
 def test_file_that_loses_its_end_while_in_use(cells, tmp_path):

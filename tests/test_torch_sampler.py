@@ -4,6 +4,8 @@ import contextlib
 import copy
 import io
 import pickle
+import subprocess
+import sys
 import types
 import warnings
 
@@ -16,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from scvi_qbm.ising import Ising
 from scvi_qbm.logz import log_partition
+from scvi_qbm.module import QBMVAE
 from scvi_qbm.prior import BoltzmannPrior
 from scvi_qbm.prior._device import DeviceNegativePhase
 from scvi_qbm.samplers import _torch_chains, _torch_kernels, get_sampler
@@ -173,18 +176,58 @@ def test_retarget_and_adapt_lead_to_the_new_law(reference):
     np.testing.assert_array_equal(sampler.spins(sampler.adapt(state)), before)
     if reference == "magnetisation":
         means = boltzmann_law(new, 1.3) @ all_states(6)
-        np.testing.assert_allclose(np.tanh(state.base), 0.95 * means, atol=0.1)
+        np.testing.assert_allclose(np.tanh(state.base.cpu()), 0.95 * means, atol=0.1)
 
 
-def test_relevel_takes_the_state_of_the_nearest_level():
+@pytest.mark.parametrize(
+    ("ladder", "nearest"),
+    [([0.0, 0.1, 0.5, 0.55, 0.9, 1.0], (0, 0, 2, 2, 3, 3)), ([0.0, 0.5, 0.55, 1.0], (0, 2, 2, 3))],
+)
+def test_relevel_takes_the_state_of_the_nearest_level(ladder, nearest):
     chains = at_equilibrium(peaked_ising(7, 0), np.full(7, 0.1), 50)
     _torch_chains.run(chains, 3)
-    new = _torch_chains.relevel(chains, np.array([0.0, 0.1, 0.5, 0.55, 0.9, 1.0]))
-    for level, old in enumerate((0, 0, 2, 2, 3, 3)):
-        torch.testing.assert_close(new.states(level), chains.states(old), atol=0, rtol=0)
-    np.testing.assert_allclose(new.lam.view(50, 6)[7], new.ladder)
-    for name in ("J", "b", "base", "mean_spins"):
-        torch.testing.assert_close(getattr(new, name), getattr(chains, name), atol=0, rtol=0)
+    states = [chains.states(level).clone() for level in range(4)]
+    kept = {name: getattr(chains, name).clone() for name in ("J", "b", "base", "mean_spins")}
+    places = {k: v.data_ptr() for k, v in vars(chains).items() if isinstance(v, torch.Tensor)}
+    new = _torch_chains.relevel(chains, np.array(ladder))
+    for level, old in enumerate(nearest):
+        torch.testing.assert_close(new.states(level), states[old], atol=0, rtol=0)
+    np.testing.assert_allclose(new.lam.view(50, len(ladder))[7], new.ladder)
+    for name, value in kept.items():
+        torch.testing.assert_close(getattr(new, name), value, atol=0, rtol=0)
+    assert not new.proposed.any() and not new.round_trips and not new.parity
+    if len(ladder) == 4:  # a CUDA graph reads and writes these very places
+        assert new is chains and places == {k: getattr(new, k).data_ptr() for k in places}
+
+
+def test_a_new_ladder_of_as_many_levels_has_the_law():
+    """The sweeps after it, by what was captured before, are those of the new levels."""
+    model = peaked_ising(6, 0)
+    sampler = get_sampler("torch_tempering", n_chains=10_000, n_levels=4, device="cpu")
+    state = sampler.step(sampler.init(model, seed=1), 4)
+    advance, ladder = state.advance, state.ladder.copy()
+    state = _torch_chains.relevel(state, ladder**2)
+    state = sampler.step(state, 40)
+    assert state.advance is advance and np.abs(state.ladder - ladder).max() > 0.1
+    assert chi_square(sampler.spins(state), boltzmann_law(model, 1.0)) > 1e-4
+    hot = state.states(0).numpy()
+    assert np.abs(hot.mean(0)).max() < 5 / np.sqrt(len(hot))
+
+
+def test_a_rehearsal_is_undone():
+    chains = at_equilibrium(peaked_ising(7, 0), np.full(7, 0.1), 50)
+    _torch_chains.run(chains, 3)
+    twin = _torch_chains.unpack(_torch_chains.pack(chains), chains.device)
+    with _torch_kernels.undone(chains):
+        for _ in range(3):
+            _torch_kernels.sweep(chains)
+            _torch_kernels.swap(chains)
+        assert not torch.equal(chains.spins, twin.spins)
+    for each in (chains, twin):
+        _torch_chains.run(each, 3)
+    for name, value in vars(twin).items():
+        if isinstance(value, torch.Tensor):
+            torch.testing.assert_close(getattr(chains, name), value, atol=0, rtol=0)
 
 
 def test_same_diagnostics_as_on_the_host():
@@ -198,7 +241,8 @@ def test_same_diagnostics_as_on_the_host():
     assert ours["barrier"] == pytest.approx(theirs["barrier"], rel=0.15)
     assert ours["round_trip_rate"] == pytest.approx(theirs["round_trip_rate"], rel=0.5)
     assert ours["rhat_energy"] < 1.05 and ours["ess_energy"] > 0.2 * theirs["ess_energy"]
-    assert ours["n_updates"] >= 64 * 100 * 5 * 24 and ours["device"] == "cpu"
+    assert ours["n_updates"] >= 64 * 100 * 5 * 24
+    assert ours["device"] == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def test_unmixed_chains_warn():
@@ -304,6 +348,95 @@ def test_the_networks_precision_is_not_ours():
         draws.append((last, prior.log_z.clone(), torch.stack([*prior._device.recent])))
     for one, other in zip(*draws, strict=True):
         torch.testing.assert_close(one, other, atol=0, rtol=0)
+
+
+def test_nor_is_a_precision_chosen_through_the_newer_settings():
+    """In a process of its own: the two ways do not mix."""
+    script = """
+import torch
+from scvi_qbm.samplers._torch_kernels import full_precision
+matmuls = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+for matmul, chosen in zip(matmuls, ("tf32", "bf16")):
+    matmul.fp32_precision = chosen
+with full_precision(torch.device("cpu")):
+    assert [matmul.fp32_precision for matmul in matmuls] == ["ieee", "ieee"]
+assert [matmul.fp32_precision for matmul in matmuls] == ["tf32", "bf16"]
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+LIKELIHOODS = ("nb", "zinb", "poisson", "normal")
+
+
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+@pytest.mark.parametrize("latent_distribution", ["bernoulli", "normal"])
+def test_a_step_of_the_whole_module_reads_no_value(latent_distribution, likelihood, monkeypatch):
+    """On tensors without data, which cannot be read; the draw has tests of its own above."""
+    monkeypatch.setattr(BoltzmannPrior, "prefetch", lambda self: None)
+    drawn = torch.zeros(32, 40, device="meta")
+    monkeypatch.setattr(BoltzmannPrior, "_collect", lambda self: drawn)
+    options = {"latent_distribution": latent_distribution, "gene_likelihood": likelihood}
+    module = QBMVAE(30, 2, n_latent=40, n_hidden=16, **options)
+    module.to("meta").train()
+    tensors = {
+        "X": torch.zeros(20, 30, device="meta"),
+        "batch": torch.zeros(20, 1, dtype=torch.long, device="meta"),
+        "labels": torch.zeros(20, 1, dtype=torch.long, device="meta"),
+    }
+    loss = module(tensors, loss_kwargs={"kl_weight": 0.5})[-1].loss
+    loss.backward()
+    for part in (module.z_encoder, module.decoder.px_scale_decoder, module.prior):
+        assert all(p.grad.is_meta for p in part.parameters())
+
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@needs_cuda
+@pytest.mark.parametrize("n_levels", [2, 4])
+def test_the_graph_does_what_the_calls_do(n_levels, monkeypatch):
+    model, states = peaked_ising(40, 0, sd=0.1), []
+    for graph in (True, False):
+        with monkeypatch.context() as patch, warnings.catch_warnings():
+            warnings.simplefilter("error")
+            if not graph:
+                patch.setattr(_torch_kernels, "captured", plain)
+            sampler = get_sampler("torch_tempering", n_levels=n_levels, device="cuda")
+            chains = sampler.step(sampler.init(model, seed=0), 20)
+            chains = sampler.step(sampler.adapt(chains), 20)
+            states.append(chains.spins.cpu())
+    torch.testing.assert_close(*states, atol=0, rtol=0)
+
+
+def plain(chains):
+    def advance():
+        _torch_kernels.sweep(chains)
+        _torch_kernels.swap(chains)
+
+    return advance
+
+
+@needs_cuda
+def test_training_on_the_device_waits_for_nothing():
+    torch.manual_seed(0)
+    module = QBMVAE(30, 2, n_latent=40, n_hidden=16).cuda().train()
+    tensors = {
+        "X": torch.poisson(torch.rand(20, 30, device="cuda") * 4),
+        "batch": torch.zeros(20, 1, dtype=torch.long, device="cuda"),
+        "labels": torch.zeros(20, 1, dtype=torch.long, device="cuda"),
+    }
+    optimiser = torch.optim.Adam(module.parameters(), fused=True)
+    for step in range(1, 49):
+        waits = step <= 2 or step in (8, 16, 32)
+        torch.cuda.set_sync_debug_mode("default" if waits else "error")
+        try:
+            module.prior.prefetch()
+            module(tensors, loss_kwargs={"kl_weight": 0.5})[-1].loss.backward()
+            optimiser.step()
+            optimiser.zero_grad()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert module.prior._device.chains.device.type == "cuda"
 
 
 def test_surrogate_gradient_equals_enumeration():
@@ -459,7 +592,8 @@ def test_states_go_from_device_to_host_and_back():
     host._chains.spins[:] = -1
     device.load_training_state(_saved(host.training_state()))
     assert device._collect().mean() < 0.05
-    assert device._chains is None and device._device.steps == 3
+    # New chains from those states, whose ladder is tuned from the start.
+    assert device._chains is None and device._device.steps == 1
 
 
 def test_restored_weights_bring_their_own_log_z():

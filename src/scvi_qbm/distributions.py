@@ -78,11 +78,15 @@ def _no_lgamma(x: Tensor) -> Tensor:
 
 
 def _log_nb(x: Tensor, mu: Tensor, theta: Tensor, **kwargs: Any) -> Tensor:
+    if not x.is_cpu:  # to look for the zeros would make the host wait
+        return log_nb_positive(x, mu, theta, **kwargs)
     kwargs["lgamma_fn"] = _no_lgamma
     return log_nb_positive(x, mu, theta, **kwargs) + count_terms(x, theta)
 
 
 def _log_zinb(x: Tensor, mu: Tensor, theta: Tensor, pi: Tensor, **kwargs: Any) -> Tensor:
+    if not x.is_cpu:
+        return log_zinb_positive(x, mu, theta, pi, **kwargs)
     kwargs["lgamma_fn"] = _no_lgamma
     return log_zinb_positive(x, mu, theta, pi, **kwargs) + count_terms(x, theta)
 
@@ -112,8 +116,7 @@ def fast_counts() -> Iterator[None]:
 class NegativeBinomial(upstream.NegativeBinomial):
     """:class:`scvi.distributions.NegativeBinomial`, faster on a CPU where most counts are zeros.
 
-    See :func:`count_terms`. An accelerator computes every element: looking for the zeros would
-    make the host wait for it.
+    See :func:`count_terms`. An accelerator computes every element.
     """
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -129,7 +132,7 @@ class NegativeBinomial(upstream.NegativeBinomial):
         torch.Tensor
             In nats, elementwise.
         """
-        if self._validate_args or not value.is_cpu:
+        if self._validate_args or self.on_mps:
             return super().log_prob(value)
         return _log_nb(value, self.mu, self.theta, eps=self._eps)
 
@@ -150,7 +153,7 @@ class ZeroInflatedNegativeBinomial(upstream.ZeroInflatedNegativeBinomial):
         torch.Tensor
             In nats, elementwise.
         """
-        if self._validate_args or not value.is_cpu:
+        if self._validate_args or self.on_mps:
             return super().log_prob(value)
         return _log_zinb(value, self.mu, self.theta, self.zi_logits, eps=1e-8)
 

@@ -151,7 +151,8 @@ class GaussianCode(Normal):
         Components of the prior, and the machine over their units. scvi-tools puts minibatches
         together without them; then all but a Gaussian's own methods fail.
     validate_args
-        Whether to check arguments and values; torch's default if None.
+        Whether to check arguments and values. If None torch's default on a CPU, and not on an
+        accelerator, for which the host would have to wait.
     """
 
     def __init__(
@@ -162,6 +163,8 @@ class GaussianCode(Normal):
         prior: _Prior | None = None,
         validate_args: bool | None = None,
     ) -> None:
+        if validate_args is None and not loc.is_cpu:
+            validate_args = False
         super().__init__(loc, scale, validate_args=validate_args)
         self._attached = None if mixture is None or prior is None else (mixture, prior)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
@@ -14,7 +15,7 @@ from scvi.module._constants import MODULE_KEYS
 from scvi.module.base import LossOutput, auto_move_data
 from scvi.utils import unsupported_if_adata_minified
 from torch import Tensor, nn
-from torch.distributions import Normal
+from torch.distributions import Distribution, Normal
 
 from scvi_qbm.distributions import (
     FreeNormal,
@@ -30,6 +31,20 @@ __all__ = ["ExpressionVAE", "QBMVAE"]
 
 # A Gaussian of this standard deviation has -log p(x) = (x - mean)^2 + constant: the paper's MSE.
 _FIXED_LOG_SD = math.log(math.sqrt(0.5))
+
+
+@contextmanager
+def _unchecked(device: torch.device) -> Iterator[None]:
+    """Where the host would have to wait for an accelerator, laws do not check their arguments."""
+    if device.type == "cpu":
+        yield
+        return
+    checked = Distribution._validate_args
+    Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        Distribution.set_default_validate_args(checked)
 
 
 class ExpressionVAE(VAE):
@@ -93,20 +108,22 @@ class ExpressionVAE(VAE):
         dict[str, Any]
             As there; ``px`` is of :mod:`scvi_qbm.distributions`.
         """
-        out = super().generative(*args, **kwargs)
-        px = out[MODULE_KEYS.PX_KEY]
-        if self.gene_likelihood == "normal":
-            law = FreeNormal(px.loc, px.scale)
-        elif self.gene_likelihood == "poisson":
-            law = ScaledPoisson(px.rate, px.scale)
-        elif self.gene_likelihood == "zinb":
-            law = ZeroInflatedNegativeBinomial(
-                mu=px.mu, theta=px.theta, zi_logits=px.zi_logits, scale=px.scale
-            )
-        else:
-            law = NegativeBinomial(mu=px.mu, theta=px.theta, scale=px.scale)
-        out[MODULE_KEYS.PX_KEY] = law
+        z = kwargs["z"] if "z" in kwargs else args[0]
+        with _unchecked(z.device):
+            out = super().generative(*args, **kwargs)
+        out[MODULE_KEYS.PX_KEY] = self._law(out[MODULE_KEYS.PX_KEY])
         return out
+
+    def _law(self, px: Any) -> Distribution:
+        checks = None if px.scale.is_cpu else False
+        if self.gene_likelihood == "normal":
+            return FreeNormal(px.loc, px.scale, checks)
+        if self.gene_likelihood == "poisson":
+            return ScaledPoisson(px.rate, px.scale, checks)
+        laws = {"nb": NegativeBinomial, "zinb": ZeroInflatedNegativeBinomial}
+        names = ("mu", "theta", "scale", "zi_logits")
+        parameters = {name: getattr(px, name) for name in names if name in vars(px)}
+        return laws[self.gene_likelihood](**parameters)
 
 
 class QBMVAE(ExpressionVAE):

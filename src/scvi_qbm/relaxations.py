@@ -52,7 +52,8 @@ class BinaryRelaxation(Distribution, abc.ABC):
         Sharpness, > 0: the larger, the closer :math:`\zeta` to z and the rarer its gradient. The
         class's ``default_beta`` if None.
     validate_args
-        Whether to check arguments and values; torch's default if None.
+        Whether to check arguments and values. If None torch's default on a CPU, and not on an
+        accelerator, for which the host would have to wait.
     """
 
     arg_constraints = {"logits": constraints.real, "beta": constraints.positive}
@@ -69,6 +70,8 @@ class BinaryRelaxation(Distribution, abc.ABC):
     ) -> None:
         beta = self.default_beta if beta is None else beta
         self.logits, self.beta = broadcast_all(logits, beta)
+        if validate_args is None and not self.logits.is_cpu:
+            validate_args = False
         super().__init__(self.logits.shape, validate_args=validate_args)
 
     @classmethod

@@ -89,7 +89,26 @@ def open_on_disk(path: str | os.PathLike[str]) -> AnnData:
 
 def _backed(element: Any) -> Any:
     encoding = dict(element.attrs).get("encoding-type", "array")
-    return element if encoding == "array" else sparse_dataset(element)
+    if encoding == "array":
+        return element
+    _check_chunks(element)
+    return sparse_dataset(element)
+
+
+def _check_chunks(group: Any) -> None:
+    """Raise an OSError where chunks of a zarr matrix are missing: zarr reads them as zeros.
+
+    Of a sparse matrix. A dense one may have whole chunks of zeros, which zarr does not keep.
+    """
+    for name in ("data", "indices"):
+        there, wanted = (
+            getattr(group[name], key, 0) for key in ("nchunks_initialized", "nchunks")
+        )
+        if there < wanted:
+            raise OSError(
+                f"{wanted - there} of {wanted} chunks of {group[name].name} are missing in "
+                f"{group.store}"
+            )
 
 
 class RowReader:
@@ -102,6 +121,8 @@ class RowReader:
 
     Raises
     ------
+    OSError
+        If chunks of a sparse zarr matrix are missing.
     TypeError
         If the matrix is stored by columns, so that a row would cost a pass over the file.
     """
@@ -117,6 +138,8 @@ class RowReader:
         # anndata's own slices cost 2 ms each, whatever their length, and to open the parts of the
         # group for each would cost a third of what is left.
         group = x.group if isinstance(x, CSRDataset) else None
+        if group is not None:
+            _check_chunks(group)
         self._parts = None if group is None else (group["data"], group["indices"])
         self._indptr = None if group is None else group["indptr"][:]
         container = x if group is None else group

@@ -163,7 +163,8 @@ class DeviceNegativePhase:
         """Go on from :meth:`state`; with another ``stream``, with other random numbers."""
         chains = state.get("device")
         self.chains = None if chains is None else unpack(chains, self.device, stream)
-        self.steps, self.since = state["steps"], state["since"]
+        # Without chains the next ones are new, and their ladder is to be tuned from the start.
+        self.steps, self.since = state["steps"] if chains else 0, state["since"]
         self.recent = deque(map(self._tensor, state["recent"]), maxlen=RECENT)
         tracked = state["tracked"]
         self.tracked = tracked and tuple(map(self._tensor, tracked))

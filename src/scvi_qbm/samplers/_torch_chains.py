@@ -230,9 +230,21 @@ def tensor(x: NDArray[Any], device: torch.device) -> Tensor:
 
 
 def relevel(chains: TorchChains, ladder: F64) -> TorchChains:
-    """The same ladders on other levels: each takes the state of the nearest old level."""
+    """The ladders on other levels: each takes the state of the nearest old level.
+
+    As many levels stay in their places, so that a CUDA graph of the sweep stays good.
+    """
     nearest = np.abs(chains.ladder[None, :] - ladder[:, None]).argmin(axis=1)
     spins = torch.stack([chains.states(int(level)).T for level in nearest], dim=2).flatten(1)
+    if len(ladder) == chains.n_levels:
+        chains.ladder = np.array(ladder, dtype=np.float64)
+        chains.levels.copy_(torch.from_numpy(chains.ladder))
+        chains.spins.copy_(spins)
+        chains.lam.copy_(chains.levels.repeat(chains.n_chains))
+        chains.lane_at.copy_(torch.arange(len(ladder)))
+        chains.parity.zero_()
+        chains.forget()
+        return chains
     new = from_spins(spins, ladder, chains.n_chains, chains.base, chains.generator)
     new.J.copy_(chains.J)
     new.b.copy_(chains.b)

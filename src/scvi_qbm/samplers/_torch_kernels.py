@@ -124,18 +124,40 @@ def best_block(J: Tensor) -> int:
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
     """No gradients, and products in float32 whatever is chosen for the network around us."""
+    matmuls: tuple[Any, ...] = ()
+    chosen: Any = None
     try:
         chosen = torch.get_float32_matmul_precision()
-    except RuntimeError:  # chosen through torch's newer settings, which it will not have mixed
-        chosen = ""
-    if chosen:
         torch.set_float32_matmul_precision("highest")
+    except RuntimeError:  # chosen through torch's newer settings, which it will not have mixed
+        backends: Any = torch.backends
+        matmuls = backends.cuda.matmul, backends.mkldnn.matmul
+        chosen = [matmul.fp32_precision for matmul in matmuls]
+        for matmul in matmuls:
+            matmul.fp32_precision = "ieee"
     try:
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
             yield
     finally:
-        if chosen:
+        if matmuls:
+            for matmul, precision in zip(matmuls, chosen, strict=True):
+                matmul.fp32_precision = precision
+        else:
             torch.set_float32_matmul_precision(chosen)
+
+
+@contextmanager
+def undone(chains: TorchChains) -> Iterator[None]:
+    """States and random numbers of the chains are afterwards as they were before."""
+    changing = (chains.spins, chains.lam, chains.lane_at, chains.heading, chains.swaps,
+                chains.trips, chains.parity)  # fmt: skip
+    before, random = [x.clone() for x in changing], chains.generator.get_state()
+    try:
+        yield
+    finally:
+        for now, then in zip(changing, before, strict=True):
+            now.copy_(then)
+        chains.generator.set_state(random)
 
 
 def captured(chains: TorchChains) -> Callable[[], None]:
@@ -150,20 +172,33 @@ def captured(chains: TorchChains) -> Callable[[], None]:
 
     if chains.device.type != "cuda":
         return advance
+    cuda: Any = torch.cuda
+    before: list[tuple[torch.Generator, Tensor]] = []
     try:
-        with torch.cuda.device(chains.device):
-            cuda: Any = torch.cuda
-            graph, side = cuda.CUDAGraph(), cuda.Stream()
-            graph.register_generator_state(chains.generator)
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
-                for _ in range(3):
+        with cuda.device(chains.device):
+            default = cuda.default_generators[cuda.current_device()]
+            before = [(each, each.get_state()) for each in (chains.generator, default)]
+            # A stream of this device; torch's own for captures may be another's.
+            side, current, graph = cuda.Stream(), cuda.current_stream(), cuda.CUDAGraph()
+            side.wait_stream(current)
+            with cuda.stream(side):
+                with undone(chains):
+                    for _ in range(3):
+                        advance()
+                side.synchronize()
+                graph.register_generator_state(chains.generator)
+                # Other threads (pinned memory of data loaders) may use the device meanwhile.
+                graph.capture_begin(capture_error_mode="thread_local")
+                try:
                     advance()
-            torch.cuda.current_stream().wait_stream(side)
-            # Other threads (pinned memory of data loaders) may use the device meanwhile.
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                advance()
+                finally:
+                    graph.capture_end()
+            current.wait_stream(side)
     except (RuntimeError, AttributeError) as error:
+        # A capture that broke off leaves generators that wait for its end.
+        for generator, state in before:
+            fresh = torch.Generator(chains.device).set_state(state)
+            generator.graphsafe_set_state(fresh.graphsafe_get_state())
         warnings.warn(
             f"No CUDA graph of the sweep, which will be slower: {error}",
             RuntimeWarning,

@@ -180,7 +180,7 @@ class TorchTempering(ParallelTempering):
         Returns
         -------
         scvi_qbm.samplers._torch_chains.TorchChains
-            The ladders, new ones if their levels moved; swap statistics start afresh.
+            The ladders, new ones if there are more levels or fewer; swap statistics start afresh.
         """
         state.check()
         if state.proposed.min(initial=1) == 0:
