@@ -1,10 +1,12 @@
 """What a benchmark compares: configuration, the table of methods, the command line."""
 
+import argparse
 import dataclasses
 from pathlib import Path
 
 import pytest
 
+from scvi_qbm.benchmark.commands import _config, add_commands
 from scvi_qbm.benchmark.config import Config, DataSpec, Task
 from scvi_qbm.benchmark.methods import METHODS, get_method, select_methods
 from scvi_qbm.cli import main
@@ -130,6 +132,16 @@ def test_command_line_says_what_is_wrong(arguments, message, capsys, tmp_path, m
     with pattern:
         raise AssertionError(capsys.readouterr().err)
     assert not (tmp_path / "o" / "rows.jsonl").exists()
+
+
+def test_command_line_chooses_genes_and_cells():
+    parser = argparse.ArgumentParser()
+    add_commands(parser.add_subparsers(dest="subject"))
+    chosen = ["--n-top-genes", "2000", "--max-cells", "500"]
+    for data in ("pancreas", "x.h5ad"):
+        args = parser.parse_args(["run", "--data", data, "--out", "o", *chosen])
+        (spec,) = _config(args).data
+        assert (spec.n_top_genes, spec.max_cells, spec.layer) == (2000, 500, None)
 
 
 def test_command_line_lists_methods(capsys):

@@ -238,7 +238,7 @@ def run_of(data, method, seed, nmi, **more):
     nats = {"validation_elbo": -1000.0 - seed, "likelihood": "nb"} if method != "pca" else {}
     row = {"data": data, "method": method, "seed": seed, "status": "ok", "reason": "", "nmi": nmi,
            "ari": nmi - 0.1, "pcr": float("nan"), "error": 1 - nmi, "n_clusters": 9,
-           "n_cells": 60, "n_genes": 2000, "seconds": 10.0 + seed, "peak_memory_mb": 1500.0,
+           "n_cells": 60, "n_genes": 2000, "seconds": 10.0 + seed, "memory_mb": 1500.0,
            "versions": {"torch": "2.9.1"}, "date": "2026-11-20T10:00:00+00:00"}  # fmt: skip
     return row | nats | more
 

@@ -227,7 +227,8 @@ def cost_table(report: Report, data: str) -> Html:
     good = rows[rows["status"] == "ok"]
     columns = {
         "seconds": "time (s)", "cpu_seconds": "processor time (s)",
-        "peak_memory_mb": "peak memory (MiB)", "n_dimensions": "dimensions", "epochs": "epochs",
+        "memory_mb": "memory added at the peak (MiB)",
+        "n_dimensions": "dimensions", "epochs": "epochs",
         "max_epochs": "of at most",
         "validation_iwae": "IWAE (nats per cell)", "validation_elbo": "ELBO (nats per cell)",
         "log_z_se": "se of log Z (nats)",

@@ -86,6 +86,10 @@ def _add_what(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--layer", help="layer with the counts (default: X)")
     parser.add_argument("--batch-key", help="column of obs")
     parser.add_argument("--label-key", help="column of obs with cell types")
+    parser.add_argument(
+        "--n-top-genes", type=positive, metavar="N", help="highly variable genes (all)"
+    )
+    parser.add_argument("--max-cells", type=positive, metavar="N", help="cells, drawn once (all)")
     parser.add_argument("--seeds", type=positive, help="number of seeds (5)")
     parser.add_argument("--max-epochs", type=positive, help="of every model; default its own")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
@@ -104,10 +108,13 @@ def _config(args: argparse.Namespace) -> Any:
     if args.subject == "run":
         given |= {k: tuple(getattr(args, k) or ()) or None for k in ("methods", "groups")}
     given = {k: v for k, v in given.items() if v is not None}
-    keys = {k: getattr(args, k) for k in ("layer", "batch_key", "label_key")}
+    names = ("layer", "batch_key", "label_key", "n_top_genes", "max_cells")
+    keys = {k: getattr(args, k) for k in names}
     if args.config is not None:
         if any(keys.values()):
-            raise ValueError("With CONFIG.toml, columns and layers are set in the file.")
+            raise ValueError(
+                "With CONFIG.toml, layers, columns, genes and cells are set in the file."
+            )
         if not args.config.is_file():
             raise FileNotFoundError(f"no such file: {args.config}")
         return replace(Config.from_toml(args.config), **given)

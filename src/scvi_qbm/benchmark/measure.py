@@ -67,7 +67,7 @@ def measure(
     row: dict[str, Any] = {
         "status": "ok",
         "reason": "",
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "date": _now(),
         "versions": _versions(),
     }
     try:
@@ -78,7 +78,7 @@ def measure(
         scores, artifacts = score_embedding(
             embedding, reference, groups=groups, seed=task.seed, n_jobs=n_jobs
         )
-        row |= scores
+        row |= scores | {"scored": _now()}
         _save(
             out / "artifacts" / task.data / folder_of(task.method) / f"{task.seed}.npz", artifacts
         )
@@ -153,7 +153,7 @@ def _embedding(
         if spec.label_key is None:
             raise ValueError(f"{method.label} needs a label column.")
         options["label_key"] = spec.label_key
-    _reset_peak_memory()
+    before = _reset_peak_memory()
     processor = time.process_time()
     with fast_counts():  # as QBMVI has it: cost should not differ by that
         result = method.run(adata, seed=task.seed, max_epochs=budget, **options)
@@ -161,10 +161,13 @@ def _embedding(
         "seconds": round(result.seconds, 2),
         # Of all threads, setting up included: what a busy machine does not change.
         "cpu_seconds": round(time.process_time() - processor, 2),
-        "peak_memory_mb": _peak_memory_mb(),
+        "memory_mb": round(max(_peak_memory_mb() - before, 0.0), 1),
         "n_dimensions": int(result.embedding.shape[1]),
         "likelihood": method.likelihood,
         "validation_elbo": result.validation_elbo,
+        # Of the fit: scores may be computed afresh, later and by other code.
+        "date": _now(),
+        "versions": _versions(),
     }
     history = getattr(result.model, "history", None) or {}
     if "elbo_train" in history:
@@ -194,6 +197,10 @@ def _code() -> str:
     return digest.hexdigest()[:12]
 
 
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
 def _versions() -> dict[str, str]:
     out = {"python": platform.python_version(), "code": _code()}
     for name in _PACKAGES:
@@ -204,11 +211,13 @@ def _versions() -> dict[str, str]:
     return out
 
 
-def _reset_peak_memory() -> None:
+def _reset_peak_memory() -> float:
+    """What the process holds already, in MiB: earlier rows leave their libraries."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:  # not Linux: the peak is then that of the whole process
         pass
+    return _peak_memory_mb()
 
 
 def _peak_memory_mb() -> float:

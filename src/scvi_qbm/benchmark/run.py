@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 from scvi_qbm._files import replacing
-from scvi_qbm.datasets import describe
+from scvi_qbm.datasets import describe, download
 
 from ._pool import work_through
 from ._ray import work_through_on_ray
@@ -109,6 +110,7 @@ def run_benchmark(
             groups=config.groups,
             n_threads=n_threads,
         )
+        _download({task.data for task in tasks}, specs, progress)
         logs = out / "logs"
         logs.mkdir(exist_ok=True)
         on_ray = partial(work_through_on_ray, n_threads=n_threads)
@@ -124,6 +126,17 @@ def run_benchmark(
         for task, row in _shown(results, len(tasks), progress):
             rows.add(task.key, row)
     return rows.frame()
+
+
+def _download(names: set[str], specs: Mapping[str, DataSpec], progress: bool) -> None:
+    """Files that rows need, by one process: several would write to one place."""
+    for name in sorted(names):
+        if specs[name].path is None:
+            try:
+                download(name, progress=progress)
+            except (RuntimeError, OSError) as error:
+                # Its rows will say so, and the others can be measured.
+                warnings.warn(f"{name}: {error}", RuntimeWarning, stacklevel=3)
 
 
 def _measure(task: Task, *, specs: Any, out: Path, n_threads: int, **kwargs: Any) -> Any:

@@ -226,7 +226,10 @@ def _scgraph(task: _Task) -> None:
 def _classify(task: _Task) -> None:
     known, x, seed = task.reference, task.embedding, task.seed
     if known.labels is not None:
-        near, linear = knn_probe(x, known.labels, seed=seed), logistic_probe(x, known.labels)
+        near, linear = (
+            knn_probe(x, known.labels, seed=seed),
+            logistic_probe(x, known.labels, seed=seed),
+        )
         task.scores |= {"knn_accuracy": near.accuracy, "knn_f1": near.macro_f1}
         task.scores |= {"logistic_accuracy": linear.accuracy, "logistic_f1": linear.macro_f1}
         if known.batch is not None:

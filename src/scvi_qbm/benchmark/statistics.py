@@ -16,7 +16,7 @@ __all__ = ["DETERMINISTIC", "POOLED", "means", "paired", "pool", "t_interval", "
 POOLED = "(all data sets)"
 #: Methods to which another seed gives the same embedding, so that one row of theirs is
 #: compared with all of others.
-DETERMINISTIC = frozenset({"pca", "harmony"})
+DETERMINISTIC = frozenset({"pca"})
 # Nats are comparable where this column is equal, and nowhere else.
 COMPARABLE = {"validation_elbo": "likelihood", "validation_iwae": "likelihood"}
 

@@ -2,7 +2,7 @@
 
 from scvi_qbm.datasets._download import ChecksumError, DownloadError, data_dir, fetch
 from scvi_qbm.datasets._info import DatasetInfo, RemoteFile
-from scvi_qbm.datasets._load import describe, list_datasets, load
+from scvi_qbm.datasets._load import describe, download, list_datasets, load
 from scvi_qbm.datasets._pbmc68k import pbmc68k
 from scvi_qbm.datasets._preprocess import preprocess_counts
 from scvi_qbm.datasets._simulate import simulate
@@ -14,6 +14,7 @@ __all__ = [
     "RemoteFile",
     "data_dir",
     "describe",
+    "download",
     "fetch",
     "list_datasets",
     "load",

@@ -16,7 +16,7 @@ from scvi_qbm.datasets._preprocess import preprocess_counts
 from scvi_qbm.datasets._read import check_columns, choose_cells, log_cp10k, read_counts
 from scvi_qbm.datasets._shared import SHARED, find_shared
 
-__all__ = ["describe", "list_datasets", "load"]
+__all__ = ["describe", "download", "list_datasets", "load"]
 
 _ALL = {PBMC68K.name: PBMC68K} | SHARED | COLLECTIONS
 
@@ -168,11 +168,41 @@ def _path(info: DatasetInfo, progress: bool) -> Path:
     )
 
 
-def _assemble(info: DatasetInfo, progress: bool) -> AnnData:
-    from scvi_qbm.datasets._pbmc12k import build_pbmc12k
+def download(name: str, *, progress: bool = True) -> list[Path]:
+    """Have the files of a set on this machine, before several processes ask for them.
 
+    Parameters
+    ----------
+    name
+        One of :func:`list_datasets`.
+    progress
+        Whether a download draws a bar.
+
+    Returns
+    -------
+    list[pathlib.Path]
+        The files; none of the set that comes with this package.
+
+    Raises
+    ------
+    KeyError
+        If there is no such set.
+    FileNotFoundError
+        If the file must be put in place by hand and is not there.
+    DownloadError, ChecksumError
+        See :func:`fetch`.
+    """
+    info = describe(name)
+    if info.kind == "bundled":
+        return []
     parts = [
         fetch(part.url, part.file_name, sha256=part.sha256, progress=progress)
         for part in info.parts
     ]
-    return build_pbmc12k(_path(info, progress), *parts)
+    return [_path(info, progress), *parts]
+
+
+def _assemble(info: DatasetInfo, progress: bool) -> AnnData:
+    from scvi_qbm.datasets._pbmc12k import build_pbmc12k
+
+    return build_pbmc12k(*download(info.name, progress=progress))

@@ -335,7 +335,7 @@ def cost(
     Parameters
     ----------
     rows
-        Columns ``method``, ``seconds`` and, if known, ``cpu_seconds`` and ``peak_memory_mb``.
+        Columns ``method``, ``seconds`` and, if known, ``cpu_seconds`` and ``memory_mb``.
     methods
         Method -> label, from top to bottom; those in ``rows`` if None.
     blocks
@@ -354,7 +354,7 @@ def cost(
         If there is no method, or neither column.
     """
     titles = {"seconds": "time to fit (s)", "cpu_seconds": "processor time (s)",
-              "peak_memory_mb": "peak memory (MiB)"}  # fmt: skip
+              "memory_mb": "memory added at the peak (MiB)"}  # fmt: skip
     titles = {c: t for c, t in titles.items() if c in rows and rows[c].gt(0).any()}
     methods, blocks = _methods(rows, methods), blocks or {}
     grid = _panels(list(titles.values()), methods, blocks, reference, 3, width=3.0)

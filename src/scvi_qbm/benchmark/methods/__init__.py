@@ -171,7 +171,7 @@ METHODS: dict[str, Method] = {
     ),
     "scpoli": Method(
         scpoli, "scPoli", "Prototypes of all labels.", "supervised", n_seeds=2,
-        max_epochs=_THEIRS,
+        max_epochs=1000,
     ),
     "shuffled": Method(
         shuffled, "shuffled", "Another cell's components: nothing but mixing.", "control",
