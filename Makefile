@@ -113,6 +113,7 @@ bench-device: $(STAMP)
 
 bench-scale: $(STAMP)
 	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/python benchmarks/bench_scale.py
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore benchmarks/profile_step.py bench-output/scale-data/cells_10000.h5ad
 	$(BIN)/python benchmarks/scale_recovery.py bench-output/scale-data/cells_1000000.h5ad
 	$(BIN)/python benchmarks/scale_tables.py bench-output/scale docs/scale
 

@@ -14,7 +14,23 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-# Expected: a step costs n for the layers; a draw n^2 a sweep and chain, by max(5, n // 25) sweeps.
+# Exponents that the algorithm makes one expect, by units from 128 on, of the growth of levels and
+# chains that was measured: a draw is n^2 a sweep, chain and level, of max(5, n // 25) sweeps; an
+# estimate of log Z has a fixed number of sweeps of its own chains; the training chains are n a
+# level and chain, beside matrices of n^2. A step is the network, which does not grow with the
+# units, and what of the draw does not hide behind it.
+EXPECTED = {
+    "n_latent": {
+        "draw_ms": lambda levels, chains: (3 + levels + chains,),
+        "log_z_ms": lambda levels, chains: (2 + levels,),
+        "chains_mb": lambda levels, chains: (1 + levels + chains, 2),
+    },
+    "chains": {
+        "draw_ms": lambda levels, chains: (1,),
+        "log_z_ms": lambda levels, chains: (0,),
+        "chains_mb": lambda levels, chains: (1,),
+    },
+}
 LINES = {
     "step_ms": "training step",
     "draw_ms": "negative samples of a step",
@@ -40,17 +56,31 @@ def main() -> None:
     table = pd.read_csv(args.measured / "growth.csv")
     by_units = table[table["n_chains"].isna()].sort_values("n_latent")
     by_chains = table[table["n_latent"] == 64].sort_values("chains")
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    rows = []
+    figure, axes = plt.subplots(1, 2, figsize=(9, 4.2), layout="constrained")
     for axis, part, x in ((axes[0], by_units, "n_latent"), (axes[1], by_chains, "chains")):
         for column, label in LINES.items():
             tail = part[part[x] >= (128 if x == "n_latent" else 0)]
             slope = exponent(tail[x], tail[column])
-            print(f"{label} by {x}: exponent {slope:.2f}")
-            axis.loglog(part[x], part[column], "o-", ms=3, label=f"{label}: {slope:.2f}")
+            row = {"by": x, "quantity": label, "measured": round(slope, 2), "expected": ""}
+            (line,) = axis.loglog(part[x], part[column], "o-", ms=3)
+            if column in EXPECTED[x]:
+                grown = [exponent(tail[x], tail[name]) for name in ("levels", "chains")]
+                laws, first = EXPECTED[x][column](*grown), tail.iloc[0]
+                for law in laws:
+                    expected = first[column] * (tail[x] / first[x]) ** law
+                    axis.loglog(tail[x], expected, ":", lw=1, color=line.get_color())
+                row["expected"] = " to ".join(f"{law:.1f}" for law in laws)
+            said = f" (expected {row['expected']})" if row["expected"] else ""
+            line.set_label(f"{label}: {slope:.2f}{said}")
+            rows.append(row)
         axis.set(xlabel={"n_latent": "latent units", "chains": "chains (64 units)"}[x])
-        axis.legend(frameon=False, fontsize=7)
+        axis.legend(frameon=False, fontsize=7, loc="lower center", bbox_to_anchor=(0.5, 1.0))
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("ms, or MB")
+    exponents = pd.DataFrame(rows)
+    exponents.to_csv(args.docs / "exponents.csv", index=False)
+    print(exponents.to_string(index=False))
     figure.savefig(args.docs / "growth.png", dpi=120)
 
 
