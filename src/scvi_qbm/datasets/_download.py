@@ -105,16 +105,16 @@ def fetch(
         _download(url, published, sha256, progress)
     if unpack and not target.exists():
         if sha256 is not None:
-            _check(published, sha256, "published")
+            _check(published, sha256, "published", url)
         _unpack(published, target)
         _record(target, url)
         published.unlink()
         return target
     recorded = None if sha256 is not None and not unpack else _recorded(target)
     if recorded is not None:
-        _check(target, recorded, f"recorded in {_record_path(target).name}")
+        _check(target, recorded, f"recorded in {_record_path(target).name}", url)
     elif sha256 is not None and not unpack:
-        _check(target, sha256, "published")
+        _check(target, sha256, "published", url)
     else:
         _record(target, url)
     return target
@@ -130,12 +130,13 @@ def _digest(path: Path) -> str:
     return str(pooch.file_hash(str(path), alg="sha256"))
 
 
-def _check(path: Path, expected: str, origin: str) -> None:
+def _check(path: Path, expected: str, origin: str, url: str | None) -> None:
     found = _digest(path)
     if found != expected.lower():
         raise ChecksumError(
             f"{path} has SHA-256 {found}, but {expected} is {origin}. Delete the file to download "
             "it again; if it changed on purpose, delete the record beside it as well."
+            + ("" if url is None else f" {_by_hand(url, path)}")
         )
 
 
