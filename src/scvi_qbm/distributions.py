@@ -95,7 +95,7 @@ def _log_zinb(x: Tensor, mu: Tensor, theta: Tensor, pi: Tensor, **kwargs: Any) -
 def fast_counts() -> Iterator[None]:
     """Have scvi-tools' own models compute log-gamma functions where there are counts only.
 
-    The same numbers, up to the order of additions, at a third less time for a step of
+    The same numbers, up to the order of additions, at a fifth less time for a step of
     :class:`scvi.model.SCVI` on a CPU; for comparisons in which cost counts. Of the whole process
     while it lasts.
 
