@@ -106,7 +106,7 @@ class ExpressionVAE(VAE):
         Returns
         -------
         dict[str, Any]
-            As there; ``px`` is of :mod:`scvi_qbm.distributions`.
+            As there; ``px`` is a law of ``scvi_qbm.distributions``.
         """
         z = kwargs["z"] if "z" in kwargs else args[0]
         with _unchecked(z.device):
