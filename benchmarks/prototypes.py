@@ -4,6 +4,8 @@
 :class:`MeanFieldCodes`: the encoder gives evidence, and mean-field passes of the prior turn it
 into probabilities. :class:`HardBits`: no relaxation, gradients by the trapezoid rule.
 :class:`GroupedCodes`: a posterior of groups of units, each given those before it.
+:class:`SlopedCodes`: the encoder chooses each slab's slope. :class:`HybridCodes`: Gaussian
+coordinates beside the units.
 """
 
 from __future__ import annotations

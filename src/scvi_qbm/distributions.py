@@ -113,49 +113,42 @@ def fast_counts() -> Iterator[None]:
         _negative_binomial.log_zinb_positive = log_zinb_positive
 
 
-class NegativeBinomial(upstream.NegativeBinomial):
+class _FastCounts:
+    """The :meth:`log_prob` that both have, before upstream's."""
+
+    def log_prob(self: Any, value: Tensor) -> Tensor:
+        """Log-probability of counts.
+
+        Parameters
+        ----------
+        value
+            Counts, a shape that broadcasts with that of ``mu``.
+
+        Returns
+        -------
+        torch.Tensor
+            In nats, elementwise.
+        """
+        if self._validate_args or self.on_mps:
+            return super().log_prob(value)
+        return self._fast_log_prob(value)
+
+
+class NegativeBinomial(_FastCounts, upstream.NegativeBinomial):
     """:class:`scvi.distributions.NegativeBinomial`, faster on a CPU where most counts are zeros.
 
     See :func:`count_terms`. An accelerator computes every element.
     """
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Log-probability of counts.
-
-        Parameters
-        ----------
-        value
-            Counts, a shape that broadcasts with that of ``mu``.
-
-        Returns
-        -------
-        torch.Tensor
-            In nats, elementwise.
-        """
-        if self._validate_args or self.on_mps:
-            return super().log_prob(value)
+    def _fast_log_prob(self, value: Tensor) -> Tensor:
         return _log_nb(value, self.mu, self.theta, eps=self._eps)
 
 
-class ZeroInflatedNegativeBinomial(upstream.ZeroInflatedNegativeBinomial):
+class ZeroInflatedNegativeBinomial(_FastCounts, upstream.ZeroInflatedNegativeBinomial):
     """:class:`scvi.distributions.ZeroInflatedNegativeBinomial`, faster on a CPU, likewise."""
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Log-probability of counts.
-
-        Parameters
-        ----------
-        value
-            Counts, a shape that broadcasts with that of ``mu``.
-
-        Returns
-        -------
-        torch.Tensor
-            In nats, elementwise.
-        """
-        if self._validate_args or self.on_mps:
-            return super().log_prob(value)
-        return _log_zinb(value, self.mu, self.theta, self.zi_logits, eps=1e-8)
+    def _fast_log_prob(self, value: Tensor) -> Tensor:
+        return _log_zinb(value, self.mu, self.theta, self.zi_logits, eps=self._eps)
 
 
 class FreeNormal(Normal):

@@ -141,7 +141,6 @@ def _download(names: set[str], specs: Mapping[str, DataSpec], progress: bool) ->
 
 def _measure(task: Task, *, specs: Any, out: Path, n_threads: int, **kwargs: Any) -> Any:
     import logging
-    import warnings
 
     import torch
 
