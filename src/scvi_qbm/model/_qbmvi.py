@@ -87,14 +87,16 @@ class QBMVI(
         machine weights, best for likelihood and continuous courses (docs/evidence.md);
         ``relaxation`` is not used then.
     recipe
-        ``"default"``, or ``"paper"``: the architecture and optimisation of "Quantum-Boosted
-        High-Fidelity Deep Learning" (256 latents, two linear layers, spike-and-exponential with
-        beta 0.5, squared error on log-normalised values, Adam 1e-2 and 1e-3, patience 10).
+        ``"default"``; ``"long"``: the same model with scvi-tools' learning rate, a KL warm-up of
+        200 epochs and patience 40 (docs/evidence.md says what for); or ``"paper"``: the
+        architecture and optimisation of "Quantum-Boosted High-Fidelity Deep Learning" (256
+        latents, two linear layers, spike-and-exponential with beta 0.5, squared error on
+        log-normalised values, Adam 1e-2 and 1e-3, patience 10).
     relaxation
         ``"spike_exponential"`` (default recipe) or ``"overlapping_exponential"``, see
         :func:`scvi_qbm.relaxations.list_relaxations`.
     relaxation_beta
-        Sharpness of the relaxation. Both recipes: 0.5.
+        Sharpness of the relaxation. All recipes: 0.5.
     prior
         ``"boltzmann"``, or ``"bernoulli"``: independent units with learned biases, the twin to
         compare with.

@@ -115,6 +115,19 @@ METHODS: dict[str, Method] = {
         "Its twin with N(0, I): scVI with 64 latents and QBMVI's optimiser and stopping.",
         "unsupervised", _NB, True,
     ),
+    "qbmvi_long": Method(
+        partial(qbmvi, recipe="long"), "QBMVI, long",
+        "The default's model with scVI's learning rate and 400 epochs, stopping early.",
+        "unsupervised", _NB, max_epochs=_THEIRS,
+    ),
+    "bernoulli_long": Method(
+        partial(qbmvi, recipe="long", prior="bernoulli"), "QBMVI, long, W = 0",
+        "Its twin with independent Bernoulli units.", "unsupervised", _NB, max_epochs=_THEIRS,
+    ),
+    "gaussian_long": Method(
+        partial(gaussian_twin, recipe="long"), "Gaussian twin, long",
+        "Its twin with N(0, I).", "unsupervised", _NB, max_epochs=_THEIRS,
+    ),
     "qbmvi_paper": Method(
         partial(qbmvi, recipe="paper"), "QBMVI, paper",
         "256 units, squared error on log CP10k, learning rates of the paper.",
