@@ -46,7 +46,9 @@ def _parser() -> argparse.ArgumentParser:
         help="nb (default), zinb, poisson for counts; normal for log-normalised values",
     )
     fit.add_argument(
-        "--recipe", default="default", help="default, long (slower, see the docs on evidence) or paper (for comparison)"
+        "--recipe",
+        default="default",
+        help="default, long (slower, see the docs on evidence) or paper (for comparison)",
     )
     fit.add_argument("--n-latent", type=int, help="binary latent units (default: the recipe's)")
     fit.add_argument(
