@@ -28,6 +28,7 @@ from scvi_qbm.dataloaders import (
     is_on_disk,
     open_on_disk,
 )
+from scvi_qbm.dataloaders._hdf5 import plain
 from scvi_qbm.dataloaders._on_disk import share_of_rank, shuffled
 
 SMALL = {"n_latent": 12, "n_hidden": 32}
@@ -142,6 +143,73 @@ def test_reader_gives_the_rows(cells, stored, tmp_path, kind):
         assert block.dtype == x.dtype
         block = block.toarray() if sparse.issparse(block) else block
         np.testing.assert_array_equal(block, x[rows].toarray())
+
+
+LAYOUTS = {
+    "contiguous": (True, {}),
+    "chunks": (True, {"chunks": (70,)}),
+    "numbers of 2 bytes": (True, {"dtype": "uint16", "chunks": (70,)}),
+    "compressed": (False, {"compression": "gzip"}),
+    "shuffled bytes": (False, {"shuffle": True, "chunks": (70,)}),
+    "other byte order": (False, {"dtype": ">f4"}),
+    "flags": (False, {"dtype": bool}),
+    "two dimensions": (False, {"data": np.arange(6).reshape(2, 3)}),
+    "empty": (False, {"data": np.zeros(0)}),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_values_are_read_from_where_they_lie(tmp_path, layout):
+    expected, options = LAYOUTS[layout]
+    values = np.random.default_rng(0).permutation(1000)
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        dataset = file.create_dataset("x", **{"data": values} | options)
+        assert plain(dataset) is None, "open for writing: not all of it need be in the file"
+    with h5py.File(tmp_path / "x.h5") as file:
+        array = plain(file["x"])
+        assert (array is not None) == expected
+        if array is None:
+            return
+        for start, n in [(0, 1000), (0, 1), (999, 1), (69, 2), (70, 70), (13, 800), (1000, 0)]:
+            out = np.empty(n, array.dtype)
+            array.read_into(out, start)
+            np.testing.assert_array_equal(out, file["x"][start : start + n])
+        for start, n in [(999, 2), (-1, 1)]:
+            with pytest.raises(ValueError, match="1000 values"):
+                array.read_into(np.empty(n, array.dtype), start)
+        os.truncate(tmp_path / "x.h5", os.path.getsize(tmp_path / "x.h5") // 2)
+        with pytest.raises(OSError, match="the file ends"):
+            array.read_into(np.empty(1000, array.dtype), 0)
+
+
+def test_chunks_anywhere_in_the_file(tmp_path):
+    """Chunks in an order of their own, others' data between them, and one that is not there."""
+    values = np.arange(300.0)
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        for name in ("x", "y"):
+            file.create_dataset(name, (300,), "f8", chunks=(100,))
+        for start in (200, 0, 100):
+            file["x"][start : start + 100] = values[start : start + 100]
+            if start:
+                file["y"][start : start + 100] = 1
+    with h5py.File(tmp_path / "x.h5") as file:
+        out = np.empty(220)
+        plain(file["x"]).read_into(out, 50)
+        np.testing.assert_array_equal(out, values[50:270])
+        assert plain(file["y"]) is None and file["y"][0] == 0
+    with h5py.File(tmp_path / "u.h5", "w", userblock_size=512) as file:
+        file["x"] = values
+    with h5py.File(tmp_path / "u.h5") as file:
+        assert plain(file["x"]) is None
+
+
+def test_genes_that_come_twice_are_added(tmp_path):
+    """As scipy's ``toarray`` does."""
+    x = sparse.csr_matrix((np.float32([1, 2, 3]), [4, 4, 0], [0, 2, 3]), shape=(2, 6))
+    AnnData(x).write_h5ad(tmp_path / "x.h5ad")
+    manager = registered(open_on_disk(tmp_path / "x.h5ad"), batch_key=None)
+    (batch,) = OnDiskDataLoader(manager, data_and_attributes=["X"])
+    np.testing.assert_array_equal(batch["X"], [[0, 0, 0, 0, 3, 0], [3, 0, 0, 0, 0, 0]])
 
 
 def test_stored_by_columns(cells, tmp_path):

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numba import njit
 from numpy.typing import NDArray
 from scipy import sparse
 from scvi import REGISTRY_KEYS, settings
@@ -92,6 +93,24 @@ def share_of_rank(order: Positions, rank: int, n_ranks: int, drop_tail: bool) ->
     """
     n = len(order) // n_ranks if drop_tail else math.ceil(len(order) / n_ranks)
     return np.resize(order, n * n_ranks)[rank * n : (rank + 1) * n]
+
+
+class _Rows(NamedTuple):
+    """Rows of a matrix, in an order that is not its own: they are not copied before their turn."""
+
+    x: Any
+    rows: Positions
+
+    def part(self, of: slice) -> _Rows:
+        return _Rows(self.x, self.rows[of])
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def add_rows(data, indices, indptr, rows, out):  # type: ignore[no-untyped-def]
+    """Add rows of a CSR matrix to a dense one, row by row, in the order of ``rows``."""
+    for i, row in enumerate(rows):
+        for k in range(indptr[row], indptr[row + 1]):
+            out[i, indices[k]] += data[k]
 
 
 class OnDiskDataLoader:
@@ -237,7 +256,9 @@ class OnDiskDataLoader:
             out = {k: torch.from_numpy(v[inverse]) for k, v in self._rest[rows].items()}
             if self._dtype is not None:
                 x = self._reader.read(rows)
-                out[REGISTRY_KEYS.X_KEY] = x[inverse]
+                if sparse.issparse(x):
+                    x = x.astype(self._dtype, copy=False)
+                out[REGISTRY_KEYS.X_KEY] = _Rows(x, inverse)
         except MemoryError as error:
             raise MemoryError(
                 f"{len(cells)} cells of {self._reader.name} do not fit into memory. Read fewer at "
@@ -246,13 +267,15 @@ class OnDiskDataLoader:
             ) from error
         return out
 
-    def _tensor(self, x: Any) -> Tensor:
+    def _tensor(self, part: _Rows) -> Tensor:
+        x, rows = part
         if not sparse.issparse(x):
-            return torch.from_numpy(np.ascontiguousarray(x, dtype=self._dtype))
-        x = x.astype(self._dtype, copy=False)
-        return (
-            scipy_to_torch_sparse(x) if self.load_sparse_tensor else torch.from_numpy(x.toarray())
-        )
+            return torch.from_numpy(np.ascontiguousarray(x[rows], dtype=self._dtype))
+        if self.load_sparse_tensor:
+            return scipy_to_torch_sparse(x[rows])
+        out = np.zeros((len(rows), x.shape[1]), dtype=x.dtype)
+        add_rows(x.data, x.indices, x.indptr, rows, out)
+        return torch.from_numpy(out)
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         resumed, self._resumed = self._resumed, {}
@@ -275,9 +298,12 @@ class OnDiskDataLoader:
                     coming += [reader.submit(self._read, c) for c in buffers[k + 1 : k + 2]]
                     for start in range(0, len(cells), self.batch_size):
                         part = slice(start, start + self.batch_size)
-                        batch = {key: value[part] for key, value in data.items()}
-                        if REGISTRY_KEYS.X_KEY in batch:
-                            batch[REGISTRY_KEYS.X_KEY] = self._tensor(batch[REGISTRY_KEYS.X_KEY])
+                        batch = {
+                            key: self._tensor(value.part(part))
+                            if isinstance(value, _Rows)
+                            else value[part]
+                            for key, value in data.items()
+                        }
                         self._n_given += 1
                         yield batch
             finally:

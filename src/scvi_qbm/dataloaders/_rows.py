@@ -16,6 +16,8 @@ from anndata.io import read_elem, sparse_dataset
 from numpy.typing import NDArray
 from scipy import sparse
 
+from ._hdf5 import plain
+
 __all__ = ["RowReader", "is_on_disk", "open_on_disk"]
 
 # Runs of rows with no more than so many others between them are read in one go.
@@ -142,6 +144,7 @@ class RowReader:
             _check_chunks(group)
         self._parts = None if group is None else (group["data"], group["indices"])
         self._indptr = None if group is None else group["indptr"][:]
+        self._plain = [plain(part) for part in self._parts or ()]
         container = x if group is None else group
         file = getattr(getattr(container, "file", None), "filename", None)
         #: Where the matrix is, for messages.
@@ -188,16 +191,25 @@ class RowReader:
     def _sparse(self, runs: list[tuple[int, int]], covered: NDArray[np.int64]) -> Any:
         assert self._parts is not None and self._indptr is not None
         lengths = self._indptr[covered + 1] - self._indptr[covered]
-        data, indices = [], []
+        indptr = np.concatenate([[0], np.cumsum(lengths)])
+        data, indices = (np.empty(indptr[-1], dtype=part.dtype) for part in self._parts)
+        filled = 0
         for start, stop in runs:
             part = slice(self._indptr[start], self._indptr[stop])
+            here = slice(filled, filled := filled + part.stop - part.start)
             with self._explained(start, stop):
-                for kept, stored in zip((data, indices), self._parts, strict=True):
-                    kept.append(stored[part])
-                _check(data[-1], indices[-1], part.stop - part.start, self.shape[1])
-        indptr = np.concatenate([[0], np.cumsum(lengths)])
-        values = np.concatenate(data), np.concatenate(indices), indptr
-        return sparse.csr_matrix(values, shape=(len(covered), self.shape[1]))
+                for out, stored, direct in zip(
+                    (data, indices), self._parts, self._plain, strict=True
+                ):
+                    if direct is None:
+                        values = stored[part]
+                        if len(values) != part.stop - part.start:
+                            raise ValueError(f"{len(values)} values for {part.stop - part.start}")
+                        out[here] = values
+                    else:
+                        direct.read_into(out[here], part.start)
+                _check(indices[here], self.shape[1])
+        return sparse.csr_matrix((data, indices, indptr), shape=(len(covered), self.shape[1]))
 
     @contextmanager
     def _explained(self, start: int, stop: int) -> Iterator[None]:
@@ -210,8 +222,6 @@ class RowReader:
             ) from error
 
 
-def _check(data: NDArray[Any], indices: NDArray[Any], n_values: int, n_genes: int) -> None:
-    if not len(data) == len(indices) == n_values:
-        raise ValueError(f"{len(data)} values and {len(indices)} genes for {n_values}")
-    if n_values and not 0 <= indices.min() <= indices.max() < n_genes:
+def _check(indices: NDArray[Any], n_genes: int) -> None:
+    if len(indices) and not 0 <= indices.min() <= indices.max() < n_genes:
         raise ValueError("gene numbers are out of range")
