@@ -40,8 +40,12 @@ def train(path: Path, out: Path, steps: int) -> None:
         max_epochs=1, limit_train_batches=steps, limit_val_batches=50, early_stopping=False,
         enable_progress_bar=False, checkpoint_dir=out / "run", checkpoint_every_n_steps=100,
     )  # fmt: skip
-    prior = model.module.prior
-    state = {"weights": model.module.state_dict(), "chains": prior.training_state()}
+    state = {
+        "weights": model.module.state_dict(),
+        "chains": model.module.prior.training_state(),
+        "optimisers": [o.state_dict() for o in model.trainer.optimizers],
+        "history": {key: table.to_csv() for key, table in model.history.items()},
+    }
     torch.save(state, out / "end.pt")
 
 
@@ -55,6 +59,8 @@ def differences(one, other, name="") -> list[str]:
     import torch
 
     if isinstance(one, dict):
+        if one.keys() != other.keys():
+            return [f"{name}: keys"]
         return [d for k in one for d in differences(one[k], other[k], f"{name}.{k}")]
     if isinstance(one, list | tuple):
         return [
@@ -69,8 +75,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("path", type=Path)
     parser.add_argument("--out", type=Path, default=Path("bench-output/scale-recovery"))
-    parser.add_argument("--steps", type=int, default=1200)
-    parser.add_argument("--kills", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=2400)
+    parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--csv", type=Path, default=Path("bench-output/scale/recovery.csv"))
     parser.add_argument("--child", action="store_true")
     args = parser.parse_args()
