@@ -3,6 +3,7 @@ import subprocess
 import sys
 
 import anndata
+import h5py
 import numpy as np
 import pytest
 
@@ -43,6 +44,39 @@ def test_fit(h5ad, tmp_path, capsys):
     assert fit(h5ad, "--layer", "counts", "--out", out) == 1
     assert "exists; pass --overwrite" in capsys.readouterr().err
     assert fit(h5ad, "--layer", "counts", "--out", out, "--overwrite") == 0
+
+
+@pytest.mark.parametrize("bare", [False, True])
+def test_fit_on_disk(h5ad, tmp_path, capsys, monkeypatch, bare):
+    """Neither input nor output is ever read whole; all of the file is in the copy."""
+    out = tmp_path / "out.h5ad"
+    if bare:
+        with h5py.File(h5ad, "r+") as file:
+            del file["obsm"], file["uns"]
+    source = anndata.read_h5ad(h5ad)
+    for name in ("read_h5ad", "AnnData.write_h5ad"):
+        monkeypatch.setattr(
+            f"anndata.{name}", lambda *_, **__: pytest.fail("read or written whole")
+        )
+    assert fit(h5ad, "--layer", "counts", "--batch-key", "batch", "--out", out, "--on-disk") == 0
+    monkeypatch.undo()
+    assert f"wrote {out}" in capsys.readouterr().out
+    result = anndata.read_h5ad(out)
+    assert result.obsm["X_qbmvi"].shape == (700, 64) and result.uns["qbmvi"]["n_cells"] == 700
+    assert np.isfinite(result.obsm["X_qbmvi"]).all() and result.obsm["X_qbmvi"].std() > 0
+    del result.obsm["X_qbmvi"], result.uns["qbmvi"]
+    assert result.obs.equals(source.obs) and result.var.equals(source.var)
+    assert set(result.obsm) == set(source.obsm) and set(result.uns) == set(source.uns)
+    for one, other in ((result.X, source.X), (result.layers["counts"], source.layers["counts"])):
+        assert (one != other).nnz == 0
+    assert not list(tmp_path.glob(".*tmp"))
+
+
+def test_on_disk_is_for_whole_files(h5ad, tmp_path, capsys):
+    cut = tmp_path / "cut.h5ad"
+    cut.write_bytes(h5ad.read_bytes()[:5000])
+    assert fit(cut, "--out", tmp_path / "o.h5ad", "--on-disk") == 1
+    assert "cut.h5ad cannot be read" in capsys.readouterr().err
 
 
 def test_same_seed_same_file(h5ad, tmp_path):

@@ -30,7 +30,7 @@ IMPORTERS = {"import_module", "__import__", "_require"}
 # room -> (rooms of ours it may import, heavy packages it may import)
 ALLOWED = {
     "__init__": ({"ising", "model", "samplers"}, set()),
-    "cli": ({"__init__", "_fit", "benchmark", "samplers", "recipes", "relaxations"},
+    "cli": ({"__init__", "_fit", "benchmark", "samplers", "recipes", "relaxations", "dataloaders"},
             {"anndata", "torch"}),
     "_fit": ({"model", "_checks", "_files"}, {"anndata", "scvi"}),
     "benchmark": (

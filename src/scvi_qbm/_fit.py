@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import time
+from pathlib import Path
 from typing import Any
 
+import h5py
 import scvi
 from anndata import AnnData
+from anndata.io import write_elem
 
 from scvi_qbm._checks import check_setup_keys
 from scvi_qbm._files import replacing
@@ -22,7 +26,7 @@ def fit_h5ad(adata: AnnData, args: argparse.Namespace) -> dict[str, Any]:
     Parameters
     ----------
     adata
-        The data; gets ``obsm["X_qbmvi"]`` and ``uns["qbmvi"]`` and nothing else.
+        The data; what is written has ``obsm["X_qbmvi"]`` and ``uns["qbmvi"]`` besides.
     args
         The options of ``scvi-qbm fit``.
     """
@@ -69,11 +73,23 @@ def fit_h5ad(adata: AnnData, args: argparse.Namespace) -> dict[str, Any]:
     if args.model_dir is not None:
         # First: should the disk be full, the model is what took long.
         model.save(args.model_dir, overwrite=args.overwrite)
-    adata.obsm["X_qbmvi"] = embedding
-    adata.uns["qbmvi"] = summary
     with replacing(args.out) as temporary:
-        adata.write_h5ad(temporary)
+        if args.on_disk:
+            _write_copy(args.input, temporary, embedding, summary)
+        else:
+            adata.obsm["X_qbmvi"], adata.uns["qbmvi"] = embedding, summary
+            adata.write_h5ad(temporary)
     for key, value in summary.items():
         print(f"{key:>16}  {value}")
     print(f"wrote {args.out}" + (f" and {args.model_dir}" if args.model_dir else ""))
     return summary
+
+
+def _write_copy(source: Path, target: Path, embedding: Any, summary: dict[str, Any]) -> None:
+    """Copy an h5ad file and add the embedding; its matrices never come into memory."""
+    shutil.copyfile(source, target)
+    with h5py.File(target, "r+") as file:
+        for group, key, value in (("obsm", "X_qbmvi", embedding), ("uns", "qbmvi", summary)):
+            if group not in file:
+                write_elem(file, group, {})
+            write_elem(file[group], key, value)

@@ -39,6 +39,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     fit.add_argument("input", metavar="IN.h5ad", type=Path, help="cells by genes")
     fit.add_argument("--out", metavar="OUT.h5ad", type=Path, required=True, help="file to write")
+    fit.add_argument(
+        "--on-disk",
+        action="store_true",
+        help="leave the matrices on disk and read cells as they are needed, for more data than "
+        "memory; OUT.h5ad is a copy of the file",
+    )
     fit.add_argument("--layer", help="layer with the values to model (default: X)")
     fit.add_argument("--batch-key", help="column of obs to correct for")
     fit.add_argument(
@@ -198,10 +204,15 @@ def _fit(args: argparse.Namespace) -> None:
     get_sampler(args.sampler)
     if args.relaxation is not None:
         get_relaxation(args.relaxation)
-    try:
-        adata = anndata.read_h5ad(args.input)
-    except Exception as error:
-        raise ValueError(f"{args.input} cannot be read as h5ad: {error}") from error
+    if args.on_disk:
+        from scvi_qbm.dataloaders import open_on_disk
+
+        adata = open_on_disk(args.input)
+    else:
+        try:
+            adata = anndata.read_h5ad(args.input)
+        except Exception as error:
+            raise ValueError(f"{args.input} cannot be read as h5ad: {error}") from error
 
     from scvi_qbm._fit import fit_h5ad
 
