@@ -159,7 +159,7 @@ class Config:
             If it is not TOML, or a field is unknown or of another type.
         """
         try:
-            content = tomllib.loads(path.read_text())
+            content = tomllib.loads(Path(path).read_text())
         except tomllib.TOMLDecodeError as error:
             raise ValueError(f"{path} is not valid TOML: {error}") from error
         specs = []
