@@ -114,6 +114,8 @@ def main() -> None:
     print(row, found[:5])
     args.csv.parent.mkdir(parents=True, exist_ok=True)
     pd.DataFrame([row]).to_csv(args.csv, index=False)
+    if code or found:
+        sys.exit("the runs differ")
 
 
 if __name__ == "__main__":

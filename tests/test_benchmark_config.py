@@ -84,7 +84,7 @@ pseudotime_per_batch = true
 def test_from_toml(tmp_path):
     path = tmp_path / "c.toml"
     path.write_text(TOML)
-    config = Config.from_toml(path)
+    config = Config.from_toml(str(path))
     assert (config.seeds, config.max_epochs, dict(config.seeds_of)) == (2, 7, {"autozi": 1})
     assert config.methods[-1] == "pca" and "qbmvi" in config.methods
     spec = config.spec("x")

@@ -72,6 +72,30 @@ def test_fit_on_disk(h5ad, tmp_path, capsys, monkeypatch, bare):
     assert not list(tmp_path.glob(".*tmp"))
 
 
+def test_on_disk_copies_what_was_trained_on(h5ad, tmp_path, monkeypatch):
+    """Though the input's name has been given to another file by then."""
+    from scvi_qbm import QBMVI
+
+    train, out = QBMVI.train, tmp_path / "out.h5ad"
+
+    def replaced(self, *args, **kwargs):
+        (tmp_path / "other").write_bytes(b"another file")
+        os.replace(tmp_path / "other", h5ad)
+        return train(self, *args, **kwargs)
+
+    monkeypatch.setattr(QBMVI, "train", replaced)
+    assert fit(h5ad, "--layer", "counts", "--out", out, "--on-disk") == 0
+    assert anndata.read_h5ad(out).n_obs == 700
+
+
+def test_old_format_is_found_before_training(h5ad, tmp_path, capsys):
+    with h5py.File(h5ad, "r+") as file:
+        del file["obsm"]
+        file["obsm"] = np.zeros(700, dtype=[("X_pca", "f4", (2,))])
+    assert fit(h5ad, "--layer", "counts", "--out", tmp_path / "o.h5ad", "--on-disk") == 1
+    assert "leave out --on-disk" in capsys.readouterr().err
+
+
 def test_on_disk_is_for_whole_files(h5ad, tmp_path, capsys):
     cut = tmp_path / "cut.h5ad"
     cut.write_bytes(h5ad.read_bytes()[:5000])

@@ -145,6 +145,14 @@ def test_reader_gives_the_rows(cells, stored, tmp_path, kind):
         np.testing.assert_array_equal(block, x[rows].toarray())
 
 
+def bfloat16():
+    kind = h5py.h5t.IEEE_F32LE.copy()
+    kind.set_fields(15, 7, 8, 0, 7)
+    kind.set_size(2)
+    kind.set_ebias(127)
+    return kind
+
+
 LAYOUTS = {
     "contiguous": (True, {}),
     "chunks": (True, {"chunks": (70,)}),
@@ -152,6 +160,7 @@ LAYOUTS = {
     "compressed": (False, {"compression": "gzip"}),
     "shuffled bytes": (False, {"shuffle": True, "chunks": (70,)}),
     "other byte order": (False, {"dtype": ">f4"}),
+    "narrow floats": (False, {"dtype": h5py.Datatype(bfloat16())}),
     "flags": (False, {"dtype": bool}),
     "two dimensions": (False, {"data": np.arange(6).reshape(2, 3)}),
     "empty": (False, {"data": np.zeros(0)}),
@@ -172,7 +181,7 @@ def test_values_are_read_from_where_they_lie(tmp_path, layout):
             return
         for start, n in [(0, 1000), (0, 1), (999, 1), (69, 2), (70, 70), (13, 800), (1000, 0)]:
             out = np.empty(n, array.dtype)
-            array.read_into(out, start)
+            array.read_into(out, np.int32(start))
             np.testing.assert_array_equal(out, file["x"][start : start + n])
         for start, n in [(999, 2), (-1, 1)]:
             with pytest.raises(ValueError, match="1000 values"):
@@ -201,6 +210,47 @@ def test_chunks_anywhere_in_the_file(tmp_path):
         file["x"] = values
     with h5py.File(tmp_path / "u.h5") as file:
         assert plain(file["x"]) is None
+
+
+@pytest.mark.parametrize("chunks", [None, (2**20,)])
+def test_values_beyond_4_gib(tmp_path, chunks):
+    """Positions of 32 bits are not offsets in bytes; holes of the file take no room."""
+    n, start = 2**30 + 2**20, 2**30 + 5
+    plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    plist.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    plist.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    if chunks:
+        plist.set_chunk(chunks)
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        space = h5py.h5s.create_simple((n,))
+        h5py.h5d.create(file.id, b"x", h5py.h5t.NATIVE_FLOAT, space, plist)
+        file["x"][start : start + 10] = np.arange(10)
+    with h5py.File(tmp_path / "x.h5") as file:
+        out = np.empty(10, "f4")
+        plain(file["x"]).read_into(out, np.int32(start))
+    np.testing.assert_array_equal(out, np.arange(10))
+
+
+def test_file_that_is_closed_while_in_use(cells, tmp_path):
+    """The number of a file that was closed is given to the next one."""
+    for name, factor in (("one", 1), ("two", 2)):
+        AnnData(cells.layers["counts"] * factor).write_h5ad(tmp_path / f"{name}.h5ad")
+    adata = open_on_disk(tmp_path / "one.h5ad")
+    reader, rows = RowReader(adata.X), np.arange(50)
+    adata.X.group.file.close()
+    with h5py.File(tmp_path / "two.h5ad"):
+        x = reader.read(rows)
+    assert (x != cells.layers["counts"][:50]).nnz == 0
+
+
+@pytest.mark.parametrize("value", [-1, 10**9, 5])
+def test_rows_that_do_not_follow_each_other(cells, tmp_path, value):
+    path = tmp_path / "bad.h5ad"
+    AnnData(cells.layers["counts"]).write_h5ad(path)
+    with h5py.File(path, "a") as file:
+        file["X/indptr"][300] = value
+    with pytest.raises(OSError, match="X/indptr is damaged"):
+        RowReader(open_on_disk(path).X)
 
 
 def test_genes_that_come_twice_are_added(tmp_path):

@@ -6,7 +6,7 @@ import argparse
 import shutil
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import h5py
 import scvi
@@ -30,6 +30,7 @@ def fit_h5ad(adata: AnnData, args: argparse.Namespace) -> dict[str, Any]:
     args
         The options of ``scvi-qbm fit``.
     """
+    source = _source(args.input) if args.on_disk else None
     check_setup_keys(adata, args.layer, {"batch_key": args.batch_key})
     scvi.settings.seed = args.seed
     # The registration's columns and keys stay out of the user's file.
@@ -74,8 +75,8 @@ def fit_h5ad(adata: AnnData, args: argparse.Namespace) -> dict[str, Any]:
         # First: should the disk be full, the model is what took long.
         model.save(args.model_dir, overwrite=args.overwrite)
     with replacing(args.out) as temporary:
-        if args.on_disk:
-            _write_copy(args.input, temporary, embedding, summary)
+        if source is not None:
+            _write_copy(source, temporary, embedding, summary)
         else:
             adata.obsm["X_qbmvi"], adata.uns["qbmvi"] = embedding, summary
             adata.write_h5ad(temporary)
@@ -85,11 +86,27 @@ def fit_h5ad(adata: AnnData, args: argparse.Namespace) -> dict[str, Any]:
     return summary
 
 
-def _write_copy(source: Path, target: Path, embedding: Any, summary: dict[str, Any]) -> None:
+def _source(path: Path) -> BinaryIO:
+    """The input, to be copied after training: what is opened now, whatever has its name then."""
+    with h5py.File(path) as file:
+        for name in ("obsm", "uns"):
+            if name in file and not isinstance(file[name], h5py.Group):
+                raise ValueError(
+                    f"{path} is of an old format: its {name} is a table, to which nothing can be "
+                    "added. Read it with anndata and write it again, or leave out --on-disk."
+                )
+    return path.open("rb")
+
+
+def _write_copy(source: BinaryIO, target: Path, embedding: Any, summary: dict[str, Any]) -> None:
     """Copy an h5ad file and add the embedding; its matrices never come into memory."""
-    shutil.copyfile(source, target)
-    with h5py.File(target, "r+") as file:
-        for group, key, value in (("obsm", "X_qbmvi", embedding), ("uns", "qbmvi", summary)):
-            if group not in file:
-                write_elem(file, group, {})
-            write_elem(file[group], key, value)
+    with source, target.open("wb") as copy:
+        shutil.copyfileobj(source, copy, 2**24)
+    try:
+        with h5py.File(target, "r+") as file:
+            for group, key, value in (("obsm", "X_qbmvi", embedding), ("uns", "qbmvi", summary)):
+                if group not in file:
+                    write_elem(file, group, {})
+                write_elem(file[group], key, value)
+    except RuntimeError as error:  # HDF5's, if the disk is full when it closes the file
+        raise OSError(f"The embedding could not be written to {target.parent}: {error}") from error

@@ -204,15 +204,12 @@ def _fit(args: argparse.Namespace) -> None:
     get_sampler(args.sampler)
     if args.relaxation is not None:
         get_relaxation(args.relaxation)
-    if args.on_disk:
-        from scvi_qbm.dataloaders import open_on_disk
+    from scvi_qbm.dataloaders import open_on_disk
 
-        adata = open_on_disk(args.input)
-    else:
-        try:
-            adata = anndata.read_h5ad(args.input)
-        except Exception as error:
-            raise ValueError(f"{args.input} cannot be read as h5ad: {error}") from error
+    try:
+        adata = (open_on_disk if args.on_disk else anndata.read_h5ad)(args.input)
+    except Exception as error:
+        raise ValueError(f"{args.input} cannot be read as h5ad: {error}") from error
 
     from scvi_qbm._fit import fit_h5ad
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -138,7 +139,7 @@ class Config:
             get_method(name)
 
     @classmethod
-    def from_toml(cls, path: Path) -> Config:
+    def from_toml(cls, path: str | os.PathLike[str]) -> Config:
         """Read a file with the fields above, and a table ``[[data]]`` for each data set.
 
         Relative paths are relative to the file.
@@ -158,8 +159,9 @@ class Config:
         ValueError
             If it is not TOML, or a field is unknown or of another type.
         """
+        path = Path(path)
         try:
-            content = tomllib.loads(Path(path).read_text())
+            content = tomllib.loads(path.read_text())
         except tomllib.TOMLDecodeError as error:
             raise ValueError(f"{path} is not valid TOML: {error}") from error
         specs = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 from typing import Any
 
 import h5py
@@ -10,6 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = ["PlainArray", "plain"]
+
+
+# Bytes a read: some systems refuse more than 2 GiB.
+_MOST = 2**30
 
 
 class PlainArray:
@@ -24,7 +29,8 @@ class PlainArray:
     offsets
         Where in the file it lies, in bytes.
     descriptor
-        Of the open file; HDF5's own, which lives as long as ``dataset``.
+        Of the open file. It is duplicated: HDF5 may close its own, and its number then stands for
+        another file.
     """
 
     def __init__(
@@ -34,8 +40,9 @@ class PlainArray:
         offsets: NDArray[np.int64],
         descriptor: int,
     ) -> None:
-        self._dataset, self._descriptor = dataset, descriptor
         self._starts, self._offsets = starts, offsets
+        self._descriptor = os.dup(descriptor)
+        weakref.finalize(self, os.close, self._descriptor)
         self.dtype: np.dtype[Any] = dataset.dtype
         self._ends = np.append(starts[1:], len(dataset))
 
@@ -56,6 +63,7 @@ class PlainArray:
         ValueError
             If the array does.
         """
+        start = int(start)  # in 32 bits, offsets in bytes would overflow
         if not 0 <= start <= start + len(out) <= int(self._ends[-1]):
             raise ValueError(f"{self._ends[-1]} values, none at {start + len(out) - 1}")
         # A hand-made slice of bytes: each call of NumPy's costs as much as the read.
@@ -70,10 +78,15 @@ class PlainArray:
 
     def _fill(self, view: memoryview, at: int) -> None:
         while len(view):
-            n = os.preadv(self._descriptor, [view], at)
+            n = os.preadv(self._descriptor, [view[:_MOST]], at)
             if n == 0:
                 raise OSError(f"the file ends at byte {at}")
             view, at = view[n:], at + n
+
+
+def _as_numpy(dataset: h5py.Dataset) -> bool:
+    """Whether numbers are stored as NumPy has them: HDF5 converts others, with odd bits."""
+    return bool(dataset.id.get_type().equal(h5py.h5t.py_create(dataset.dtype)))
 
 
 def plain(dataset: Any) -> PlainArray | None:
@@ -102,6 +115,7 @@ def plain(dataset: Any) -> PlainArray | None:
         or properties.get_nfilters()
         or dtype.kind not in "iuf"
         or not dtype.isnative
+        or not _as_numpy(dataset)
     ):
         return None
     descriptor = dataset.file.id.get_vfd_handle()

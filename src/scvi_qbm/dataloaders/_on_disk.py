@@ -107,7 +107,17 @@ class _Rows(NamedTuple):
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def add_rows(data, indices, indptr, rows, out):  # type: ignore[no-untyped-def]
-    """Add rows of a CSR matrix to a dense one, row by row, in the order of ``rows``."""
+    """Add rows of a CSR matrix to a dense one.
+
+    Parameters
+    ----------
+    data, indices, indptr
+        The CSR matrix; columns must be in range, they are not checked.
+    rows
+        Which rows, in any order.
+    out
+        ``(len(rows), n_columns)``, in the order of ``rows``.
+    """
     for i, row in enumerate(rows):
         for k in range(indptr[row], indptr[row + 1]):
             out[i, indices[k]] += data[k]

@@ -124,7 +124,7 @@ class RowReader:
     Raises
     ------
     OSError
-        If chunks of a sparse zarr matrix are missing.
+        If chunks of a sparse zarr matrix are missing, or its rows do not follow each other.
     TypeError
         If the matrix is stored by columns, so that a row would cost a pass over the file.
     """
@@ -143,7 +143,7 @@ class RowReader:
         if group is not None:
             _check_chunks(group)
         self._parts = None if group is None else (group["data"], group["indices"])
-        self._indptr = None if group is None else group["indptr"][:]
+        self._indptr = None if group is None else _row_starts(group)
         self._plain = [plain(part) for part in self._parts or ()]
         container = x if group is None else group
         file = getattr(getattr(container, "file", None), "filename", None)
@@ -220,6 +220,18 @@ class RowReader:
                 f"Cells {start} to {stop - 1} cannot be read from {self.name}: {error}. The file "
                 "is truncated or damaged, or its disk is gone."
             ) from error
+
+
+def _row_starts(group: Any) -> NDArray[np.int64]:
+    """Where rows of a CSR matrix start, as numbers that take any file's length."""
+    starts = group["indptr"][:].astype(np.int64)
+    stored = min(group[name].shape[0] for name in ("data", "indices"))
+    if starts[0] != 0 or (np.diff(starts) < 0).any() or starts[-1] > stored:
+        raise OSError(
+            f"{group.name}/indptr is damaged: rows do not follow each other from 0 to at most "
+            f"{stored}, the number of values."
+        )
+    return starts
 
 
 def _check(indices: NDArray[Any], n_genes: int) -> None:
