@@ -54,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument(
         "--recipe",
         default="default",
-        help="default, long (slower, see the docs on evidence) or paper (for comparison)",
+        help="default; long or paper are for comparison",
     )
     fit.add_argument("--n-latent", type=int, help="binary latent units (default: the recipe's)")
     fit.add_argument(

@@ -88,7 +88,7 @@ class QBMVI(
         ``relaxation`` is not used then.
     recipe
         ``"default"``; ``"long"``: the same model with scvi-tools' learning rate, a KL warm-up of
-        200 epochs and patience 40 (docs/evidence.md says what for); or ``"paper"``: the
+        200 epochs and patience 40, to compare on equal terms (no better: docs/evidence.md); or ``"paper"``: the
         architecture and optimisation of "Quantum-Boosted High-Fidelity Deep Learning" (256
         latents, two linear layers, spike-and-exponential with beta 0.5, squared error on
         log-normalised values, Adam 1e-2 and 1e-3, patience 10).
