@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -184,6 +185,8 @@ def main() -> None:
         "importance-weighted bound in nats per held-out cell, comparable among models of one "
         f"likelihood. CPU time of fitting alone.\n\n{by_data(good, subsampled)}\n"
     )
+    if (args.directory / "report.html").exists():
+        shutil.copy(args.directory / "report.html", args.docs)
     readme = args.docs.parents[1] / "README.md"
     if args.docs.parent.name == "docs" and readme.exists():
         text = readme.read_text()
