@@ -145,7 +145,7 @@ def test_gaussian_codes_are_written_as_the_decoder_sees_them(h5ad, tmp_path):
         (["--sampler", "qpu"], "Unknown sampler 'qpu'. Available: cim"),
         (["--likelihood", "gamma"], "nb, zinb, poisson, normal"),
         (["--relaxation", "gumbel"], "overlapping_exponential"),
-        (["--recipe", "best"], "default, paper"),
+        (["--recipe", "best"], "default, long, paper"),
         (["--layer", "counts", "--n-latent", "1"], "at least 2"),
     ],
 )

@@ -204,7 +204,7 @@ class RowReader:
                     if direct is None:
                         values = stored[part]
                         if len(values) != part.stop - part.start:
-                            raise ValueError(f"{len(values)} values for {part.stop - part.start}")
+                            raise OSError(f"{len(values)} values for {part.stop - part.start}")
                         out[here] = values
                     else:
                         direct.read_into(out[here], part.start)
