@@ -88,10 +88,10 @@ class QBMVI(
         ``relaxation`` is not used then.
     recipe
         ``"default"``; ``"long"``: the same model with scvi-tools' learning rate, a KL warm-up of
-        200 epochs and patience 40, to compare on equal terms (no better: docs/evidence.md); or ``"paper"``: the
-        architecture and optimisation of "Quantum-Boosted High-Fidelity Deep Learning" (256
-        latents, two linear layers, spike-and-exponential with beta 0.5, squared error on
-        log-normalised values, Adam 1e-2 and 1e-3, patience 10).
+        200 epochs and patience 40, to compare on equal terms (no better: docs/evidence.md); or
+        ``"paper"``: the architecture and optimisation of "Quantum-Boosted High-Fidelity Deep
+        Learning" (256 latents, two linear layers, spike-and-exponential with beta 0.5, squared
+        error on log-normalised values, Adam 1e-2 and 1e-3, patience 10).
     relaxation
         ``"spike_exponential"`` (default recipe) or ``"overlapping_exponential"``, see
         :func:`scvi_qbm.relaxations.list_relaxations`.
