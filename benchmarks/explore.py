@@ -116,14 +116,7 @@ VARIANTS: dict[str, Variant] = {
     "chains_128_bm_lr_0.002": (
         qbmvi, _half | {"sampler_options": {"n_chains": 128}} | plan(bm_lr=2e-3),
     ),
-    # As scVI trains: 400 epochs, the KL warm-up over most of them, a lower learning rate.
-    "slow_400": (
-        qbmvi,
-        _half | {"max_epochs": 400, "train_kwargs": {
-            "plan_kwargs": {"lr": 1e-3, "bm_lr": 5e-4, "n_epochs_kl_warmup": 200},
-            "early_stopping_patience": 40,
-        }},
-    ),
+    "slow_400": (qbmvi, {"recipe": "long", "max_epochs": 400}),
     "sloped": of(prototypes.SlopedCodes, **_half),
     "sloped_4": of(prototypes.SlopedCodes, {"bound": 4.0}, **_half),
     "sloped_W0": of(prototypes.SlopedCodes, **_half, prior="bernoulli"),

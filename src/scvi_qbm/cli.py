@@ -52,9 +52,7 @@ def _parser() -> argparse.ArgumentParser:
         help="nb (default), zinb, poisson for counts; normal for log-normalised values",
     )
     fit.add_argument(
-        "--recipe",
-        default="default",
-        help="default; long or paper are for comparison",
+        "--recipe", default="default", help="default; long or paper are for comparison"
     )
     fit.add_argument("--n-latent", type=int, help="binary latent units (default: the recipe's)")
     fit.add_argument(
