@@ -31,7 +31,11 @@ from scvi_qbm.metrics.scib import (
     scib_scores,
     unique_rows,
 )
-from scvi_qbm.metrics.trajectory import reference_pseudotime, trajectory_conservation
+from scvi_qbm.metrics.trajectory import (
+    diffusion_pseudotime,
+    reference_pseudotime,
+    trajectory_conservation,
+)
 
 
 def separated(n_types=3, n=60, distance=8.0, n_dims=4, seed=0):
@@ -426,6 +430,44 @@ def test_pseudotime_warns_where_scanpy_is_wrong():
     x, labels, _ = line()
     with pytest.warns(UserWarning, match="comes before 'middle' on average"):
         reference_pseudotime(x, labels, "middle")
+
+
+def test_every_component_finds_the_order_where_scanpy_does_not():
+    x, labels, t = line(noise=0.02)
+    cut = trajectory_conservation(x, t, labels)
+    every = trajectory_conservation(x, t, labels, every_component=True)
+    assert every.eigenvalue == cut.eigenvalue >= 0.9994
+    assert cut.score < 0.95 < 0.999 < every.score
+    x, labels, t = line()
+    cut = trajectory_conservation(x, t, labels)
+    every = trajectory_conservation(x, t, labels, every_component=True)
+    assert cut.eigenvalue < 0.9994
+    np.testing.assert_allclose(every.pseudotime, cut.pseudotime, atol=0.01)
+    shuffled = np.random.default_rng(0).permutation(x)
+    found = trajectory_conservation(shuffled, t, labels, every_component=True)
+    assert 0.2 < found.score < 0.8
+
+
+def test_diffusion_pseudotime_is_the_sum_over_all_walks():
+    """Haghverdi et al.: rows of the sum of T^k over k >= 1, stationary state taken out."""
+    rng = np.random.default_rng(0)
+    kernel = np.exp(-((rng.normal(size=(40, 1)) - rng.normal(size=(40, 1)).T) ** 2))
+    kernel = kernel + kernel.T
+    degree = np.sqrt(kernel.sum(0))
+    transitions = kernel / degree[:, None] / degree
+    values, vectors = np.linalg.eigh(transitions)
+    values, vectors = values[::-1], vectors[:, ::-1]
+    rest = transitions - np.outer(vectors[:, 0], vectors[:, 0])
+    walks = np.linalg.inv(np.eye(40) - rest) - np.eye(40)
+    expected = np.linalg.norm(walks - walks[7], axis=1)
+    found = diffusion_pseudotime(vectors, values, 7)
+    np.testing.assert_allclose(found, expected / expected.max(), atol=1e-10)
+    assert found[7] == 0 and found.max() == 1
+    with pytest.raises(ValueError, match="`root` is 40: a cell from 0 to 39"):
+        diffusion_pseudotime(vectors, values, 40)
+    with pytest.raises(ValueError, match=r"\(40, 40\) and `eigenvalues` \(39,\)"):
+        diffusion_pseudotime(vectors, values[1:], 0)
+    assert np.isfinite(diffusion_pseudotime(vectors[:, :2], [1.0, 1.0], 0)).all()
 
 
 def test_pseudotime_of_batches_and_pieces():

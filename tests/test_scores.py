@@ -15,7 +15,8 @@ from scvi_qbm.benchmark.scores import (
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-DESCRIPTIONS = {"n_clusters", "resolution"} | {
+TRAJECTORY = {"trajectory", "trajectory_every", "diffusion_eigenvalue"}
+DESCRIPTIONS = {"n_clusters", "resolution", "diffusion_eigenvalue"} | {
     f"xgb_{name}_sd" for name in ("accuracy", "precision", "recall", "f1")
 }
 NEEDS_BATCH = {
@@ -131,7 +132,7 @@ def test_missing_knowledge_is_nan(space, reference):
     scores, artifacts = score_embedding(space, bare)
     missing = {k for k, v in scores.items() if k != "errors" and np.isnan(v)}
     scgraph = {m.name for m in METRICS if m.group == "scgraph"}
-    assert missing == NEEDS_BATCH | FINE | scgraph | {"trajectory"}
+    assert missing == NEEDS_BATCH | FINE | scgraph | TRAJECTORY
     assert scores["errors"] == "" and set(artifacts) == {"umap", "confusion", "confusion_labels"}
     nothing, artifacts = score_embedding(space, Reference(None, None, None, bare.unintegrated))
     assert all(np.isnan(nothing[m.name]) for m in METRICS) and nothing["errors"] == ""

@@ -96,11 +96,17 @@ METRICS: tuple[Metric, ...] = (
     *_metrics(
         "trajectory",
         ("trajectory", "Trajectory", "Rank agreement of pseudotime with the unintegrated one."),
+        (
+            "trajectory_every",
+            "Trajectory, every component",
+            "The same without scanpy's cut of leading diffusion components; ours.",
+        ),
     ),
 )
 #: Group -> columns that describe and do not rank.
 DESCRIPTIONS = {
     "clustering": ("n_clusters", "resolution"),
+    "trajectory": ("diffusion_eigenvalue",),
     "classify": tuple(f"xgb_{x}_sd" for x in ("accuracy", "precision", "recall", "f1")),
 }
 #: Names of the groups, each computed together, in the order of ``METRICS``.

@@ -252,7 +252,15 @@ def _trajectory(task: _Task) -> None:
     found = trajectory_conservation(
         task.neighbors, known.pseudotime, known.trajectory_labels, batch=batch
     )
-    task.scores["trajectory"] = found.score
+    every = trajectory_conservation(
+        task.neighbors,
+        known.pseudotime,
+        known.trajectory_labels,
+        batch=batch,
+        every_component=True,
+    )
+    task.scores |= {"trajectory": found.score, "trajectory_every": every.score}
+    task.scores["diffusion_eigenvalue"] = found.eigenvalue
     task.artifacts["pseudotime"] = found.pseudotime
 
 

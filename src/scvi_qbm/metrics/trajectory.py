@@ -13,10 +13,17 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 
-__all__ = ["TrajectoryScore", "reference_pseudotime", "trajectory_conservation"]
+__all__ = [
+    "TrajectoryScore",
+    "diffusion_pseudotime",
+    "reference_pseudotime",
+    "trajectory_conservation",
+]
 
 # scanpy takes eigenvalues from here on for those of separate pieces.
 _FLAT = 0.9994
+# 1 minus an eigenvalue of a graph in single precision is not known better than this.
+_RESOLVED = 1e-6
 
 
 class TrajectoryScore(NamedTuple):
@@ -28,10 +35,67 @@ class TrajectoryScore(NamedTuple):
         ``(Spearman correlation + 1) / 2``, from 0 to 1; 0 also where no start cell was found.
     pseudotime
         In the embedding, ``(n_cells,)``; NaN for cells without a pseudotime before.
+    eigenvalue
+        The largest of the diffusion map below 1, that of its leading component; NaN where no
+        start cell was found. At 0.9994 or more scanpy's pseudotime all but leaves it out.
     """
 
     score: float
     pseudotime: NDArray[np.float64]
+    eigenvalue: float = np.nan
+
+
+def diffusion_pseudotime(
+    components: ArrayLike, eigenvalues: ArrayLike, root: int
+) -> NDArray[np.float64]:
+    r"""Diffusion pseudotime by every component of a diffusion map.
+
+    .. math::
+        d(x, y)^2 = \sum_{k \ge 1} \left( \frac{\lambda_k}{1 - \lambda_k} \right)^2
+        (\psi_k(x) - \psi_k(y))^2
+
+    :func:`scanpy.tl.dpt` leaves the weight out from an eigenvalue of 0.9994 on, which it takes for
+    that of a separate piece. In a long or thin course, or one with sharp transitions, it belongs
+    to the course, and the order of the cells is lost. Elsewhere the two agree, but for the trivial
+    component, which scanpy adds.
+
+    Parameters
+    ----------
+    components
+        ``adata.obsm["X_diffmap"]`` of :func:`scanpy.tl.diffmap`, ``(n_cells, n_components)``, the
+        trivial component first.
+    eigenvalues
+        ``adata.uns["diffmap_evals"]``, ``(n_components,)``, decreasing from 1.
+    root
+        Number of the cell where the course begins.
+
+    Returns
+    -------
+    numpy.ndarray
+        float64 ``(n_cells,)``, from 0 at the root to 1. On a graph in several pieces, which have
+        an eigenvalue of 1 each, the order within a piece has no meaning: take one at a time.
+
+    Raises
+    ------
+    ValueError
+        If shapes differ, there are fewer than two components, or the root is no cell.
+
+    References
+    ----------
+    Haghverdi et al. (2016), Nat. Methods 13, 845 (doi:10.1038/nmeth.3971).
+    """
+    psi, values = np.asarray(components, np.float64), np.asarray(eigenvalues, np.float64)
+    if psi.ndim != 2 or values.shape != psi.shape[1:] or len(values) < 2:
+        raise ValueError(
+            f"`components` {psi.shape} and `eigenvalues` {values.shape} should be (n_cells, n) "
+            "and (n,), n of 2 or more: adata.obsm['X_diffmap'] and adata.uns['diffmap_evals']."
+        )
+    if not 0 <= root < len(psi):
+        raise ValueError(f"`root` is {root}: a cell from 0 to {len(psi) - 1}.")
+    weights = values[1:] / np.maximum(1 - values[1:], _RESOLVED)
+    distance = np.linalg.norm((psi[:, 1:] - psi[root, 1:]) * weights, axis=1)
+    farthest = distance.max()
+    return distance / farthest if farthest > 0 else distance
 
 
 def _with_graph(connectivities: sparse.spmatrix) -> AnnData:
@@ -60,9 +124,15 @@ def _connectivities(x: Any, seed: int = 0) -> sparse.csr_matrix:
 
 
 def _dpt(
-    graph: sparse.csr_matrix, start: NDArray[np.bool_], warn: bool = False
-) -> NDArray[np.float64] | None:
-    """Pseudotime in the largest component, NaN elsewhere; None if ``start`` has no cell there.
+    graph: sparse.csr_matrix,
+    start: NDArray[np.bool_],
+    *,
+    every_component: bool = False,
+    warn: bool = False,
+) -> tuple[NDArray[np.float64], float] | None:
+    """Pseudotime in the largest component, NaN elsewhere, and the leading eigenvalue.
+
+    None if ``start`` has no cell in the component.
 
     The root is scIB's: of the start cells, the one most extreme in the first three diffusion
     components (the trivial one among them), towards the side on which the start cells lie.
@@ -82,17 +152,24 @@ def _dpt(
             values = axis[candidates]
             extreme = np.argmin if values.mean() < axis.mean() else np.argmax
             votes[extreme(values)] += 1
-        cells.uns["iroot"] = candidates[votes.argmax()]
-        sc.tl.dpt(cells)
-    if warn and cells.uns["diffmap_evals"][1] >= _FLAT:
+        root = int(candidates[votes.argmax()])
+        eigenvalues = cells.uns["diffmap_evals"]
+        leading = float(eigenvalues[1])
+        if every_component:
+            found = diffusion_pseudotime(cells.obsm["X_diffmap"], eigenvalues, root)
+        else:
+            cells.uns["iroot"] = root
+            sc.tl.dpt(cells)
+            found = cells.obs["dpt_pseudotime"].to_numpy()
+    if warn and leading >= _FLAT:
         warnings.warn(
             f"scanpy's pseudotime hardly weighs diffusion components above {_FLAT}, and the "
             "leading one is: it may not be in order along a long trajectory.",
             stacklevel=3,
         )
     pseudotime = np.full(len(start), np.nan)
-    pseudotime[rows] = cells.obs["dpt_pseudotime"].to_numpy()
-    return pseudotime
+    pseudotime[rows] = found
+    return pseudotime, leading
 
 
 def reference_pseudotime(
@@ -166,7 +243,7 @@ def reference_pseudotime(
             part = _connectivities(dense, seed)
         found = _dpt(part, start[rows], warn=True)
         if found is not None:
-            pseudotime[rows] = found
+            pseudotime[rows], _ = found
     pseudotime[~np.isfinite(pseudotime)] = np.nan
     if np.isnan(pseudotime).all():
         raise ValueError(f"No batch has a start cell {start_label!r} in its main component.")
@@ -190,6 +267,7 @@ def trajectory_conservation(
     labels: ArrayLike,
     *,
     batch: ArrayLike | None = None,
+    every_component: bool = False,
     seed: int = 0,
 ) -> TrajectoryScore:
     """Rank correlation of the pseudotime before with that in the embedding, as in scIB.
@@ -210,6 +288,9 @@ def trajectory_conservation(
         ``(n_cells,)``: those in which the start is looked for.
     batch
         If given, ``(n_cells,)``: the mean over batches of the correlation within each.
+    every_component
+        If True, the embedding's pseudotime is :func:`diffusion_pseudotime`, which keeps diffusion
+        components that scanpy's leaves out. Not scIB's score.
     seed
         Of the search for neighbours, if there is one.
 
@@ -237,14 +318,15 @@ def trajectory_conservation(
         raise ValueError(f"{len(kept)} cells have a pseudotime: at least 3 are needed.")
     first = pd.Series(before[kept]).groupby(y[kept]).mean().idxmin()
     after = np.full(len(before), np.nan)
-    found = _dpt(graph[kept][:, kept], y[kept] == first)
+    found = _dpt(graph[kept][:, kept], y[kept] == first, every_component=every_component)
     if found is None:
         return TrajectoryScore(0.0, after)
-    after[kept] = np.where(found <= 1, found, 0.0)
+    order, leading = found
+    after[kept] = np.where(order <= 1, order, 0.0)
     if batches is None:
         correlation = _spearman(before[kept], after[kept])
     else:
         groups = [kept[batches[kept] == b] for b in np.unique(batches[kept])]
         each = [_spearman(before[rows], after[rows]) for rows in groups]
         correlation = float(pd.Series(each).mean())
-    return TrajectoryScore((correlation + 1) / 2, after)
+    return TrajectoryScore((correlation + 1) / 2, after, leading)
