@@ -16,6 +16,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -29,6 +30,7 @@ from scvi_qbm.benchmark.data import load_data, resolve
 from scvi_qbm.benchmark.likelihood import held_out_likelihood
 from scvi_qbm.benchmark.methods import MethodResult, _vae, gaussian_twin, qbmvi
 from scvi_qbm.benchmark.scores import Reference, prepare_reference, score_embedding
+from scvi_qbm.mixture import mean_field
 
 GROUPS = ("scib", "scgraph", "clustering", "classify", "trajectory")
 SCORES = (
@@ -122,12 +124,23 @@ VARIANTS: dict[str, Variant] = {
     "sloped_W0": of(prototypes.SlopedCodes, **_half, prior="bernoulli"),
     "hybrid_8": of(prototypes.HybridCodes, {"beside": 8}, **_half),
     "hybrid_2": of(prototypes.HybridCodes, {"beside": 2}, **_half),
+    "depth_2000": of(prototypes.ChangedInput, {"depth": 2000.0}, **_half),
+    "mask_0.2": of(prototypes.ChangedInput, {"mask": 0.2}, **_half),
+    "shallow_0.7": of(prototypes.ChangedInput, {"shallow": 0.7}, **_half),
+    "dropout_0.2": (qbmvi, _half | {"dropout_rate": 0.2}),
     "mean_field_2": of(prototypes.MeanFieldCodes, {"passes": 2, "damping": 0.0}, **_half),
 }  # fmt: skip
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-x))
+
+
+def pulled(model: Any, evidence: np.ndarray, strength: float) -> np.ndarray:
+    """Posterior of the evidence under the prior to the power of ``strength``, by mean field."""
+    prior = model.module.prior
+    weaker = SimpleNamespace(local_field=lambda z: strength * prior.local_field(z))
+    return sigmoid(mean_field(weaker, torch.from_numpy(evidence), passes=200).numpy())
 
 
 def views(model: Any) -> dict[str, np.ndarray]:
@@ -153,6 +166,12 @@ def views(model: Any) -> dict[str, np.ndarray]:
         "half the field taken out": sigmoid(logits + field / 2),
         "mean of probabilities and evidence": (q + sigmoid(logits + field)) / 2,
         "evidence, as the decoder sees it": sigmoid(logits + field) @ seen,
+        **{
+            f"posterior under the prior to the power of {strength:g}": pulled(
+                model, logits + field, strength
+            )
+            for strength in (0.25, 0.5, 0.75, 0.9, 1.25)
+        },
     }
 
 

@@ -5,7 +5,8 @@
 into probabilities. :class:`HardBits`: no relaxation, gradients by the trapezoid rule.
 :class:`GroupedCodes`: a posterior of groups of units, each given those before it.
 :class:`SlopedCodes`: the encoder chooses each slab's slope. :class:`HybridCodes`: Gaussian
-coordinates beside the units.
+coordinates beside the units. :class:`ChangedInput`: the encoder sees counts without their depth,
+with genes masked, or at random depths.
 """
 
 from __future__ import annotations
@@ -340,3 +341,31 @@ class HybridCodes(QBMVI):
     """QBMVI on :class:`HybridVAE`."""
 
     _module_cls = HybridVAE
+
+
+class ChangedInputVAE(QBMVAE):
+    """Changes of the counts that the encoder sees; the decoder explains them as they are.
+
+    ``depth``: counts are scaled to this library size. ``mask``: share of genes set to zero in
+    training. ``shallow``: in training, depth is scaled by a factor from 1 - ``shallow`` to 1.
+    """
+
+    options: dict[str, float] = {}
+
+    def _regular_inference(self, x: Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        seen, library = x, torch.log(x.sum(1, keepdim=True))
+        if depth := self.options.get("depth"):
+            seen = seen * (depth / seen.sum(1, keepdim=True))
+        if self.training and (mask := self.options.get("mask")):
+            seen = seen * (torch.rand_like(seen) >= mask)
+        if self.training and (shallow := self.options.get("shallow")):
+            seen = seen * (1 - shallow * torch.rand(len(seen), 1))
+        out = super()._regular_inference(seen, *args, **kwargs)
+        out["library"] = library.expand_as(out["library"])
+        return out
+
+
+class ChangedInput(QBMVI):
+    """QBMVI on :class:`ChangedInputVAE`."""
+
+    _module_cls = ChangedInputVAE

@@ -78,7 +78,8 @@ class LatentMixin:
             graphs, which breaks clustering and UMAP. ``"evidence"``: what the cell itself says
             of each unit, :math:`\sigma(\mathrm{logit}\, q + h + W q)`, in [0, 1]. The prior's
             pull towards its attractors is taken out, which leaves room for cells between them:
-            the one for trajectories (docs/evidence.md).
+            the one for :func:`scanpy.tl.dpt`. (On probabilities take
+            :func:`scvi_qbm.metrics.trajectory.diffusion_pseudotime`; docs/evidence.md.)
         **data_loader_kwargs
             As :meth:`scvi.model.SCVI.get_latent_representation`.
 
