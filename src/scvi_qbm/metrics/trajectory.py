@@ -56,8 +56,8 @@ def diffusion_pseudotime(
 
     :func:`scanpy.tl.dpt` leaves the weight out from an eigenvalue of 0.9994 on, which it takes for
     that of a separate piece. In a long or thin course, or one with sharp transitions, it belongs
-    to the course, and the order of the cells is lost. Elsewhere the two agree, but for the trivial
-    component, which scanpy adds.
+    to the course, and the order of the cells is lost. Elsewhere the two agree, but for small
+    parts: scanpy adds the trivial component and leaves out those after the tenth.
 
     Parameters
     ----------
