@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -30,7 +31,11 @@ def fit_h5ad(adata: AnnData, args: argparse.Namespace) -> dict[str, Any]:
     args
         The options of ``scvi-qbm fit``.
     """
-    source = _source(args.input) if args.on_disk else None
+    with _source(args.input) if args.on_disk else nullcontext() as source:
+        return _fit(adata, args, source)
+
+
+def _fit(adata: AnnData, args: argparse.Namespace, source: BinaryIO | None) -> dict[str, Any]:
     check_setup_keys(adata, args.layer, {"batch_key": args.batch_key})
     scvi.settings.seed = args.seed
     # The registration's columns and keys stay out of the user's file.
@@ -100,7 +105,7 @@ def _source(path: Path) -> BinaryIO:
 
 def _write_copy(source: BinaryIO, target: Path, embedding: Any, summary: dict[str, Any]) -> None:
     """Copy an h5ad file and add the embedding; its matrices never come into memory."""
-    with source, target.open("wb") as copy:
+    with target.open("wb") as copy:
         shutil.copyfileobj(source, copy, 2**24)
     try:
         with h5py.File(target, "r+") as file:
