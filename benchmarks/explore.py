@@ -172,6 +172,9 @@ def views(model: Any) -> dict[str, np.ndarray]:
             )
             for strength in (0.25, 0.5, 0.75, 0.9, 1.25)
         },
+        "posterior under the prior to the power of 4 / largest eigenvalue of -W": pulled(
+            model, logits + field, 4 / float(np.linalg.eigvalsh(-W).max())
+        ),
     }
 
 
