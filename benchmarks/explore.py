@@ -69,6 +69,8 @@ _decay = {
     "reduce_lr_on_plateau": True, "lr_factor": 0.5, "lr_patience": 4,
     "lr_scheduler_metric": "elbo_validation",
 }  # fmt: skip
+_averaged = {"train_kwargs": {"weight_averaging": True}}
+_no_batch_norm = {"use_batch_norm": "none"}
 _squashed, _half = prototypes.SquashedCodes, {"relaxation_beta": 0.5}
 _codes = {"latent_distribution": "normal"}
 VARIANTS: dict[str, Variant] = {
@@ -128,6 +130,38 @@ VARIANTS: dict[str, Variant] = {
     "mask_0.2": of(prototypes.ChangedInput, {"mask": 0.2}, **_half),
     "shallow_0.7": of(prototypes.ChangedInput, {"shallow": 0.7}, **_half),
     "dropout_0.2": (qbmvi, _half | {"dropout_rate": 0.2}),
+    "layer_norm": (qbmvi, _half | _no_batch_norm | {"use_layer_norm": "both"}),
+    "layer_norm_encoder": (
+        qbmvi, _half | {"use_batch_norm": "decoder", "use_layer_norm": "encoder"}
+    ),
+    "layer_norm_decoder": (
+        qbmvi, _half | {"use_batch_norm": "encoder", "use_layer_norm": "decoder"}
+    ),
+    "layer_norm_two_layers": (
+        qbmvi, _half | _no_batch_norm | {"use_layer_norm": "both", "n_layers": 2}
+    ),
+    "additive": of(prototypes.AdditiveCodes, **_half),
+    "additive_slow": of(
+        prototypes.AdditiveCodes, **_half, recipe="long", max_epochs=400
+    ),
+    **{
+        f"{name}_kernel_{beta:g}": (
+            qbmvi, {"relaxation": f"{name}_kernel", "relaxation_beta": beta}
+        )
+        for name in ("gaussian", "power")
+        for beta in (2.0, 3.0, 5.0)
+    },
+    "hidden_64": of(prototypes.HiddenCodes, {"hidden": 64}, **_half, relaxation="hidden"),
+    "hidden_32": of(prototypes.HiddenCodes, {"hidden": 32}, **_half, relaxation="hidden"),
+    "hidden_64_alone": of(
+        prototypes.HiddenCodes, {"hidden": 64, "beside": 0}, **_half, relaxation="hidden"
+    ),
+    "disarm": of(prototypes.DisArmCodes, relaxation="hard"),
+    "averaged": (qbmvi, _half | _averaged),
+    "gaussian_kernel_3_averaged": (
+        qbmvi, _averaged | {"relaxation": "gaussian_kernel", "relaxation_beta": 3.0}
+    ),
+    "gaussian_averaged": (gaussian_twin, _averaged),
     "mean_field_2": of(prototypes.MeanFieldCodes, {"passes": 2, "damping": 0.0}, **_half),
 }  # fmt: skip
 
@@ -190,7 +224,9 @@ def measure(
 ) -> list[dict[str, Any]]:
     run, kwargs = VARIANTS[name]
     kwargs = dict(kwargs)
-    train = kwargs.pop("train_kwargs", {}) | {"enable_progress_bar": False}
+    # Rows are of the weights as they are at the end, but where their name says otherwise.
+    train = {"weight_averaging": False} | kwargs.pop("train_kwargs", {})
+    train["enable_progress_bar"] = False
     budget = kwargs.pop("max_epochs", 100)
     started = time.process_time()
     result = run(

@@ -34,15 +34,16 @@ ALLOWED = {
             {"anndata", "torch"}),
     "_fit": ({"model", "_checks", "_files"}, {"anndata", "scvi"}),
     "benchmark": (
-        {"__init__", "_checks", "_files", "model", "module", "distributions", "recipes", "metrics",
-         "datasets", "samplers", "plots", "diagnostics", "ising"},
+        {"__init__", "_checks", "_files", "averaging", "model", "module", "distributions",
+         "recipes", "metrics", "datasets", "samplers", "plots", "diagnostics", "ising"},
         {"anndata", "scvi", "scanpy", "matplotlib", "torch", "lightning"},
     ),
     "model": (
-        {"runner", "plan", "checkpoint", "module", "prior", "samplers", "ising", "landscape",
-         "logz", "recipes", "relaxations", "dataloaders", "_checks", "_files"},
+        {"averaging", "runner", "plan", "checkpoint", "module", "prior", "samplers", "ising",
+         "landscape", "logz", "recipes", "relaxations", "dataloaders", "_checks", "_files"},
         {"anndata", "scvi", "torch"},
     ),
+    "averaging": (set(), {"torch", "lightning"}),
     "runner": (set(), {"scvi", "torch", "lightning"}),
     "checkpoint": (
         {"plan", "prior", "samplers", "ising", "_files"},

@@ -84,6 +84,7 @@ class Method(NamedTuple):
 
 
 _FAST = {"optimiser": "qbmvi"}
+_AVERAGED = {"train_kwargs": {"weight_averaging": True}}
 _NB, _NORMAL = "nb, counts", "normal, log CP10k"
 # scvi-tools' epochs, which its learning rate and epsilon need.
 _THEIRS = 400
@@ -114,6 +115,18 @@ METHODS: dict[str, Method] = {
         gaussian_twin, "Gaussian twin",
         "Its twin with N(0, I): scVI with 64 latents and QBMVI's optimiser and stopping.",
         "unsupervised", _NB, True,
+    ),
+    "qbmvi_averaged": Method(
+        partial(qbmvi, **_AVERAGED), "QBMVI, averaged",
+        "The default with the average of its last weights.", "unsupervised", _NB,
+    ),
+    "bernoulli_averaged": Method(
+        partial(qbmvi, prior="bernoulli", **_AVERAGED), "QBMVI, averaged, W = 0",
+        "Its twin with independent Bernoulli units.", "unsupervised", _NB,
+    ),
+    "gaussian_averaged": Method(
+        partial(gaussian_twin, **_AVERAGED), "Gaussian twin, averaged", "Its twin with N(0, I).",
+        "unsupervised", _NB,
     ),
     "qbmvi_long": Method(
         partial(qbmvi, recipe="long"), "QBMVI, long",

@@ -14,7 +14,7 @@ from scvi_qbm.model import QBMVI
 from scvi_qbm.module import ExpressionVAE
 from scvi_qbm.recipes import get_recipe, kl_warmup
 
-from ._common import MethodResult, bare, fit, log_normalised
+from ._common import MethodResult, bare, fit, log_normalised, training_of
 
 __all__ = ["GaussianTwin", "gaussian_twin", "qbmvi"]
 
@@ -135,5 +135,5 @@ def gaussian_twin(
         on_model=on_model,
         max_epochs=max_epochs,
         plan_kwargs=plan,
-        **(stopping | chosen.train | (train_kwargs or {})),
+        **(stopping | training_of(chosen, **(train_kwargs or {}))),
     )

@@ -1,0 +1,91 @@
+"""Changed input of the encoder, and a decoder that adds up profiles."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scvi_qbm import QBMVI
+from scvi_qbm.module import QBMVAE
+
+
+class ChangedInputVAE(QBMVAE):
+    """Changes of the counts that the encoder sees; the decoder explains them as they are.
+
+    ``depth``: counts are scaled to this library size. ``mask``: share of genes set to zero in
+    training. ``shallow``: in training, depth is scaled by a factor from 1 - ``shallow`` to 1.
+    """
+
+    options: dict[str, float] = {}
+
+    def _regular_inference(self, x: Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        seen, library = x, torch.log(x.sum(1, keepdim=True))
+        if depth := self.options.get("depth"):
+            seen = seen * (depth / seen.sum(1, keepdim=True))
+        if self.training and (mask := self.options.get("mask")):
+            seen = seen * (torch.rand_like(seen) >= mask)
+        if self.training and (shallow := self.options.get("shallow")):
+            seen = seen * (1 - shallow * torch.rand(len(seen), 1))
+        out = super()._regular_inference(seen, *args, **kwargs)
+        out["library"] = library.expand_as(out["library"])
+        return out
+
+
+class ChangedInput(QBMVI):
+    """QBMVI on :class:`ChangedInputVAE`."""
+
+    _module_cls = ChangedInputVAE
+
+
+class AdditiveDecoder(torch.nn.Module):
+    """Every unit says, on and off, a profile for each batch; profiles add up as counts do.
+
+    As DRVI's splits (Moinfar and Theis 2024) pooled by logsumexp, for codes in [0, 1]. A network
+    shared by all units maps (unit, state, batch) to a log profile, so its cost does not grow with
+    cells.
+    """
+
+    def __init__(self, n_latent: int, n_genes: int, n_batch: int, width: int = 128) -> None:
+        super().__init__()
+        nn = torch.nn
+        self.units = nn.Parameter(torch.randn(2 * n_latent, width))
+        self.batches = nn.Parameter(torch.randn(n_batch, width) / 8)
+        self.hidden = nn.Sequential(
+            nn.LayerNorm(width), nn.ReLU(), nn.Linear(width, width), nn.LayerNorm(width), nn.ReLU()
+        )
+        self.inject = nn.Linear(n_batch, width, bias=False)
+        self.profile = nn.Linear(width, n_genes)
+        self.genes = nn.Linear(n_batch, n_genes, bias=False)
+        nn.init.zeros_(self.genes.weight)
+
+    def forward(self, dispersion: str, z: Tensor, library: Tensor, batch: Tensor, *_: Tensor):
+        both = torch.cat([z, 1 - z], -1)
+        shape = both.shape[:-1]
+        both = both.reshape(-1, both.shape[-1])
+        where = batch.reshape(-1).long().expand(shape).reshape(-1)
+        rate = both.new_zeros(len(both), self.profile.out_features)
+        for b in where.unique():
+            rows = where == b
+            hidden = self.hidden(self.units + self.batches[b]) + self.inject.weight[:, b]
+            log_profile = self.profile(hidden) + self.genes.weight[:, b]
+            rate[rows] = both[rows] @ log_profile.clamp(max=20).exp()
+        scale = (rate / rate.sum(-1, keepdim=True)).reshape(*shape, -1)
+        return scale, None, library.exp() * scale, torch.zeros_like(scale)
+
+
+class AdditiveVAE(QBMVAE):
+    """QBMVAE with :class:`AdditiveDecoder`."""
+
+    options: dict[str, float] = {}
+
+    def __init__(self, n_input: int, n_batch: int = 0, *args: Any, **kwargs: Any) -> None:
+        super().__init__(n_input, n_batch, *args, **kwargs)
+        self.decoder = AdditiveDecoder(self.n_latent, n_input, max(n_batch, 1))
+
+
+class AdditiveCodes(QBMVI):
+    """QBMVI on :class:`AdditiveVAE`."""
+
+    _module_cls = AdditiveVAE
