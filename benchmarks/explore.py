@@ -156,6 +156,13 @@ VARIANTS: dict[str, Variant] = {
     "hidden_64_alone": of(
         prototypes.HiddenCodes, {"hidden": 64, "beside": 0}, **_half, relaxation="hidden"
     ),
+    **{
+        f"beta_{start:g}_to_{stop:g}": (
+            qbmvi, {"train_kwargs": {"callbacks": [prototypes.AnnealedBeta(start, stop)]}}
+        )
+        for start, stop in ((0.2, 2.0), (3.0, 0.5))
+    },
+    "bm_decay_0.01": (qbmvi, _half | plan(bm_weight_decay=1e-2)),
     "disarm": of(prototypes.DisArmCodes, relaxation="hard"),
     "averaged": (qbmvi, _half | _averaged),
     "gaussian_kernel_3_averaged": (

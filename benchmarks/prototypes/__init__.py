@@ -1,5 +1,6 @@
 """What was tried for QBMVI and not taken, kept so that docs/evidence.md can be run again."""
 
+from .annealing import AnnealedBeta
 from .gaussian_codes import SquashedCodes
 from .hard_bits import DisArmCodes, HardBits
 from .hidden_units import HiddenCodes
@@ -9,6 +10,7 @@ from .posteriors import GroupedCodes, MeanFieldCodes
 from .richer_codes import HybridCodes, SlopedCodes
 
 __all__ = [
-    "AdditiveCodes", "ChangedInput", "DisArmCodes", "GaussianKernel", "GroupedCodes", "HardBits",
-    "HiddenCodes", "HybridCodes", "MeanFieldCodes", "PowerKernel", "SlopedCodes", "SquashedCodes",
+    "AdditiveCodes", "AnnealedBeta", "ChangedInput", "DisArmCodes", "GaussianKernel",
+    "GroupedCodes", "HardBits", "HiddenCodes", "HybridCodes", "MeanFieldCodes", "PowerKernel",
+    "SlopedCodes", "SquashedCodes",
 ]  # fmt: skip
