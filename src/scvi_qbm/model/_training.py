@@ -67,7 +67,7 @@ class TrainingMixin:
             recipe's patience of 10, watching from the end of the KL warm-up on.
         weight_averaging
             Whether the model ends with an average of its weights over the last 100 steps or five
-            epochs, see :class:`~scvi_qbm.averaging.WeightAveraging`: higher bounds at no cost.
+            epochs, see :class:`~scvi_qbm.averaging.WeightAveraging`: higher bounds, the same map.
             ``model.history`` is of the weights without it; ``model.get_elbo()`` of those with it.
         datasplitter_kwargs
             As :meth:`scvi.model.SCVI.train`.
