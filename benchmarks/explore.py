@@ -169,6 +169,10 @@ VARIANTS: dict[str, Variant] = {
         qbmvi, _averaged | {"relaxation": "gaussian_kernel", "relaxation_beta": 3.0}
     ),
     "gaussian_averaged": (gaussian_twin, _averaged),
+    **{
+        f"cycle_{weight:g}": of(prototypes.CycleCodes, {"weight": weight}, **_half)
+        for weight in (2.0, 5.0, 10.0, 30.0)
+    },
     "mean_field_2": of(prototypes.MeanFieldCodes, {"passes": 2, "damping": 0.0}, **_half),
 }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Changed input of the encoder, and a decoder that adds up profiles."""
+"""Changed input of the encoder, a decoder that adds up profiles, a cycle through both."""
 
 from __future__ import annotations
 
@@ -89,3 +89,37 @@ class AdditiveCodes(QBMVI):
     """QBMVI on :class:`AdditiveVAE`."""
 
     _module_cls = AdditiveVAE
+
+
+class CycleVAE(QBMVAE):
+    """Cells decoded as of another batch must be encoded as they were.
+
+    As sysVI's cycle loss (Hrovatin et al. 2024), on probabilities of units. ``weight``: of the
+    squared distance, summed over units.
+    """
+
+    options: dict[str, float] = {}
+
+    def loss(
+        self, tensors: Any, inference_outputs: Any, generative_outputs: Any, kl_weight: Any = 1.0
+    ) -> Any:
+        out = super().loss(tensors, inference_outputs, generative_outputs, kl_weight)
+        if not (self.training and torch.is_grad_enabled() and self.n_batch > 1):
+            return out
+        batch = tensors["batch"]
+        other = (batch + torch.randint_like(batch, 1, self.n_batch)) % self.n_batch
+        inputs = self._get_generative_input(tensors, inference_outputs)
+        seen = self.generative(**inputs | {"batch_index": other})["px"].mean
+        # By running statistics, as cells are encoded in the end.
+        self.z_encoder.eval()
+        again = self.z_encoder(torch.log1p(seen))[0].probs
+        self.z_encoder.train()
+        distance = ((again - inference_outputs["qz"].probs) ** 2).sum(-1).mean()
+        out.loss = out.loss + self.options["weight"] * distance
+        return out
+
+
+class CycleCodes(QBMVI):
+    """QBMVI on :class:`CycleVAE`."""
+
+    _module_cls = CycleVAE
