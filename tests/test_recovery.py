@@ -134,6 +134,7 @@ EARLY = {"plan_kwargs": STOPS, "early_stopping_patience": 2}
         pytest.param([8], {"sampler": "gibbs"}, {"max_epochs": 3}, marks=SLOW),
         pytest.param([8], {"sampler": "exact"}, {"max_epochs": 3}, marks=SLOW),
         pytest.param([8], {"recipe": "paper"}, {"max_epochs": 3}, marks=SLOW),
+        pytest.param([8], {}, {"max_epochs": 3, "precision": "64-true"}, marks=SLOW),
         pytest.param([8], {}, {"max_epochs": 3, "precision": "64-true", "weight_averaging": True},
                      marks=SLOW),
         pytest.param([8], {}, {"max_epochs": 3, "precision": "bf16-mixed"}, marks=SLOW),

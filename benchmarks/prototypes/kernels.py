@@ -13,7 +13,7 @@ from scvi_qbm.relaxations import BinaryRelaxation, register_relaxation
 class ImplicitKernel(BinaryRelaxation):
     """A kernel without a closed inverse CDF; implicit gradients (Figurnov et al. 2018).
 
-    ``_cdf`` and ``_log_density`` give those of zeta for z = 0 and z = 1.
+    ``_cdf`` and ``_density`` give those of zeta for z = 0 and z = 1.
     """
 
     default_beta = 1.0

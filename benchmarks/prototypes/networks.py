@@ -43,8 +43,7 @@ class AdditiveDecoder(torch.nn.Module):
     """Every unit says, on and off, a profile for each batch; profiles add up as counts do.
 
     As DRVI's splits (Moinfar and Theis 2024) pooled by logsumexp, for codes in [0, 1]. A network
-    shared by all units maps (unit, state, batch) to a log profile, so its cost does not grow with
-    cells.
+    shared by all units maps (unit, state, batch) to a log profile: once a batch, not once a cell.
     """
 
     def __init__(self, n_latent: int, n_genes: int, n_batch: int, width: int = 128) -> None:

@@ -15,12 +15,9 @@ from anndata import AnnData
 from numpy.typing import NDArray
 from scipy import sparse
 
-from scvi_qbm.averaging import WeightAveraging
-from scvi_qbm.recipes import Recipe
-
 __all__ = [
     "MethodResult", "bare", "completed", "dense", "fit", "imported", "log_normalised",
-    "need_batches", "training_of",
+    "need_batches",
 ]  # fmt: skip
 
 
@@ -83,14 +80,6 @@ def fit(
     if held_out is not None and len(held_out) and hasattr(model, "get_elbo"):
         elbo = float(model.get_elbo(indices=held_out))
     return MethodResult(embedding, elbo, seconds, model)
-
-
-def training_of(recipe: Recipe, **given: Any) -> dict[str, Any]:
-    """Arguments of scvi-tools' ``train`` that train its models as the recipe does QBMVI."""
-    kwargs = recipe.train | given
-    if kwargs.pop("weight_averaging", False):
-        kwargs["callbacks"] = [*(kwargs.get("callbacks") or []), WeightAveraging()]
-    return kwargs
 
 
 def dense(adata: AnnData) -> None:
