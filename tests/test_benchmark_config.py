@@ -8,6 +8,7 @@ import pytest
 
 from scvi_qbm.benchmark.commands import _config, add_commands
 from scvi_qbm.benchmark.config import Config, DataSpec, Task
+from scvi_qbm.benchmark.data import resolve
 from scvi_qbm.benchmark.methods import METHODS, get_method, select_methods
 from scvi_qbm.cli import main
 
@@ -147,3 +148,9 @@ def test_command_line_chooses_genes_and_cells():
 def test_command_line_lists_methods(capsys):
     assert main(["benchmark", "methods"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == len(METHODS)
+
+
+def test_a_layer_of_a_set_of_ours_is_not_ignored():
+    with pytest.raises(ValueError, match="are in the layer 'counts', not 'spliced'"):
+        resolve(DataSpec("pancreas", layer="spliced"))
+    assert resolve(DataSpec("pancreas", layer="counts")).batch_key

@@ -147,15 +147,10 @@ def test_one_process_downloads(monkeypatch, tmp_path):
 
     monkeypatch.setattr("scvi_qbm.benchmark.run.download", download)
     monkeypatch.setenv("SCVI_QBM_DATA_DIR", str(tmp_path))
-    monkeypatch.setattr(
-        "scvi_qbm.benchmark.run.work_through",
-        lambda tasks, *args, **kwargs: (
-            (task, {"status": "failed", "reason": "x"}) for task in tasks
-        ),
-    )
     with pytest.warns(RuntimeWarning, match="pancreas: no network"):
         frame = quiet(rows, tmp_path / "out")
     assert asked == ["pancreas"] and len(frame) == 3
+    assert set(frame["reason"]) == {"DownloadError: no network"}
 
 
 def test_another_benchmark_in_the_same_directory_is_refused(copied, config, spec):
@@ -474,3 +469,71 @@ def test_a_named_method_of_the_users_own_may_return_an_array_too(spec, tmp_path,
 def test_what_cannot_be_a_method_is_said_before_anything_runs(spec, outside, name, error, message):
     with pytest.raises(error, match=message):
         Config(data=(spec,), methods=(name,))
+
+
+def test_other_scores_stay_when_some_are_computed_afresh(copied, config):
+    before = {row["method"]: row for row in rows_of(copied)}
+    kept = copied / "artifacts" / "made" / "pca" / "0.npz"
+    pictures = set(np.load(kept))
+    quiet(replace(config, groups=("local",)), copied, rescore=True)
+    after = {row["method"]: row for row in rows_of(copied)}
+    assert list(after) == list(before)
+    assert all(after[name]["knn_f1"] == before[name]["knn_f1"] for name in before)
+    assert all("knn_label_entropy" in row and row["scored"] for row in after.values())
+    assert set(np.load(kept)) >= pictures
+
+
+def test_scores_that_a_row_lacks_are_computed_and_no_model_is_fitted_for_them(copied, config):
+    before = {row["method"]: row for row in rows_of(copied)}
+    quiet(replace(config, groups=(*GROUPS, "local")), copied)
+    after = {row["method"]: row for row in rows_of(copied)}
+    for name, row in after.items():
+        assert row["date"] == before[name]["date"] and np.isfinite(row["knn_label_entropy"])
+        assert row["knn_f1"] == before[name]["knn_f1"]
+
+
+def test_scores_of_two_fits_are_not_mixed(copied, config):
+    (copied / "embeddings" / "made" / "pca" / "0.npz").unlink()
+    before = {row["method"]: row for row in rows_of(copied)}
+    time.sleep(1.1)  # dates are of seconds
+    quiet(replace(config, groups=("local",)), copied, rescore=True)
+    after = {row["method"]: row for row in rows_of(copied)}
+    assert after["pca"]["date"] > before["pca"]["date"]
+    assert {"knn_f1", "knn_label_entropy"} <= set(after["pca"])
+
+
+def test_scoring_that_is_cut_short_or_fails_loses_no_row(copied, config, monkeypatch):
+    before = rows_of(copied)
+
+    def stopped(tasks, *args, **kwargs):
+        yield tasks[0], {"status": "failed", "reason": "x"}
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("scvi_qbm.benchmark.run.work_through", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        quiet(config, copied, rescore=True)
+    assert rows_of(copied) == before
+
+
+def test_what_a_missing_package_leaves_out_is_said_and_measured_again(
+    spec, tmp_path, monkeypatch, capsys
+):
+    config = Config(data=(spec,), methods=("pca",), seeds=1, groups=GROUPS)
+    task, calls = Task("made", "pca", 0), []
+
+    def lacking(tasks, *args, **kwargs):
+        calls.append(list(tasks))
+        row = {"status": "ok", "reason": "", "date": "x", "errors": "", "knn_f1": 0.5}
+        row |= {f"seconds_{group}": 1.0 for group in GROUPS}
+        if len(calls) == 1:
+            row |= {"errors": "classify: ImportError: xgboost", "knn_f1": float("nan")}
+        yield from ((task, row) for task in tasks)
+
+    monkeypatch.setattr("scvi_qbm.benchmark.run.work_through", lacking)
+    run_benchmark(config, tmp_path)
+    assert "classify: ImportError: xgboost" in capsys.readouterr().out
+    quiet(config, tmp_path)
+    quiet(config, tmp_path, retry_failed=True)
+    quiet(config, tmp_path, retry_failed=True)
+    assert calls == [[task], [], [task], []]
+    assert rows_of(tmp_path)[0]["knn_f1"] == 0.5

@@ -37,7 +37,8 @@ def resolve(spec: DataSpec) -> DataSpec:
     Raises
     ------
     ValueError
-        If it has neither a path nor a name in the table.
+        If it has neither a path nor a name in the table, or a layer is given for one of the table,
+        whose counts have their place.
     FileNotFoundError
         If its file is not there.
     """
@@ -50,6 +51,11 @@ def resolve(spec: DataSpec) -> DataSpec:
         raise ValueError(
             f"Data set {spec.name!r} has no path and is not one of ours: "
             f"{', '.join(list_datasets())}."
+        )
+    if spec.layer not in (None, "counts"):
+        raise ValueError(
+            f"Counts of {spec.name!r} are in the layer 'counts', not {spec.layer!r}. Give the path "
+            "of a file to use a layer of yours."
         )
     info = describe(spec.name)
     known = {k: getattr(info, k) for k in _FROM_TABLE if getattr(spec, k) is None}

@@ -38,6 +38,7 @@ def measure(
     *,
     max_epochs: int | None = None,
     groups: tuple[str, ...] | None = None,
+    scored: tuple[str, ...] = (),
     n_jobs: int = 1,
 ) -> dict[str, Any]:
     """Measure a row; what fails becomes a row that says why.
@@ -54,6 +55,8 @@ def measure(
         Epochs at most; default the method's own.
     groups
         Groups of metrics; default all.
+    scored
+        Groups that an earlier row has: computed as well if the model has to be fitted again.
     n_jobs
         Threads of the scores.
 
@@ -73,15 +76,19 @@ def measure(
     try:
         adata, reference = prepared(spec, out)
         row |= {"n_cells": adata.n_obs, "n_genes": adata.n_vars}
-        embedding, fitted = _embedding(task, spec, adata, out, max_epochs)
+        embedding, fitted, afresh = _embedding(task, spec, adata, out, max_epochs)
         row |= fitted
+        if groups is not None and afresh:
+            groups = tuple(dict.fromkeys((*groups, *scored)))
         scores, artifacts = score_embedding(
             embedding, reference, groups=groups, seed=task.seed, n_jobs=n_jobs
         )
         row |= scores | {"scored": _now()}
-        _save(
-            out / "artifacts" / task.data / folder_of(task.method) / f"{task.seed}.npz", artifacts
-        )
+        path = out / "artifacts" / task.data / folder_of(task.method) / f"{task.seed}.npz"
+        if not afresh and path.exists():
+            with np.load(path, allow_pickle=False) as kept:
+                artifacts = dict(kept) | artifacts
+        _save(path, artifacts)
     except ImportError as error:
         row |= {"status": "absent", "reason": str(error)}
     except Exception as error:  # noqa: BLE001 - a method's failure is a row, not the end
@@ -138,7 +145,8 @@ def prepared(spec: DataSpec, out: Path) -> tuple[AnnData, Reference]:
 
 def _embedding(
     task: Task, spec: DataSpec, adata: AnnData, out: Path, max_epochs: int | None
-) -> tuple[NDArray[Any], dict[str, Any]]:
+) -> tuple[NDArray[Any], dict[str, Any], bool]:
+    """Embedding, columns about its fit, and whether it was fitted just now."""
     method = get_method(task.method)
     budget = spec.max_epochs or max_epochs or method.budget(adata.n_obs)
     key = json.dumps([str(task), str(spec), budget, adata.n_obs, adata.n_vars], sort_keys=True)
@@ -147,7 +155,7 @@ def _embedding(
     if path.exists():
         with np.load(path, allow_pickle=False) as kept:
             if str(kept["fingerprint"]) == fingerprint:
-                return kept["embedding"], json.loads(str(kept["fitted"]))
+                return kept["embedding"], json.loads(str(kept["fitted"])), False
     options: dict[str, Any] = {"batch_key": spec.batch_key}
     if method.uses_labels:
         if spec.label_key is None:
@@ -179,7 +187,7 @@ def _embedding(
     embedding = np.asarray(result.embedding, dtype=np.float32)
     info = {"fingerprint": fingerprint, "fitted": json.dumps(fitted)}
     _save(path, {"embedding": embedding, **{k: np.array(v) for k, v in info.items()}})
-    return embedding, fitted
+    return embedding, fitted, True
 
 
 def _save(path: Path, arrays: dict[str, Any], *, alone: bool = True) -> None:

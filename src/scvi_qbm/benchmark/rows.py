@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -67,15 +66,21 @@ class Rows:
         self.rows.append({**key, **values})
         self._write()
 
-    def keep(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
-        """Drop the rows that are not wanted any more.
+    def put(self, key: dict[str, Any], values: dict[str, Any]) -> None:
+        """As :meth:`add`, in the place of the row that has this key, if there is one.
 
         Parameters
         ----------
-        wanted
-            Given a row, whether it stays.
+        key
+            What identifies it.
+        values
+            What was measured.
         """
-        self.rows = [row for row in self.rows if wanted(row)]
+        before = self.find(key)
+        if before is None:
+            self.add(key, values)
+            return
+        self.rows[self.rows.index(before)] = {**key, **values}
         self._write()
 
     def _write(self) -> None:

@@ -19,6 +19,7 @@ from scvi_qbm.datasets import describe, download
 
 from ._pool import work_through
 from ._ray import work_through_on_ray
+from .columns import GROUPS
 from .config import Config, DataSpec, Task
 from .data import resolve
 from .methods import METHODS, get_method
@@ -42,7 +43,7 @@ def run_benchmark(
     rescore: bool = False,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Measure every row that is not there yet.
+    """Measure every row that is not there yet, and scores that a row lacks.
 
     Rows are kept in ``out/rows.jsonl`` as they are ready, so that a run that is stopped, by Ctrl-C
     or by a crash, loses the rows in work and no other: run it again and it goes on. Embeddings,
@@ -63,9 +64,11 @@ def run_benchmark(
     timeout
         Seconds a row may take before it is given up.
     retry_failed
-        Measure rows again that failed, or lacked a package.
+        Measure rows again that failed, or lacked a package, for some of their scores as well.
     rescore
-        Score all embeddings afresh; models are fitted only where none is kept.
+        Score all embeddings afresh; models are fitted only where none is kept. A row stays as it
+        is until its new scores are there. With ``config.groups`` the other scores stay, or are
+        computed as well where the model had to be fitted again.
     progress
         Show a progress bar.
 
@@ -91,26 +94,27 @@ def run_benchmark(
     with _alone(out):
         _write_config(config, specs, out)
         rows = Rows(out, "rows")
-        tasks = config.tasks()
-        if rescore or retry_failed:
-            # Rows of this directory that are not asked for stay whatever they are.
-            asked = set(tasks)
-            rows.keep(
-                lambda row: (
-                    Task(row["data"], row["method"], row["seed"]) not in asked
-                    or (row["status"] == "ok" and not rescore)
-                )
-            )
-        tasks = [task for task in tasks if task.key not in rows]
+        before = {task: rows.find(task.key) for task in config.tasks()}
+        wanted = set(config.groups or GROUPS)
+        tasks = [
+            task
+            for task, row in before.items()
+            if row is None or rescore or _lacks(row, wanted, retry_failed)
+        ]
+        for name, message in _download({task.data for task in tasks}, specs, progress).items():
+            row = {"status": "failed", "reason": message}
+            for task in [task for task in tasks if task.data == name]:
+                tasks.remove(task)
+                _keep(rows, task, row)
         function = partial(
             _measure,
             specs=specs,
             out=out,
             max_epochs=config.max_epochs,
-            groups=config.groups,
+            groups=tuple(group for group in GROUPS if group in wanted),
+            scored={task: _scored(before[task]) for task in tasks if before[task]},
             n_threads=n_threads,
         )
-        _download({task.data for task in tasks}, specs, progress)
         logs = out / "logs"
         logs.mkdir(exist_ok=True)
         on_ray = partial(work_through_on_ray, n_threads=n_threads)
@@ -124,22 +128,57 @@ def run_benchmark(
             logs=logs,
         )
         for task, row in _shown(results, len(tasks), progress):
-            rows.add(task.key, row)
+            _keep(rows, task, row)
     return rows.frame()
 
 
-def _download(names: set[str], specs: Mapping[str, DataSpec], progress: bool) -> None:
+def _scored(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """The groups of metrics that a row has."""
+    return tuple(group for group in GROUPS if f"seconds_{group}" in row)
+
+
+def _lacks(row: Mapping[str, Any], groups: set[str], retry_failed: bool) -> bool:
+    """Whether a row is to be measured once more."""
+    if row["status"] != "ok" or row.get("errors"):
+        return retry_failed
+    return not groups <= set(_scored(row))
+
+
+def _keep(rows: Rows, task: Task, new: dict[str, Any]) -> None:
+    """Write what was measured; no score that is there is lost to a failure or to fewer groups."""
+    old = rows.find(task.key) or {"status": "absent"}
+    if old["status"] == "ok":
+        if new["status"] != "ok":
+            return
+        if old.get("date") == new.get("date"):  # the same fit
+            failed = {k for k, v in new.items() if new["errors"] and v != v and k in old}
+            new = old | {k: v for k, v in new.items() if k not in failed}
+    rows.put(task.key, new)
+
+
+def _download(names: set[str], specs: Mapping[str, DataSpec], progress: bool) -> dict[str, str]:
     """Files that rows need, by one process: several would write to one place."""
+    failed = {}
     for name in sorted(names):
         if specs[name].path is None:
             try:
                 download(name, progress=progress)
             except (RuntimeError, OSError) as error:
-                # Its rows will say so, and the others can be measured.
+                # Its rows say so, and the others can be measured.
+                failed[name] = f"{type(error).__name__}: {error}"
                 warnings.warn(f"{name}: {error}", RuntimeWarning, stacklevel=3)
+    return failed
 
 
-def _measure(task: Task, *, specs: Any, out: Path, n_threads: int, **kwargs: Any) -> Any:
+def _measure(
+    task: Task,
+    *,
+    specs: Any,
+    out: Path,
+    n_threads: int,
+    scored: Mapping[Task, tuple[str, ...]],
+    **kwargs: Any,
+) -> Any:
     import logging
 
     import torch
@@ -151,7 +190,9 @@ def _measure(task: Task, *, specs: Any, out: Path, n_threads: int, **kwargs: Any
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     print(f"--- {task}", flush=True)
-    return measure(task, specs[task.data], out, n_jobs=n_threads, **kwargs)
+    return measure(
+        task, specs[task.data], out, n_jobs=n_threads, scored=scored.get(task, ()), **kwargs
+    )
 
 
 def _environment(out: Path, n_threads: int) -> dict[str, str]:
@@ -240,7 +281,9 @@ def _shown(results: Any, total: int, progress: bool) -> Iterator[tuple[Task, dic
     with Progress(*columns, TimeRemainingColumn(), disable=not progress) as bar:
         shown = bar.add_task("benchmark", total=total)
         for task, row in results:
-            state = "" if row["status"] == "ok" else f"  {row['status']}: {row['reason'][:150]}"
+            state = f"  {row['errors']}" if row.get("errors") else ""
+            if row["status"] != "ok":
+                state = f"  {row['status']}: {row['reason'][:150]}"
             if progress:
                 name = f"{task.data}  {task.method}  seed {task.seed}"
                 bar.console.print(f"{name}  {row.get('seconds_total', 0):.0f} s{state}")
