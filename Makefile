@@ -37,7 +37,7 @@ help:
 	@echo "make bench-scale     memory, cost and growth to a million cells (an hour, 2 GB of disk, resumable)"
 	@echo "make bench-sampling  the paper's Figure 2: law, optima, time per sample (2 hours)"
 	@echo "make bench-landscape outliers, generated cells, attractors, beside SCVI (an hour)"
-	@echo "make bench-methods   QBMVI and its variants beside 16 other methods on ../shared/data (10 hours, resumable)"
+	@echo "make bench-methods   QBMVI and its variants beside 16 other methods on ../shared/data (30 hours of processor time, resumable)"
 	@echo "make bench-metrics   time and memory of the scores by number of cells (7 minutes)"
 	@echo "make table       scvi-qbm fit on every data set in ../shared/data"
 

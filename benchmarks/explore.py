@@ -164,6 +164,25 @@ VARIANTS: dict[str, Variant] = {
         f"cycle_{weight:g}": of(prototypes.CycleCodes, {"weight": weight}, **_half)
         for weight in (2.0, 10.0)
     },
+    **{
+        f"aligned_{weight:g}{f'_{width:g}' if width else ''}": of(
+            prototypes.AlignedCodes, {"weight": weight, "width": width}, **_half
+        )
+        for weight, width in (
+            (10.0, 0.0), (40.0, 0.0), (40.0, 0.05), (40.0, 0.1), (160.0, 0.1), (160.0, 0.2),
+        )
+    },
+    **{
+        f"importance_{name}": of(prototypes.ImportanceCodes, options, **_half)
+        for name, options in {
+            "1": {"samples": 1},
+            "8": {"samples": 8},
+            "8_wake": {"samples": 8, "wake": 0.5},
+            "1_decoder": {"samples": 1, "machine": 0.0},
+            "8_decoder": {"samples": 8, "machine": 0.0},
+        }.items()
+    },
+    "slow_400_256": (qbmvi, {"recipe": "long", "max_epochs": 400, "n_latent": 256}),
     "mean_field_2": of(prototypes.MeanFieldCodes, {"passes": 2, "damping": 0.0}, **_half),
 }  # fmt: skip
 

@@ -70,14 +70,30 @@ def test_scib_counts_are_taken_from_their_layer_and_rounded(collection):
     check_loaded(loaded, counts.toarray(), "pancreas")
 
 
-def test_raw_counts_of_hlca(collection):
-    adata, counts = made(donor_id=3, cell_type=4)
+def test_immune_keeps_counts_of_its_layer_and_rounds_the_villani_batch(collection):
+    adata, counts = made(batch=10, final_annotation=4)
+    adata.layers["counts"] = counts.toarray()
+    adata.layers["counts"][adata.layers["counts"] > 0] -= 0.2
+    collection("immune", adata)
+    with pytest.warns(UserWarning, match="estimated counts"):
+        loaded = datasets.load("immune")
+    check_loaded(loaded, counts.toarray(), "immune")
+
+
+@pytest.mark.parametrize(
+    ("name", "columns"),
+    [
+        ("hlca_core", {"donor_id": 3, "cell_type": 4}),
+        ("fetal_lung", {"batch": 3, "broad_celltype": 4}),
+    ],
+)
+def test_counts_in_raw(collection, name, columns):
+    adata, counts = made(**columns)
     normed, adata.X = adata.X, counts
     adata.raw = adata
     adata.X = normed
-    collection("hlca_core", adata[:, :10].copy())
-    loaded = datasets.load("hlca_core")
-    check_loaded(loaded, counts.toarray(), "hlca_core")
+    collection(name, adata[:, :10].copy())
+    check_loaded(datasets.load(name), counts.toarray(), name)
 
 
 def test_only_genes_of_bmmc(collection):

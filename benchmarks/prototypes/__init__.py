@@ -4,13 +4,14 @@ from .annealing import AnnealedBeta
 from .gaussian_codes import SquashedCodes
 from .hard_bits import DisArmCodes, HardBits
 from .hidden_units import HiddenCodes
+from .importance import ImportanceCodes
 from .kernels import GaussianKernel, PowerKernel
-from .networks import AdditiveCodes, ChangedInput, CycleCodes
+from .networks import AdditiveCodes, AlignedCodes, ChangedInput, CycleCodes
 from .posteriors import GroupedCodes, MeanFieldCodes
 from .richer_codes import HybridCodes, SlopedCodes
 
 __all__ = [
-    "AdditiveCodes", "AnnealedBeta", "ChangedInput", "CycleCodes", "DisArmCodes", "GaussianKernel",
-    "GroupedCodes", "HardBits", "HiddenCodes", "HybridCodes", "MeanFieldCodes", "PowerKernel",
-    "SlopedCodes", "SquashedCodes",
+    "AdditiveCodes", "AlignedCodes", "AnnealedBeta", "ChangedInput", "CycleCodes", "DisArmCodes",
+    "GaussianKernel", "GroupedCodes", "HardBits", "HiddenCodes", "HybridCodes", "ImportanceCodes",
+    "MeanFieldCodes", "PowerKernel", "SlopedCodes", "SquashedCodes",
 ]  # fmt: skip

@@ -122,3 +122,66 @@ class CycleCodes(QBMVI):
     """QBMVI on :class:`CycleVAE`."""
 
     _module_cls = CycleVAE
+
+
+class AlignedVAE(QBMVAE):
+    """Codes of every batch should have one law: energy distance between batches of a minibatch.
+
+    Szekely and Rizzo 2013, of probabilities of units. ``weight``: nats a cell for a distance of 1.
+    ``width``: if given, batches are compared after weighing cells to the composition they have in
+    common, min of the densities under a Gaussian kernel of this share of the mean squared distance
+    between cells. Differences of composition cost nothing then, shifts within the kernel do.
+    """
+
+    options: dict[str, float] = {}
+
+    def loss(
+        self, tensors: Any, inference_outputs: Any, generative_outputs: Any, kl_weight: Any = 1.0
+    ) -> Any:
+        out = super().loss(tensors, inference_outputs, generative_outputs, kl_weight)
+        if not (self.training and torch.is_grad_enabled() and self.n_batch > 1):
+            return out
+        code, batch = inference_outputs["qz"].probs, tensors["batch"].long().squeeze(1)
+        penalty = alignment(code, batch, self.n_batch, self.options.get("width"))
+        out.loss = out.loss + self.options["weight"] * penalty
+        return out
+
+
+def alignment(code: Tensor, batch: Tensor, n_batch: int, width: float | None) -> Tensor:
+    """Energy distance between batches, over all pairs, weighed by their shares of cells."""
+    squared = ((code[:, None] - code) ** 2).sum(-1)
+    apart = (squared + 1e-6).sqrt()
+    member = torch.nn.functional.one_hot(batch, n_batch)
+    member = member[:, member.sum(0) >= 5].to(code)
+    size = member.sum(0)
+    kernel = torch.zeros_like(squared)
+    if width:
+        kernel = torch.exp(-squared.detach() / (2 * width * squared.detach().mean()))
+        kernel = kernel.fill_diagonal_(0)
+    # Density of each batch at each cell, a cell not counted in its own.
+    density = (kernel @ member) / (size - member)
+    total = code.new_zeros(())
+    for a in range(len(size)):
+        for b in range(a):
+            weights = []
+            for here, there in ((a, b), (b, a)):
+                w = member[:, here]
+                if width:
+                    ratio = density[:, there] / density[:, here].clamp(min=1e-6)
+                    w = w * ratio.clamp(max=1)
+                weights.append(w)
+            mass = torch.stack([w.sum() for w in weights]) / size[[a, b]]
+            if mass.min() < 0.05:
+                continue
+            u, v = (w / w.sum() for w in weights)
+            between = u @ apart @ v
+            within = [(w @ apart @ w) / (1 - w @ w).clamp(min=0.1) for w in (u, v)]
+            energy = 2 * between - within[0] - within[1]
+            total = total + size[a] * size[b] / size.sum() ** 2 * mass.min() * energy
+    return total
+
+
+class AlignedCodes(QBMVI):
+    """QBMVI on :class:`AlignedVAE`."""
+
+    _module_cls = AlignedVAE
