@@ -19,7 +19,7 @@ KERNELS := $(wildcard src/scvi_qbm/samplers/_kernels.py src/scvi_qbm/samplers/_r
 export NUMBA_CACHE_DIR ?= $(CURDIR)/$(VENV)/numba-$(shell cat $(KERNELS) | cksum | cut -d' ' -f1)
 
 .PHONY: help demo test test-slow test-peers test-next lint docs tutorials dist bench-train bench-negative \
-	bench-samplers bench-device bench-scale bench-sampling bench-landscape bench-methods bench-metrics table clean
+	bench-samplers bench-device bench-scale bench-sampling bench-landscape bench-methods bench-metrics bench-pictures table clean
 
 help:
 	@echo "make demo        train QBMVI on 700 real cells, results in demo-output/"
@@ -38,6 +38,7 @@ help:
 	@echo "make bench-sampling  the paper's Figure 2: law, optima, time per sample (2 hours)"
 	@echo "make bench-landscape outliers, generated cells, attractors, beside SCVI (an hour)"
 	@echo "make bench-methods   QBMVI and its variants beside 16 other methods on ../shared/data (30 hours of processor time, resumable)"
+	@echo "make bench-pictures  UMAPs, confusions, pseudotime, score by epoch: docs/benchmark/pictures.html (20 minutes)"
 	@echo "make bench-metrics   time and memory of the scores by number of cells (7 minutes)"
 	@echo "make table       scvi-qbm fit on every data set in ../shared/data"
 
@@ -130,6 +131,14 @@ bench-methods: $(STAMP)
 	$(BIN)/scvi-qbm benchmark report bench-methods-output
 	$(BIN)/python benchmarks/benchmark_tables.py bench-methods-output docs/benchmark
 
+bench-pictures: $(STAMP)
+	SCVI_QBM_DATA_DIR=$${SCVI_QBM_DATA_DIR:-../shared/data} $(BIN)/scvi-qbm benchmark run \
+		benchmarks/pictures.toml --no-report --out bench-pictures-output
+	SCVI_QBM_DATA_DIR=$${SCVI_QBM_DATA_DIR:-../shared/data} $(BIN)/scvi-qbm benchmark curves \
+		benchmarks/pictures.toml --out bench-pictures-output
+	$(BIN)/scvi-qbm benchmark report bench-pictures-output --title "Pictures of three sets, seed 0"
+	cp bench-pictures-output/report.html docs/benchmark/pictures.html
+
 bench-metrics: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -W ignore benchmarks/bench_metrics.py
 
@@ -137,5 +146,5 @@ table: $(STAMP)
 	$(BIN)/python benchmarks/fit_all.py ../shared/data docs/fits.csv
 
 clean:
-	rm -rf $(VENV) $(NEXT_VENV) demo-output bench-output sampling-output landscape-output bench-methods-output kaiwu-jobs \
+	rm -rf $(VENV) $(NEXT_VENV) demo-output bench-output sampling-output landscape-output bench-methods-output bench-pictures-output kaiwu-jobs \
 		docs/_build docs/tutorials docs/api/generated dist

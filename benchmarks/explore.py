@@ -24,6 +24,7 @@ import numpy as np
 import pandas as pd
 import prototypes
 import torch
+from sklearn.decomposition import PCA
 
 from scvi_qbm.benchmark.config import Config
 from scvi_qbm.benchmark.data import load_data, resolve
@@ -182,6 +183,8 @@ VARIANTS: dict[str, Variant] = {
             "8_decoder": {"samples": 8, "machine": 0.0},
         }.items()
     },
+    "centred": of(prototypes.CentredCodes, **_half),
+    "zinb": (qbmvi, _half | {"gene_likelihood": "zinb"}),
     "slow_400_256": (qbmvi, {"recipe": "long", "max_epochs": 400, "n_latent": 256}),
     "mean_field_2": of(prototypes.MeanFieldCodes, {"passes": 2, "damping": 0.0}, **_half),
 }  # fmt: skip
@@ -189,6 +192,10 @@ VARIANTS: dict[str, Variant] = {
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-x))
+
+
+def components(x: np.ndarray, n: int, *, whiten: bool = False) -> np.ndarray:
+    return PCA(n, whiten=whiten, svd_solver="full").fit_transform(x)
 
 
 def pulled(model: Any, evidence: np.ndarray, strength: float) -> np.ndarray:
@@ -215,6 +222,8 @@ def views(model: Any) -> dict[str, np.ndarray]:
         "arcsin sqrt": np.arcsin(np.sqrt(q)),
         "local field": -field,
         "as the decoder sees it": q @ seen,
+        "principal components of probabilities": components(q, 20),
+        "principal components of probabilities, whitened": components(q, 20, whiten=True),
         "evidence": sigmoid(logits + field),
         "evidence log-odds": logits + field,
         "evidence within 3": np.clip(logits + field, -3, 3),
@@ -241,7 +250,12 @@ def scored(embedding: np.ndarray, reference: Reference, seed: int) -> dict[str, 
 
 
 def measure(
-    name: str, adata: Any, batch_key: str | None, reference: Reference, seed: int, with_views: bool
+    name: str,
+    adata: Any,
+    batch_key: str | None,
+    reference: Reference,
+    seed: int,
+    wanted: list[str] | None,
 ) -> list[dict[str, Any]]:
     run, kwargs = VARIANTS[name]
     kwargs = dict(kwargs)
@@ -257,8 +271,12 @@ def measure(
     row |= held_out_likelihood(model)
     row |= {key: float(history[key].iloc[-1, 0]) for key in HISTORY if key in history}
     rows = [row | scored(result.embedding, reference, seed)]
-    if with_views:
-        rows += [{"view": view} | scored(x, reference, seed) for view, x in views(model).items()]
+    if wanted is not None:
+        rows += [
+            {"view": view} | scored(x, reference, seed)
+            for view, x in views(model).items()
+            if not wanted or view in wanted
+        ]
     return rows
 
 
@@ -267,7 +285,7 @@ def main() -> None:
     parser.add_argument("data", nargs="*", help="names of benchmarks/shared.toml")
     parser.add_argument("--variants", nargs="+", default=[], choices=list(VARIANTS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--views", action="store_true")
+    parser.add_argument("--views", nargs="*", metavar="VIEW", help="names, or all")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--csv", type=Path)
     args = parser.parse_args()

@@ -1,6 +1,7 @@
 """What was tried for QBMVI and not taken, kept so that docs/evidence.md can be run again."""
 
 from .annealing import AnnealedBeta
+from .centring import CentredCodes
 from .gaussian_codes import SquashedCodes
 from .hard_bits import DisArmCodes, HardBits
 from .hidden_units import HiddenCodes
@@ -11,7 +12,7 @@ from .posteriors import GroupedCodes, MeanFieldCodes
 from .richer_codes import HybridCodes, SlopedCodes
 
 __all__ = [
-    "AdditiveCodes", "AlignedCodes", "AnnealedBeta", "ChangedInput", "CycleCodes", "DisArmCodes",
-    "GaussianKernel", "GroupedCodes", "HardBits", "HiddenCodes", "HybridCodes", "ImportanceCodes",
-    "MeanFieldCodes", "PowerKernel", "SlopedCodes", "SquashedCodes",
+    "AdditiveCodes", "AlignedCodes", "AnnealedBeta", "CentredCodes", "ChangedInput", "CycleCodes",
+    "DisArmCodes", "GaussianKernel", "GroupedCodes", "HardBits", "HiddenCodes", "HybridCodes",
+    "ImportanceCodes", "MeanFieldCodes", "PowerKernel", "SlopedCodes", "SquashedCodes",
 ]  # fmt: skip
