@@ -54,8 +54,8 @@ def resolve(spec: DataSpec) -> DataSpec:
         )
     if spec.layer not in (None, "counts"):
         raise ValueError(
-            f"Counts of {spec.name!r} are in the layer 'counts', not {spec.layer!r}. Give the path "
-            "of a file to use a layer of yours."
+            f"Counts of {spec.name!r} are in the layer 'counts', not {spec.layer!r}. Give the "
+            "path of a file to use a layer of yours."
         )
     info = describe(spec.name)
     known = {k: getattr(info, k) for k in _FROM_TABLE if getattr(spec, k) is None}
