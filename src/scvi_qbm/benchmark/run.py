@@ -139,9 +139,9 @@ def _scored(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _lacks(row: Mapping[str, Any], groups: set[str], retry_failed: bool) -> bool:
     """Whether a row is to be measured once more."""
-    if row["status"] != "ok" or row.get("errors"):
+    if row["status"] != "ok":
         return retry_failed
-    return not groups <= set(_scored(row))
+    return not groups <= set(_scored(row)) or (retry_failed and bool(row.get("errors")))
 
 
 def _keep(rows: Rows, task: Task, new: dict[str, Any]) -> None:
