@@ -537,3 +537,16 @@ def test_what_a_missing_package_leaves_out_is_said_and_measured_again(
     quiet(config, tmp_path, retry_failed=True)
     assert calls == [[task], [], [task], []]
     assert rows_of(tmp_path)[0]["knn_f1"] == 0.5
+
+
+def test_a_new_fit_that_could_not_be_scored_does_not_replace_one_that_was(
+    copied, config, monkeypatch
+):
+    before = rows_of(copied)
+    row = before[0] | {"date": "later", "errors": "classify: ImportError: x", "knn_f1": None}
+    monkeypatch.setattr(
+        "scvi_qbm.benchmark.run.work_through",
+        lambda tasks, *args, **kwargs: iter([(tasks[0], row)]),
+    )
+    quiet(config, copied, rescore=True)
+    assert rows_of(copied) == before

@@ -90,21 +90,32 @@ class AdditiveCodes(QBMVI):
     _module_cls = AdditiveVAE
 
 
-class CycleVAE(QBMVAE):
+class PenalisedVAE(QBMVAE):
+    """A term of the codes in the loss of training, where there are batches; its ``weight``."""
+
+    options: dict[str, float] = {}
+
+    def penalty(self, tensors: Any, inference_outputs: Any) -> Tensor:
+        raise NotImplementedError
+
+    def loss(
+        self, tensors: Any, inference_outputs: Any, generative_outputs: Any, kl_weight: Any = 1.0
+    ) -> Any:
+        out = super().loss(tensors, inference_outputs, generative_outputs, kl_weight)
+        if self.training and torch.is_grad_enabled() and self.n_batch > 1:
+            penalty = self.penalty(tensors, inference_outputs)
+            out.loss = out.loss + self.options["weight"] * penalty
+        return out
+
+
+class CycleVAE(PenalisedVAE):
     """Cells decoded as of another batch must be encoded as they were.
 
     As sysVI's cycle loss (Hrovatin et al. 2024), on probabilities of units. ``weight``: of the
     squared distance, summed over units.
     """
 
-    options: dict[str, float] = {}
-
-    def loss(
-        self, tensors: Any, inference_outputs: Any, generative_outputs: Any, kl_weight: Any = 1.0
-    ) -> Any:
-        out = super().loss(tensors, inference_outputs, generative_outputs, kl_weight)
-        if not (self.training and torch.is_grad_enabled() and self.n_batch > 1):
-            return out
+    def penalty(self, tensors: Any, inference_outputs: Any) -> Tensor:
         batch = tensors["batch"]
         other = (batch + torch.randint_like(batch, 1, self.n_batch)) % self.n_batch
         inputs = self._get_generative_input(tensors, inference_outputs)
@@ -113,9 +124,7 @@ class CycleVAE(QBMVAE):
         self.z_encoder.eval()
         again = self.z_encoder(torch.log1p(seen))[0].probs
         self.z_encoder.train()
-        distance = ((again - inference_outputs["qz"].probs) ** 2).sum(-1).mean()
-        out.loss = out.loss + self.options["weight"] * distance
-        return out
+        return ((again - inference_outputs["qz"].probs) ** 2).sum(-1).mean()
 
 
 class CycleCodes(QBMVI):
@@ -124,7 +133,7 @@ class CycleCodes(QBMVI):
     _module_cls = CycleVAE
 
 
-class AlignedVAE(QBMVAE):
+class AlignedVAE(PenalisedVAE):
     """Codes of every batch should have one law: energy distance between batches of a minibatch.
 
     Szekely and Rizzo 2013, of probabilities of units. ``weight``: nats a cell for a distance of 1.
@@ -133,18 +142,9 @@ class AlignedVAE(QBMVAE):
     between cells. Differences of composition cost nothing then, shifts within the kernel do.
     """
 
-    options: dict[str, float] = {}
-
-    def loss(
-        self, tensors: Any, inference_outputs: Any, generative_outputs: Any, kl_weight: Any = 1.0
-    ) -> Any:
-        out = super().loss(tensors, inference_outputs, generative_outputs, kl_weight)
-        if not (self.training and torch.is_grad_enabled() and self.n_batch > 1):
-            return out
+    def penalty(self, tensors: Any, inference_outputs: Any) -> Tensor:
         code, batch = inference_outputs["qz"].probs, tensors["batch"].long().squeeze(1)
-        penalty = alignment(code, batch, self.n_batch, self.options.get("width"))
-        out.loss = out.loss + self.options["weight"] * penalty
-        return out
+        return alignment(code, batch, self.n_batch, self.options.get("width"))
 
 
 def alignment(code: Tensor, batch: Tensor, n_batch: int, width: float | None) -> Tensor:

@@ -101,11 +101,11 @@ def run_benchmark(
             for task, row in before.items()
             if row is None or rescore or _lacks(row, wanted, retry_failed)
         ]
-        for name, message in _download({task.data for task in tasks}, specs, progress).items():
-            row = {"status": "failed", "reason": message}
-            for task in [task for task in tasks if task.data == name]:
-                tasks.remove(task)
-                _keep(rows, task, row)
+        failed = _download({task.data for task in tasks}, specs, progress)
+        for task in tasks:
+            if task.data in failed:
+                _keep(rows, task, {"status": "failed", "reason": failed[task.data]})
+        tasks = [task for task in tasks if task.data not in failed]
         function = partial(
             _measure,
             specs=specs,
@@ -153,6 +153,8 @@ def _keep(rows: Rows, task: Task, new: dict[str, Any]) -> None:
         if old.get("date") == new.get("date"):  # the same fit
             failed = {k for k, v in new.items() if new["errors"] and v != v and k in old}
             new = old | {k: v for k, v in new.items() if k not in failed}
+        elif new["errors"] and not old.get("errors"):
+            return
     rows.put(task.key, new)
 
 
