@@ -14,8 +14,8 @@ NEXT_BIN := $(NEXT_VENV)/bin
 NEXT_PIP := $(NEXT_BIN)/python -m pip --disable-pip-version-check -q
 NEXT_STAMP := $(NEXT_VENV)/.ready
 # Numba's cache does not notice changes in code that a kernel inlines from another file.
-KERNELS := $(wildcard src/scvi_qbm/samplers/_kernels.py src/scvi_qbm/samplers/_rng.py \
-	src/scvi_qbm/samplers/_simd.py)
+KERNELS := $(wildcard src/scvi_qbm/samplers/engine/kernels.py src/scvi_qbm/samplers/engine/rng.py \
+	src/scvi_qbm/samplers/engine/simd.py)
 export NUMBA_CACHE_DIR ?= $(CURDIR)/$(VENV)/numba-$(shell cat $(KERNELS) | cksum | cut -d' ' -f1)
 
 .PHONY: help demo test test-slow test-peers test-next lint docs tutorials dist bench-train bench-negative \

@@ -25,8 +25,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from scvi_qbm.benchmark.instances import sherrington_kirkpatrick
 from scvi_qbm.diagnostics import effective_sample_size
 from scvi_qbm.ising import Ising
-from scvi_qbm.samplers import _torch_chains, get_sampler
-from scvi_qbm.samplers._torch_kernels import BLOCKS, full_precision, swap, sweep
+from scvi_qbm.samplers import get_sampler
+from scvi_qbm.samplers.engine import torch_chains as _torch_chains
+from scvi_qbm.samplers.engine.torch_kernels import BLOCKS, full_precision, swap, sweep
 
 UNITS, CHAINS, LEVELS = (64, 128, 256, 512, 1024), (16, 64, 256, 1024), 6
 # A CPU has had enough of it by then.

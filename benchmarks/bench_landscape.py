@@ -28,8 +28,8 @@ from sklearn.metrics import adjusted_rand_score, roc_auc_score
 
 from scvi_qbm import QBMVI
 from scvi_qbm.benchmark.methods import gaussian_twin, qbmvi
+from scvi_qbm.benchmark.metrics.generation import generation_scores
 from scvi_qbm.benchmark.rows import Rows
-from scvi_qbm.metrics.generation import generation_scores
 
 SETS = ("pbmc_10x_3techs", "cellmix_lines_6batches_2kgenes", "paul15_myeloid")
 SEEDS = (0, 1, 2)

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from scvi_qbm.benchmark.metrics.scgraph import ScGraphReference
 from scvi_qbm.benchmark.scores import GROUPS, Reference, score_embedding
-from scvi_qbm.metrics.scgraph import ScGraphReference
 
 
 def simulate(n_cells: int, n_dims: int = 64, seed: int = 0) -> tuple[np.ndarray, Reference]:

@@ -22,7 +22,8 @@ from anndata import AnnData, read_h5ad
 
 from scvi_qbm import QBMVI
 from scvi_qbm.prior import BoltzmannPrior
-from scvi_qbm.samplers import _chains, get_sampler
+from scvi_qbm.samplers import get_sampler
+from scvi_qbm.samplers.engine import chains as _chains
 
 
 def trained(adata: AnnData, max_epochs: int, *, stop: bool = False, **kwargs) -> QBMVI:

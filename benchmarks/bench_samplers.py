@@ -21,7 +21,8 @@ from numba import njit
 
 from scvi_qbm.benchmark.instances import sherrington_kirkpatrick
 from scvi_qbm.diagnostics import effective_sample_size
-from scvi_qbm.samplers import _chains, get_sampler
+from scvi_qbm.samplers import get_sampler
+from scvi_qbm.samplers.engine import chains as _chains
 
 ROUNDS = 7
 

@@ -38,7 +38,7 @@ def data_file(folder: Path, n_cells: int) -> Path:
     from anndata.io import sparse_dataset, write_elem
     from scipy import sparse
 
-    from scvi_qbm.datasets import simulate
+    from scvi_qbm.data import simulate
 
     folder.mkdir(parents=True, exist_ok=True)
     n_seed = min(n_cells, 50_000)
@@ -80,7 +80,7 @@ def made(cls, adata, n_latent):
 def opened(path: Path, storage: str):
     import anndata
 
-    from scvi_qbm.dataloaders import open_on_disk
+    from scvi_qbm.data import open_on_disk
 
     return anndata.read_h5ad(path) if storage == "memory" else open_on_disk(path)
 
@@ -146,7 +146,7 @@ def loaders(path):
     import torch
     from scvi.dataloaders import AnnDataLoader
 
-    from scvi_qbm.dataloaders import OnDiskDataLoader
+    from scvi_qbm.data import OnDiskDataLoader
 
     rows = {}
     for name, storage, cls in (
@@ -181,7 +181,7 @@ def epoch_cost(path, storage, n_latent, n_steps, rounds):
     import scvi
 
     from scvi_qbm import QBMVI
-    from scvi_qbm.dataloaders import OnDiskDataSplitter
+    from scvi_qbm.data import OnDiskDataSplitter
     from scvi_qbm.distributions import fast_counts
 
     adata = opened(path, storage)

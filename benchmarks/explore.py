@@ -27,9 +27,10 @@ import torch
 from sklearn.decomposition import PCA
 
 from scvi_qbm.benchmark.config import Config
-from scvi_qbm.benchmark.data import load_data, resolve
+from scvi_qbm.benchmark.data.specs import load_data, resolve
 from scvi_qbm.benchmark.likelihood import held_out_likelihood
-from scvi_qbm.benchmark.methods import MethodResult, _vae, gaussian_twin, qbmvi
+from scvi_qbm.benchmark.methods import MethodResult, gaussian_twin, qbmvi
+from scvi_qbm.benchmark.methods import vae as _vae
 from scvi_qbm.benchmark.scores import Reference, prepare_reference, score_embedding
 from scvi_qbm.mixture import mean_field
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import anndata
 import pandas as pd
 
-from scvi_qbm.metrics.classify import knn_probe
+from scvi_qbm.benchmark.metrics.classify import knn_probe
 
 
 def main() -> int:

@@ -7,8 +7,8 @@ import scanpy as sc
 import scvi
 
 import scvi_qbm
-from scvi_qbm import plots
-from scvi_qbm.datasets import pbmc68k
+from scvi_qbm import pl
+from scvi_qbm.data import pbmc68k
 
 
 def main() -> None:
@@ -23,9 +23,9 @@ def main() -> None:
     figure, axes = plt.subplots(
         1, 3, figsize=(11, 3.3), layout="constrained", width_ratios=(1.6, 1, 1)
     )
-    plots.embedding_scatter(adata.obsm["X_umap"], adata.obs["cell_type"], ax=axes[0])
-    plots.energy_landscape(adata.obsm["X_umap"], model.get_energy()["free_energy"], ax=axes[1])
-    plots.attractor_tree(model.get_attractors().tree, ax=axes[2])
+    pl.embedding_scatter(adata.obsm["X_umap"], adata.obs["cell_type"], ax=axes[0])
+    pl.energy_landscape(adata.obsm["X_umap"], model.get_energy()["free_energy"], ax=axes[1])
+    pl.attractor_tree(model.get_attractors().tree, ax=axes[2])
     axes[2].set_ylabel("height of the pass (nats)")
     titles = ("cells by type", "energy of their codes", "attractors and passes")
     for ax, title in zip(axes, titles, strict=True):

@@ -26,7 +26,7 @@ def train(path: Path, out: Path, steps: int) -> None:
     import torch
 
     from scvi_qbm import QBMVI
-    from scvi_qbm.dataloaders import open_on_disk
+    from scvi_qbm.data import open_on_disk
 
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)

@@ -11,7 +11,7 @@ HERE = Path(__file__).parent
 PLACES = {
     "QBMVI": "scvi_qbm.model",
     "Ising": "scvi_qbm.ising",
-    "check_sampler": "scvi_qbm.samplers.testing",
+    "check_sampler": "scvi_qbm.samplers.conformance",
     "get_sampler": "scvi_qbm.samplers.registry",
     "list_samplers": "scvi_qbm.samplers.registry",
     "register_sampler": "scvi_qbm.samplers.registry",

@@ -12,23 +12,14 @@ import pytest
 
 # Numba's cache of a kernel does not notice that code it inlines has changed in another file: tests
 # of stale code prove nothing.
-_kernels = Path(__file__).parents[1] / "src" / "scvi_qbm" / "samplers"
-_sources = b"".join((_kernels / f"_{name}.py").read_bytes() for name in ("kernels", "rng", "simd"))
+_kernels = Path(__file__).parents[1] / "src" / "scvi_qbm" / "samplers" / "engine"
+_sources = b"".join((_kernels / f"{name}.py").read_bytes() for name in ("kernels", "rng", "simd"))
 os.environ.setdefault(
     "NUMBA_CACHE_DIR",
     str(Path(tempfile.gettempdir()) / f"scvi-qbm-{hashlib.sha256(_sources).hexdigest()[:16]}"),
 )
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
-
-
-def peaked_ising(n, seed, sd=0.6, field_sd=0.4):
-    """A random machine with couplings strong enough to expose a wrong law."""
-    from scvi_qbm.ising import Ising
-
-    rng = np.random.default_rng(seed)
-    upper = np.triu(rng.normal(size=(n, n)) * sd, 1)
-    return Ising(upper + upper.T, rng.normal(size=n) * field_sd, offset=rng.normal())
 
 
 # A shell starts what it puts in the background with Ctrl-C ignored, and so do we then; the tests
@@ -77,7 +68,7 @@ def shared_data():
 
 @pytest.fixture(scope="session")
 def pbmc():
-    from scvi_qbm.datasets import pbmc68k
+    from scvi_qbm.data import pbmc68k
 
     adata = pbmc68k()
     rng = np.random.default_rng(0)

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from conftest import peaked_ising
+from support.machines import peaked_ising
 
 from scvi_qbm.diagnostics import (
     effective_beta,

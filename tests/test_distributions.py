@@ -8,7 +8,7 @@ from scvi.distributions import _negative_binomial as upstream
 from scvi.distributions._utils import DistributionConcatenator, subset_distribution
 
 from scvi_qbm import QBMVI
-from scvi_qbm.datasets import simulate
+from scvi_qbm.data import simulate
 from scvi_qbm.distributions import (
     NegativeBinomial,
     ZeroInflatedNegativeBinomial,

@@ -3,7 +3,7 @@ import itertools
 import naive
 import numpy as np
 import pytest
-from conftest import peaked_ising
+from support.machines import peaked_ising
 
 from scvi_qbm.ising import Ising
 

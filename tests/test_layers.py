@@ -17,12 +17,12 @@ HEAVY = {
 
 # The one file that may import an optional back end.
 BACK_ENDS = {
-    "samplers/dimod_adapter.py": {"dimod", "openjij"},
-    "samplers/_kaiwu_worker.py": {"kaiwu"},
-    "samplers/bifurcation.py": {"simulated_bifurcation", "torch"},
+    "samplers/adapters/dimod.py": {"dimod", "openjij"},
+    "samplers/adapters/kaiwu/worker.py": {"kaiwu"},
+    "samplers/adapters/bifurcation.py": {"simulated_bifurcation", "torch"},
     "samplers/torch_tempering.py": {"torch"},
-    "samplers/_torch_chains.py": {"torch"},
-    "samplers/_torch_kernels.py": {"torch"},
+    "samplers/engine/torch_chains.py": {"torch"},
+    "samplers/engine/torch_kernels.py": {"torch"},
 }
 # What imports by a string.
 IMPORTERS = {"import_module", "__import__", "_require"}
@@ -30,17 +30,17 @@ IMPORTERS = {"import_module", "__import__", "_require"}
 # room -> (rooms of ours it may import, heavy packages it may import)
 ALLOWED = {
     "__init__": ({"ising", "model", "samplers"}, set()),
-    "cli": ({"__init__", "_fit", "benchmark", "samplers", "recipes", "relaxations", "dataloaders"},
+    "cli": ({"__init__", "_fit", "benchmark", "samplers", "recipes", "relaxations", "data"},
             {"anndata", "torch"}),
     "_fit": ({"model", "_checks", "_files"}, {"anndata", "scvi"}),
     "benchmark": (
         {"__init__", "_checks", "_files", "averaging", "model", "module", "distributions",
-         "recipes", "metrics", "datasets", "samplers", "plots", "diagnostics", "ising"},
-        {"anndata", "scvi", "scanpy", "matplotlib", "torch", "lightning"},
+         "recipes", "data", "samplers", "pl", "diagnostics", "ising"},
+        {"anndata", "scvi", "scanpy", "sklearn", "matplotlib", "torch", "lightning"},
     ),
     "model": (
         {"averaging", "runner", "plan", "checkpoint", "module", "prior", "samplers", "ising",
-         "landscape", "logz", "recipes", "relaxations", "dataloaders", "_checks", "_files"},
+         "landscape", "logz", "recipes", "relaxations", "data", "_checks", "_files"},
         {"anndata", "scvi", "torch"},
     ),
     "averaging": (set(), {"torch", "lightning"}),
@@ -49,23 +49,21 @@ ALLOWED = {
         {"plan", "prior", "samplers", "ising", "_files"},
         {"scvi", "torch", "lightning"},
     ),
-    "plan": ({"module", "prior", "logz"}, {"scvi", "torch", "lightning"}),
+    "plan": ({"module", "prior"}, {"scvi", "torch"}),
     "module": ({"prior", "relaxations", "encoders", "distributions"}, {"scvi", "torch"}),
     "encoders": ({"prior", "relaxations", "mixture"}, {"scvi", "torch"}),
     "mixture": (set(), {"torch"}),
     "distributions": (set(), {"scvi", "torch"}),
     "landscape": ({"ising"}, set()),
     "prior": ({"samplers", "logz", "diagnostics", "ising"}, {"torch"}),
-    "logz": ({"samplers", "diagnostics", "ising"}, set()),
+    "logz": ({"samplers", "ising"}, set()),
     "samplers": ({"diagnostics", "ising"}, set()),
     "diagnostics": ({"ising"}, set()),
     "relaxations": (set(), {"torch"}),
-    "metrics": (set(), {"anndata", "scanpy", "sklearn"}),
     "hub": ({"model"}, {"scvi"}),
-    "datasets": (set(), {"anndata", "scanpy"}),
-    "plots": (set(), {"matplotlib"}),
+    "pl": (set(), {"matplotlib"}),
     "recipes": (set(), set()),
-    "dataloaders": (set(), {"anndata", "scvi", "torch"}),
+    "data": (set(), {"anndata", "scanpy", "scvi", "torch"}),
     "_checks": (set(), {"anndata"}),
     "_files": (set(), set()),
     "ising": (set(), set()),

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from conftest import peaked_ising
+from support.machines import peaked_ising
 
 from scvi_qbm.ising import Ising
 from scvi_qbm.logz import bar, log_partition

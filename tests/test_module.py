@@ -3,7 +3,7 @@ import pytest
 import torch
 from scvi import REGISTRY_KEYS
 from scvi.module._constants import MODULE_KEYS
-from test_prior import codes, fill
+from support.machines import codes, fill
 
 from scvi_qbm.logz import log_partition
 from scvi_qbm.module import QBMVAE

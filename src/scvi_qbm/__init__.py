@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from scvi_qbm.ising import Ising
     from scvi_qbm.model import QBMVI
+    from scvi_qbm.samplers.conformance import check_sampler
     from scvi_qbm.samplers.registry import get_sampler, list_samplers, register_sampler
-    from scvi_qbm.samplers.testing import check_sampler
 
 __all__ = [
     "QBMVI", "Ising", "check_sampler", "get_sampler", "list_samplers", "register_sampler",
@@ -23,7 +23,7 @@ __all__ = [
 _LAZY = {
     "Ising": "scvi_qbm.ising",
     "QBMVI": "scvi_qbm.model",
-    "check_sampler": "scvi_qbm.samplers.testing",
+    "check_sampler": "scvi_qbm.samplers.conformance",
     "get_sampler": "scvi_qbm.samplers.registry",
     "list_samplers": "scvi_qbm.samplers.registry",
     "register_sampler": "scvi_qbm.samplers.registry",

@@ -202,7 +202,7 @@ def _fit(args: argparse.Namespace) -> None:
     get_sampler(args.sampler)
     if args.relaxation is not None:
         get_relaxation(args.relaxation)
-    from scvi_qbm.dataloaders import open_on_disk
+    from scvi_qbm.data import open_on_disk
 
     try:
         adata = (open_on_disk if args.on_disk else anndata.read_h5ad)(args.input)
@@ -243,7 +243,7 @@ def _prepare(n_threads: int) -> None:
 def _check(args: argparse.Namespace) -> int:
     import json
 
-    from scvi_qbm.samplers.testing import check_sampler
+    from scvi_qbm.samplers.conformance import check_sampler
 
     options = None
     if args.option:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scvi_qbm.ising import Ising
-from scvi_qbm.samplers import _chains
+from scvi_qbm.samplers.engine import chains as _chains
 from scvi_qbm.samplers.exact import all_energies
 from scvi_qbm.samplers.parallel_tempering import ParallelTempering
 

@@ -152,7 +152,7 @@ def _run(args: argparse.Namespace) -> None:
     counts = rows["status"].value_counts()
     print(f"{args.out / 'rows.jsonl'}: " + ", ".join(f"{n} {name}" for name, n in counts.items()))
     if not args.no_report and counts.get("ok", 0):
-        from .report import write_report
+        from scvi_qbm.benchmark.report.report import write_report
 
         print(write_report(args.out))
 
@@ -171,7 +171,7 @@ def _curves(args: argparse.Namespace) -> None:
 
 
 def _report(args: argparse.Namespace) -> None:
-    from .report import write_report
+    from scvi_qbm.benchmark.report.report import write_report
 
     if not args.directory.is_dir():
         raise FileNotFoundError(f"no such directory: {args.directory}")

@@ -22,7 +22,8 @@ class DataSpec:
     Parameters
     ----------
     name
-        Its name in the tables; without ``path``, also that of :func:`scvi_qbm.datasets.load`.
+        Its name in the tables; without ``path``, one of
+        :func:`scvi_qbm.benchmark.data.list_datasets`.
     path
         An h5ad file.
     layer

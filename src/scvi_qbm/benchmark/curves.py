@@ -14,10 +14,10 @@ import torch
 from numpy.typing import NDArray
 from rich.progress import track
 
-from scvi_qbm.metrics.classify import knn_probe
+from scvi_qbm.benchmark.data.specs import resolve
+from scvi_qbm.benchmark.metrics.classify import knn_probe
 
 from .config import Config
-from .data import resolve
 from .measure import prepared
 from .methods import get_method
 from .rows import Rows

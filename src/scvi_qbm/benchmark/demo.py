@@ -6,9 +6,9 @@ from pathlib import Path
 
 import matplotlib
 
-from scvi_qbm.datasets import pbmc68k
-from scvi_qbm.metrics.classify import knn_probe
-from scvi_qbm.plots import embedding_scatter, training_curves
+from scvi_qbm.benchmark.metrics.classify import knn_probe
+from scvi_qbm.data import pbmc68k
+from scvi_qbm.pl import embedding_scatter, training_curves
 
 from .methods import MethodResult, gaussian_twin, pca, qbmvi
 

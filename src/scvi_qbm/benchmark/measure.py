@@ -17,10 +17,10 @@ from anndata import AnnData
 from numpy.typing import NDArray
 
 from scvi_qbm._files import replacing
+from scvi_qbm.benchmark.data.specs import load_data
 from scvi_qbm.distributions import fast_counts
 
 from .config import DataSpec, Task
-from .data import load_data
 from .likelihood import held_out_likelihood
 from .methods import get_method
 from .rows import folder_of

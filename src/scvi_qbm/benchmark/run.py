@@ -15,13 +15,13 @@ from typing import Any
 import pandas as pd
 
 from scvi_qbm._files import replacing
-from scvi_qbm.datasets import describe, download
+from scvi_qbm.benchmark.data import describe, download
+from scvi_qbm.benchmark.data.specs import resolve
+from scvi_qbm.benchmark.pool import work_through
+from scvi_qbm.benchmark.ray import work_through_on_ray
 
-from ._pool import work_through
-from ._ray import work_through_on_ray
 from .columns import GROUPS
 from .config import Config, DataSpec, Task
-from .data import resolve
 from .methods import METHODS, get_method
 from .rows import Rows
 

@@ -59,7 +59,7 @@ def trained_machine(directory: Path, n_latent: int, seed: int) -> Ising:
     if not path.exists():
         import scvi
 
-        from scvi_qbm.datasets import pbmc68k
+        from scvi_qbm.data import pbmc68k
         from scvi_qbm.model import QBMVI
 
         scvi.settings.seed = seed
@@ -306,12 +306,12 @@ def run_sampling(directory: Path, *, parts: list[str], quick: bool, seed: int) -
     seed
         Seed of instances and samplers.
     """
-    from scvi_qbm import plots
+    from scvi_qbm.benchmark import pictures
 
     for part in parts:
         frame = PARTS[part](directory, quick=quick, seed=seed)
         lists = [c for c in frame if frame[c].map(lambda v: isinstance(v, list)).any()]
         frame.drop(columns=lists).to_csv(directory / f"{part}.csv", index=False)
-        axes = getattr(plots, f"sampling_{part}")(frame)
+        axes = getattr(pictures, f"sampling_{part}")(frame)
         axes[0].figure.savefig(directory / f"{part}.png", dpi=150)
         print(frame.drop(columns=lists).to_string(index=False, float_format=lambda v: f"{v:.3g}"))

@@ -13,22 +13,22 @@ import scanpy as sc
 from anndata import AnnData
 from numpy.typing import ArrayLike, NDArray
 
-from scvi_qbm.metrics.classify import (
+from scvi_qbm.benchmark.metrics.classify import (
     knn_probe,
     leave_one_batch_out,
     logistic_probe,
     xgboost_scores,
 )
-from scvi_qbm.metrics.clustering import leiden_sweep
-from scvi_qbm.metrics.neighbors import (
+from scvi_qbm.benchmark.metrics.clustering import leiden_sweep
+from scvi_qbm.benchmark.metrics.neighbors import (
     check_embedding,
     knn_label_entropy,
     nearest_neighbors,
     umap_coordinates,
 )
-from scvi_qbm.metrics.scgraph import ScGraphReference, scgraph_reference, scgraph_scores
-from scvi_qbm.metrics.scib import scib_scores
-from scvi_qbm.metrics.trajectory import reference_pseudotime, trajectory_conservation
+from scvi_qbm.benchmark.metrics.scgraph import ScGraphReference, scgraph_reference, scgraph_scores
+from scvi_qbm.benchmark.metrics.scib import scib_scores
+from scvi_qbm.benchmark.metrics.trajectory import reference_pseudotime, trajectory_conservation
 
 from .columns import DESCRIPTIONS, GROUPS, METRICS, Metric
 
@@ -49,9 +49,9 @@ class Reference:
     unintegrated
         Principal components of log counts per 10,000, ``(n_cells, 50)``.
     scgraph
-        :func:`~scvi_qbm.metrics.scgraph.scgraph_reference`, or None.
+        :func:`~scvi_qbm.benchmark.metrics.scgraph.scgraph_reference`, or None.
     pseudotime
-        :func:`~scvi_qbm.metrics.trajectory.reference_pseudotime`, or None.
+        :func:`~scvi_qbm.benchmark.metrics.trajectory.reference_pseudotime`, or None.
     trajectory_labels
         Groups of which the earliest is where the trajectory starts anew in an embedding.
     pseudotime_per_batch

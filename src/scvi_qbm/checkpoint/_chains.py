@@ -10,8 +10,8 @@ import torch
 
 from scvi_qbm.ising import Ising
 from scvi_qbm.prior._plain import to_arrays, to_tensors
-from scvi_qbm.samplers import _saved
 from scvi_qbm.samplers.corrected import CorrectedState
+from scvi_qbm.samplers.engine import saved as _saved
 
 __all__ = ["load_own_chains", "own_chains"]
 

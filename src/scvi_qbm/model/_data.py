@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from scvi_qbm.dataloaders import OnDiskDataLoader, reads_from_disk
+from scvi_qbm.data import OnDiskDataLoader, reads_from_disk
 
 __all__ = ["DataMixin"]
 

@@ -79,7 +79,7 @@ class LatentMixin:
             of each unit, :math:`\sigma(\mathrm{logit}\, q + h + W q)`, in [0, 1]. The prior's
             pull towards its attractors is taken out, which leaves room for cells between them:
             the one for :func:`scanpy.tl.dpt`. (On probabilities take
-            :func:`scvi_qbm.metrics.trajectory.diffusion_pseudotime`; docs/evidence.md.)
+            :func:`scvi_qbm.benchmark.metrics.trajectory.diffusion_pseudotime`; docs/evidence.md.)
         **data_loader_kwargs
             As :meth:`scvi.model.SCVI.get_latent_representation`.
 

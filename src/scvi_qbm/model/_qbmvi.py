@@ -128,7 +128,7 @@ class QBMVI(
     Examples
     --------
     >>> import scvi_qbm
-    >>> from scvi_qbm.datasets import pbmc68k
+    >>> from scvi_qbm.data import pbmc68k
     >>> adata = pbmc68k()
     >>> scvi_qbm.QBMVI.setup_anndata(adata, layer="counts")
     >>> model = scvi_qbm.QBMVI(adata)

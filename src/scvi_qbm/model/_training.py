@@ -12,7 +12,7 @@ from scvi.train._config import merge_kwargs
 
 from scvi_qbm.averaging import WeightAveraging
 from scvi_qbm.checkpoint import TrainingCheckpoint, run_settings
-from scvi_qbm.dataloaders import OnDiskDataSplitter, QBMDataSplitter, reads_from_disk
+from scvi_qbm.data import OnDiskDataSplitter, QBMDataSplitter, reads_from_disk
 from scvi_qbm.plan import QBMTrainingPlan
 from scvi_qbm.recipes import get_recipe, kl_warmup
 from scvi_qbm.runner import QBMTrainRunner

@@ -18,9 +18,9 @@ from scvi_qbm.diagnostics import total_variation
 from scvi_qbm.ising import Ising
 from scvi_qbm.logz import LogPartition, bar_from_chains, log_partition
 from scvi_qbm.samplers import ChainSampler, Sampler, get_sampler
-from scvi_qbm.samplers._chains import Chains, adopt, pool, processors, run
-from scvi_qbm.samplers._saved import pack, unpack
 from scvi_qbm.samplers.corrected import Corrected, CorrectedState
+from scvi_qbm.samplers.engine.chains import Chains, adopt, pool, processors, run
+from scvi_qbm.samplers.engine.saved import pack, unpack
 from scvi_qbm.samplers.exact import boltzmann_law
 from scvi_qbm.samplers.parallel_tempering import ParallelTempering
 from scvi_qbm.samplers.torch_tempering import TorchTempering

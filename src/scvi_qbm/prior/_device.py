@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from scvi_qbm.ising import Ising
-from scvi_qbm.samplers._torch_chains import TorchChains, pack, unpack
-from scvi_qbm.samplers._torch_kernels import full_precision
+from scvi_qbm.samplers.engine.torch_chains import TorchChains, pack, unpack
+from scvi_qbm.samplers.engine.torch_kernels import full_precision
 from scvi_qbm.samplers.parallel_tempering import ParallelTempering
 from scvi_qbm.samplers.torch_tempering import TorchTempering
 

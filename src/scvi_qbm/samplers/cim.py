@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scvi_qbm.ising import Ising
+from scvi_qbm.samplers.engine import cim_dynamics as dynamics
+from scvi_qbm.samplers.engine.blas import one_blas_thread
+from scvi_qbm.samplers.engine.chains import checked_threads, pool
 
-from . import _cim_dynamics as dynamics
-from ._blas import one_blas_thread
-from ._chains import checked_threads, pool
 from .base import Law, Sampler, positive_int
 
 __all__ = [

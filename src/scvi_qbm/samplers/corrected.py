@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from scvi_qbm.diagnostics import effective_beta
 from scvi_qbm.ising import Ising
+from scvi_qbm.samplers.engine import chains as _chains
+from scvi_qbm.samplers.engine.blas import one_blas_thread
 
-from . import _chains
-from ._blas import one_blas_thread
 from .base import ChainSampler, Sampler, positive_int
 from .registry import get_sampler
 

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scvi_qbm.ising import Ising
+from scvi_qbm.samplers.engine import chains as _chains
 
-from . import _chains
 from .base import ChainSampler, positive_int
 
 __all__ = ["Gibbs"]
@@ -76,7 +76,7 @@ class Gibbs(ChainSampler):
 
         Returns
         -------
-        scvi_qbm.samplers._chains.Chains
+        scvi_qbm.samplers.engine.chains.Chains
             The chains, unequilibrated: burn-in is up to the caller.
         """
         return self._start(ising, beta, np.random.SeedSequence(seed))
@@ -96,7 +96,7 @@ class Gibbs(ChainSampler):
 
         Returns
         -------
-        scvi_qbm.samplers._chains.Chains
+        scvi_qbm.samplers.engine.chains.Chains
             The same chains.
         """
         _chains.run(
@@ -118,7 +118,7 @@ class Gibbs(ChainSampler):
 
         Returns
         -------
-        scvi_qbm.samplers._chains.Chains
+        scvi_qbm.samplers.engine.chains.Chains
             The same chains.
 
         Raises

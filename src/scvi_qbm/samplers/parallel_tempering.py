@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scvi_qbm.ising import Ising
+from scvi_qbm.samplers.engine import chains as _chains
 
-from . import _chains
 from .base import ChainSampler, positive_int
 
 __all__ = ["ParallelTempering", "tuned_ladder"]
@@ -93,7 +93,7 @@ class ParallelTempering(ChainSampler):
         Threads over ladders; ``OMP_NUM_THREADS`` or all processors by default. Results do not
         depend on it.
     record_levels
-        Keep what :func:`scvi_qbm.plots.tempering_diagnostics` draws: with every kept sample the
+        Keep what :func:`scvi_qbm.pl.tempering_diagnostics` draws: with every kept sample the
         energies of all levels, and where their states came from. The states are the same.
 
     Raises
@@ -166,7 +166,7 @@ class ParallelTempering(ChainSampler):
 
         Returns
         -------
-        scvi_qbm.samplers._chains.Chains
+        scvi_qbm.samplers.engine.chains.Chains
             The ladders, neither tuned nor equilibrated; see :meth:`warm_up`.
         """
         return self._start(ising.scaled(beta), np.random.SeedSequence(seed))
@@ -190,7 +190,7 @@ class ParallelTempering(ChainSampler):
 
         Returns
         -------
-        scvi_qbm.samplers._chains.Chains
+        scvi_qbm.samplers.engine.chains.Chains
             The same ladders.
         """
         left = self.n_sweeps if n_sweeps is None else n_sweeps
@@ -217,7 +217,7 @@ class ParallelTempering(ChainSampler):
 
         Returns
         -------
-        scvi_qbm.samplers._chains.Chains
+        scvi_qbm.samplers.engine.chains.Chains
             The same ladders.
 
         Raises
@@ -238,7 +238,7 @@ class ParallelTempering(ChainSampler):
 
         Returns
         -------
-        scvi_qbm.samplers._chains.Chains
+        scvi_qbm.samplers.engine.chains.Chains
             The ladders, new ones if their levels moved; swap statistics start afresh.
         """
         if state.proposed.min(initial=1) == 0:
@@ -278,7 +278,7 @@ class ParallelTempering(ChainSampler):
 
         Returns
         -------
-        scvi_qbm.samplers._chains.Chains
+        scvi_qbm.samplers.engine.chains.Chains
             The ladders, tuned; swaps and round trips are counted on the final levels only.
         """
         tuning = n_sweeps // 2

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scvi_qbm.ising import Ising
+from scvi_qbm.samplers.engine import chains as _chains
 
-from . import _chains
 from .base import Law, Sampler, positive_int
 
 __all__ = ["SimulatedAnnealing", "annealing_betas"]

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from scvi_qbm.diagnostics import effective_sample_size, split_rhat
 from scvi_qbm.ising import Ising
+from scvi_qbm.samplers.engine import torch_chains as _torch_chains
 
-from . import _torch_chains
 from .parallel_tempering import _HORIZON, _LOOK_EVERY, _SHRINK, ParallelTempering, tuned_ladder
 
 __all__ = ["TorchTempering"]
@@ -97,7 +97,7 @@ class TorchTempering(ParallelTempering):
 
         Returns
         -------
-        scvi_qbm.samplers._torch_chains.TorchChains
+        scvi_qbm.samplers.engine.torch_chains.TorchChains
             The same ladders.
         """
         left = self.n_sweeps if n_sweeps is None else n_sweeps
@@ -124,7 +124,7 @@ class TorchTempering(ParallelTempering):
 
         Returns
         -------
-        scvi_qbm.samplers._torch_chains.TorchChains
+        scvi_qbm.samplers.engine.torch_chains.TorchChains
             The same ladders.
 
         Raises
@@ -152,7 +152,7 @@ class TorchTempering(ParallelTempering):
 
         Returns
         -------
-        scvi_qbm.samplers._torch_chains.TorchChains
+        scvi_qbm.samplers.engine.torch_chains.TorchChains
             The same ladders.
 
         Raises
@@ -179,7 +179,7 @@ class TorchTempering(ParallelTempering):
 
         Returns
         -------
-        scvi_qbm.samplers._torch_chains.TorchChains
+        scvi_qbm.samplers.engine.torch_chains.TorchChains
             The ladders, new ones if there are more levels or fewer; swap statistics start afresh.
         """
         state.check()

@@ -11,10 +11,18 @@ from functools import lru_cache, partial
 from inspect import signature
 from typing import NamedTuple
 
-from ._common import MethodResult, completed, imported
-from ._linear import harmony, labels_embedded, pca, scanorama, shuffled
-from ._scvi_tools import autozi, drvi, ldvae, scanvi, scpoli, scvi_model, sysvi
-from ._vae import GaussianTwin, gaussian_twin, qbmvi
+from scvi_qbm.benchmark.methods.common import MethodResult, completed, imported
+from scvi_qbm.benchmark.methods.linear import harmony, labels_embedded, pca, scanorama, shuffled
+from scvi_qbm.benchmark.methods.scvi_tools import (
+    autozi,
+    drvi,
+    ldvae,
+    scanvi,
+    scpoli,
+    scvi_model,
+    sysvi,
+)
+from scvi_qbm.benchmark.methods.vae import GaussianTwin, gaussian_twin, qbmvi
 
 __all__ = [
     "METHODS",

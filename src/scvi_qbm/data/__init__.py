@@ -1,0 +1,29 @@
+"""What a model reads: loaders from memory and disk, a real data set, and a simulator.
+
+The loaders are imported on first use: whoever only wants data does not wait for scvi-tools.
+"""
+
+from importlib import import_module
+from typing import Any
+
+from .pbmc import pbmc68k
+from .simulator import simulate
+
+_LAZY = {
+    "OnDiskDataLoader": "on_disk",
+    "OnDiskDataSplitter": "on_disk",
+    "QBMDataSplitter": "splitter",
+    "ResumableDataLoader": "in_memory",
+    "RowReader": "rows",
+    "is_on_disk": "rows",
+    "open_on_disk": "rows",
+    "reads_from_disk": "on_disk",
+}
+
+__all__ = [*sorted(_LAZY), "pbmc68k", "simulate"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,172 @@
+"""Training curves and embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import ArrayLike
+
+from scvi_qbm.pl.style import PALETTE
+
+__all__ = ["embedding_scatter", "training_curves"]
+
+
+_Curves = list[tuple[str, str]]
+_BOUND: list[tuple[str, _Curves]] = [
+    ("negative ELBO (nats per cell)",
+     [("elbo_train", "train"), ("elbo_validation", "held out")]),
+    ("reconstruction (nats per cell)",
+     [("reconstruction_loss_train", "train"), ("reconstruction_loss_validation", "held out")]),
+    ("KL (nats per cell)",
+     [("kl_local_train", "train"), ("kl_local_validation", "held out")]),
+]  # fmt: skip
+
+
+def training_curves(
+    history: Mapping[str, pd.DataFrame], axes: Sequence[Axes] | None = None
+) -> Sequence[Axes]:
+    """The bound, its two parts, and the prior's negative phase, by epoch.
+
+    Above: the negative ELBO, and the reconstruction and KL whose sum it is (log Z is in the KL).
+    Below, where the prior has couplings: log Z; the energy gap of the training samples, which is
+    0 where they are in equilibrium; and temperatures of the samples where a corrected heuristic
+    draws them (1 is right), or else the drift of log Z between estimates.
+
+    Parameters
+    ----------
+    history
+        ``model.history``: data frames indexed by epoch.
+    axes
+        Six axes to draw into, three for a prior without couplings; a new figure if None.
+
+    Returns
+    -------
+    Sequence[Axes]
+        The axes.
+
+    """
+    n_rows = 2 if "log_z" in history else 1
+    if axes is None:
+        axes = plt.subplots(
+            n_rows, 3, figsize=(8.4, 2.4 * n_rows), layout="constrained", squeeze=False
+        )[1].ravel()
+    for ax, (label, curves) in zip(axes, _BOUND, strict=False):
+        _skip_the_cliff(ax, _lines(ax, history, curves))
+        ax.set_ylabel(label)
+    if n_rows == 2:
+        _lines(axes[3], history, [("log_z", "")], "log_z_se")
+        axes[3].set_ylabel("log Z ± 2 se (nats)")
+        axes[4].axhspan(-2, 2, color="0.92", lw=0, zorder=0, label="fine")
+        _lines(axes[4], history, [("energy_gap", "")], "energy_gap_se")
+        axes[4].set_ylabel("energy gap ± 2 se (nats)")
+        if "beta_drawn" in history:
+            axes[5].axhline(1, color="0.7", lw=0.8, zorder=0)
+            _lines(axes[5], history, [("beta_drawn", "drawn"), ("beta_corrected", "corrected")])
+            axes[5].set_ylabel("effective β (1 is right)")
+        else:
+            axes[5].axhline(0, color="0.7", lw=0.8, zorder=0)
+            _lines(axes[5], history, [("log_z_drift", "")])
+            axes[5].set_ylabel("drift of log Z (nats)")
+    for ax in axes:
+        ax.set_xlabel("epoch")
+        ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        ax.spines[["top", "right"]].set_visible(False)
+        if ax.get_legend_handles_labels()[1]:
+            ax.legend(frameon=False, fontsize="small")
+    return axes
+
+
+def _lines(
+    ax: Axes, history: Mapping[str, pd.DataFrame], curves: _Curves, error: str = ""
+) -> list[np.ndarray]:
+    """Draw the curves that the history has, solid then dashed, with a band of two errors."""
+    shown = []
+    for i, (key, name) in enumerate(curves):
+        if key not in history:
+            continue
+        series = _series(history[key])
+        # Few points, such as the draws of a machine, would not show as a line.
+        marker = "o" if series.notna().sum() < 8 else None
+        ax.plot(series.dropna(), color=PALETTE[i], label=name or None, ls="-" if i == 0 else "--",
+                lw=1.2, marker=marker, ms=3)  # fmt: skip
+        shown.append(series.to_numpy())
+        if error in history:
+            se = _series(history[error])
+            ax.fill_between(series.index, series - 2 * se, series + 2 * se, color=PALETTE[i],
+                            alpha=0.25, lw=0)  # fmt: skip
+    return shown
+
+
+def _series(frame: pd.DataFrame) -> pd.Series:
+    return frame.iloc[:, 0].astype(float)
+
+
+def _skip_the_cliff(ax: Axes, curves: list[np.ndarray]) -> None:
+    """Let the first epochs' steep fall leave the panel, so that the rest can be read."""
+    if not curves or max(map(len, curves)) < 10:
+        return
+    later = np.concatenate([curve[len(curve) // 10 :] for curve in curves])
+    margin = 0.05 * (later.max() - later.min()) + 1e-9
+    ax.set_ylim(later.min() - margin, later.max() + margin)
+
+
+def embedding_scatter(
+    coordinates: ArrayLike, labels: ArrayLike, ax: Axes | None = None, **kwargs: Any
+) -> Axes:
+    """Cells in two dimensions, coloured by label, largest groups first.
+
+    Parameters
+    ----------
+    coordinates
+        Shape ``(n_cells, 2)``, such as a UMAP.
+    labels
+        Shape ``(n_cells,)``.
+    ax
+        Axes to draw into; a new figure if None. The legend stands below them.
+    **kwargs
+        Passed to :meth:`matplotlib.axes.Axes.scatter`.
+
+    Returns
+    -------
+    Axes
+        The axes.
+
+    Raises
+    ------
+    ValueError
+        If coordinates are not two columns, or there are not as many labels.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from scvi_qbm.pl import embedding_scatter
+    >>> rng = np.random.default_rng(0)
+    >>> ax = embedding_scatter(rng.normal(size=(90, 2)), np.repeat(["T", "B", "NK"], 30))
+    """
+    xy, names = np.asarray(coordinates), np.asarray(labels).astype(str)
+    if xy.ndim != 2 or xy.shape[1] != 2 or len(xy) != len(names):
+        raise ValueError(f"Need (n_cells, 2) coordinates and as many labels, got {xy.shape}.")
+    order, counts = np.unique(names, return_counts=True)
+    if ax is None:
+        height = 3.2 + 0.17 * -(-len(order) // 2)
+        ax = plt.subplots(figsize=(4.4, height), layout="constrained")[1]
+    style = {"s": float(np.clip(6000 / len(xy), 2, 14)), "lw": 0} | kwargs
+    for i, name in enumerate(order[np.argsort(-counts, kind="stable")]):
+        mask = names == name
+        marker = "os^D"[i // len(PALETTE) % 4]
+        label = f"{name} ({mask.sum()})"
+        color = PALETTE[i % len(PALETTE)]
+        ax.scatter(*xy[mask].T, color=color, marker=marker, label=label, **style)
+    ax.set(xticks=[], yticks=[], xlabel="UMAP 1", ylabel="UMAP 2")
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(
+        frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.06), ncols=2, markerscale=1.5,
+        fontsize="small", handletextpad=0.1, columnspacing=0.8,
+    )  # fmt: skip
+    return ax

@@ -1,0 +1,1 @@
+"""Other people's samplers and machines; what they import stands here alone."""

@@ -1,0 +1,442 @@
+"""D-Wave's Ocean and openjij as our samplers, and our samplers as theirs.
+
+dimod writes an energy as ``+h s + J s s``, :class:`~scvi_qbm.ising.Ising` as ``-b s - s J s / 2``.
+The signs turn here, and the energies that come back with the states are compared with our own.
+This is the one file that imports dimod, dwave and openjij, and only when something is built.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import warnings
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scvi_qbm.ising import Ising
+from scvi_qbm.samplers.base import Law, Sampler, SampleSet, positive_int
+from scvi_qbm.samplers.registry import get_sampler
+
+__all__ = ["DWaveAnnealing", "Dimod", "OpenJijAnnealing", "to_dimod"]
+
+_PROBES, _PROBE_READS = 3, 16
+
+
+def _require(module: str) -> Any:
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise ImportError(
+            f"{module!r} cannot be imported ({error}). dimod, dwave-samplers and openjij come "
+            "with pip install 'scvi-qbm[dimod]'."
+        ) from error
+
+
+def _from_string(target: str) -> Any:
+    module, _, attribute = target.partition(":")
+    if not module or not attribute:
+        raise ValueError(f"`sampler` must look like 'module:Class', got {target!r}.")
+    made = getattr(_require(module), attribute, None)
+    if made is None:
+        raise ValueError(f"Module {module!r} has no {attribute!r}.")
+    return made()
+
+
+class Dimod(Sampler):
+    """Any ``dimod.Sampler``: simulated annealing, tabu, composites, D-Wave's machines.
+
+    The states are what that sampler makes of the energies; nothing is promised about their law.
+
+    Parameters
+    ----------
+    sampler
+        A ``dimod.Sampler`` instance, or ``"module:Class"``, which is called without arguments.
+    scale_beta
+        Hand over energies multiplied by beta, so that a sampler at its inverse temperature 1
+        aims at ours. If false, beta is not used at all.
+    parameters
+        Passed to every call of ``sampler.sample``; ``num_reads`` and ``seed`` are set here.
+    one_read_per_call
+        Ask for reads singly, each with its own seed. Some samplers repeat one read
+        ``num_reads`` times when they are given a seed. That is detected, and answered in the
+        same way after a warning; with this option it costs neither the warning nor the probes.
+
+    Notes
+    -----
+    ``info`` has ``n_calls`` (probes included), ``n_distinct`` (different states) and ``seeded``:
+    whether the sampler takes a seed. If it does not, our ``seed`` cannot make it repeat itself.
+
+    A sampler may return fewer reads than asked (it is called again) or more (a random subset is
+    kept; seeds decide which).
+
+    Raises
+    ------
+    ImportError
+        If a package is missing.
+    TypeError
+        If ``sampler`` is neither a ``dimod.Sampler`` nor a string.
+    ValueError
+        If the string has no colon, or ``parameters`` sets ``num_reads`` or ``seed``.
+    RuntimeError
+        From :meth:`sample`: no reads, other variables than the model's, or energies that
+        are not those of the states.
+    """
+
+    name: ClassVar[str] = "dimod"
+    law: ClassVar[Law] = "heuristic"
+    touches_global_state: ClassVar[bool] = True
+    conformance: ClassVar[dict[str, Any]] = {
+        "sampler": "dwave.samplers:SimulatedAnnealingSampler",
+    }
+
+    def __init__(
+        self,
+        sampler: Any,
+        scale_beta: bool = True,
+        parameters: Mapping[str, Any] | None = None,
+        one_read_per_call: bool = False,
+    ) -> None:
+        dimod = _require("dimod")
+        child = _from_string(sampler) if isinstance(sampler, str) else sampler
+        if not isinstance(child, dimod.Sampler):
+            raise TypeError(
+                f"`sampler` must be an instance of dimod.Sampler or 'module:Class', got {child!r}."
+            )
+        self.child = child
+        self.scale_beta = bool(scale_beta)
+        self.parameters = dict(parameters or {})
+        self.one_read_per_call = bool(one_read_per_call)
+        taken = sorted({"num_reads", "seed"} & set(self.parameters))
+        if taken:
+            raise ValueError(
+                f"`parameters` cannot set {' or '.join(taken)}: sample(n_samples, seed) does that."
+            )
+        # openjij takes a seed that its `parameters` do not list; composites list what their
+        # signatures do not name.
+        known = {*child.parameters, *inspect.signature(child.sample).parameters}
+        self._seeded, self._counts = "seed" in known, "num_reads" in known
+
+    def _build(self, ising: Ising) -> Any:
+        """The model as the child takes it, spins labelled 0 to n - 1; zero couplings left out."""
+        return _require("dimod").BinaryQuadraticModel(
+            -ising.b, np.triu(-ising.J, 1), ising.offset, "SPIN"
+        )
+
+    def _arguments(self, n_spins: int, n_reads: int, seed: int) -> dict[str, Any]:
+        arguments = dict(self.parameters)
+        if self._counts:
+            arguments["num_reads"] = n_reads
+        if self._seeded:
+            arguments["seed"] = seed
+        return arguments
+
+    def _sample(
+        self, ising: Ising, beta: float, n_samples: int, entropy: np.random.SeedSequence
+    ) -> tuple[NDArray[np.int8], dict[str, Any]]:
+        target = ising.scaled(beta) if self.scale_beta else ising
+        model = self._build(target)
+        rng = np.random.default_rng(entropy)
+        first_seed, n_calls = int(rng.integers(2**31)), 0
+
+        def read(n_reads: int) -> NDArray[np.int8]:
+            nonlocal n_calls
+            # An odd stride visits every 31-bit number once: no seed comes twice.
+            seed = (first_seed + n_calls * 0x9E3779B1) % 2**31
+            n_calls += 1
+            return self._read(target, model, n_reads, seed)
+
+        singly = self.one_read_per_call
+        states: list[NDArray[np.int8]] = []
+        missing = n_samples
+        while missing > 0:
+            new = read(1 if singly else missing)
+            if self._seeded and not states and not singly and _repeats(new, read):
+                warnings.warn(
+                    f"{type(self.child).__name__} repeats one read within a call that has a "
+                    "seed; asking for reads one by one (one_read_per_call=True).",
+                    RuntimeWarning,
+                    stacklevel=3,
+                )
+                singly, new = True, new[:1]
+            if len(new) > missing:
+                new = new[np.sort(rng.choice(len(new), missing, replace=False))]
+            states.append(new)
+            missing -= len(new)
+        spins = np.concatenate(states)
+        info = {
+            "n_calls": n_calls,
+            "n_distinct": len(np.unique(np.packbits(spins > 0, axis=1), axis=0)),
+            "seeded": self._seeded,
+        }
+        return spins, info
+
+    def _read(self, target: Ising, model: Any, n_reads: int, seed: int) -> NDArray[np.int8]:
+        """States of one call, their energies checked, one row an occurrence."""
+        arguments = self._arguments(target.n_spins, n_reads, seed)
+        # openjij seeds numpy's global generator with the seed; nobody else's draws should move.
+        # An unseeded sampler may live on that generator, which must then go on.
+        before = np.random.get_state() if self._seeded else None
+        try:
+            answer = self.child.sample(model, **arguments)
+            record, order = answer.record, list(answer.variables)
+        finally:
+            if before is not None:
+                np.random.set_state(before)
+        who = f"{type(self.child).__name__} (a dimod sampler)"
+        counts = np.asarray(record.num_occurrences, dtype=np.int64)
+        if counts.sum() == 0:
+            raise RuntimeError(f"{who} returned no reads.")
+        n = target.n_spins
+        if set(order) != set(range(n)):
+            raise RuntimeError(
+                f"{who} returned other variables ({len(order)}) than the model's 0 to {n - 1}."
+            )
+        column = {label: i for i, label in enumerate(order)}
+        spins: NDArray[np.int8] = np.asarray(record.sample)[:, [column[i] for i in range(n)]]
+        spins = spins.astype(np.int8)
+        if answer.vartype.name == "BINARY":
+            spins = (2 * spins - 1).astype(np.int8)
+        scale = np.abs(target.J).sum() / 2 + np.abs(target.b).sum() + abs(target.offset)
+        error = np.abs(target.energy(spins) - np.asarray(record.energy, dtype=np.float64))
+        if not (error <= 1e-9 + 1e-6 * scale).all():
+            raise RuntimeError(
+                f"{who} reports energies that are not those of its states (off by up to "
+                f"{error.max():.3g}): the sign of the energies or the order of the variables "
+                "differs from dimod's."
+            )
+        return np.repeat(spins, counts, axis=0)
+
+
+def _repeats(states: NDArray[np.int8], read: Callable[[int], NDArray[np.int8]]) -> bool:
+    """Whether equal reads are due to the seed, not to a model so cold that all reads are equal.
+
+    Calls that each repeat a single state, but different calls different states, do not come from
+    independent reads: with 16 reads a probe and at least 2 before it, fewer than 1 time in 500.
+    """
+    if len(states) < 2 or (states != states[0]).any():
+        return False
+    for _ in range(_PROBES):
+        probe = read(_PROBE_READS)
+        if len(probe) < 2 or (probe != probe[0]).any():
+            return False
+        if (probe[0] != states[0]).any():
+            return True
+    return False
+
+
+def _hot_to_cold(beta_range: tuple[float, float], zero_allowed: bool) -> tuple[float, float]:
+    hot, cold = (float(beta) for beta in beta_range)
+    if not (0 <= hot <= cold < np.inf) or (hot == 0 and not zero_allowed):
+        raise ValueError(
+            "`beta_range` must be (hot, cold) with 0 < hot <= cold, hot = 0 only on a linear "
+            f"schedule; got {beta_range}."
+        )
+    return hot, cold
+
+
+def _one_of(value: str, choices: tuple[str, ...], name: str) -> str:
+    if value not in choices:
+        raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {value!r}.")
+    return value
+
+
+class DWaveAnnealing(Dimod):
+    """D-Wave's simulated annealing, by default ending at the inverse temperature asked for.
+
+    Left to itself, the package chooses temperatures that minimise. Ending at 1, with heat-bath
+    moves in random order, reads are near the Boltzmann law where annealing is slow enough; how
+    near is not known of a given model, hence the law ``heuristic``.
+
+    Parameters
+    ----------
+    n_sweeps
+        Sweeps of one anneal; each read is one anneal.
+    beta_range
+        First and last inverse temperature, relative to the beta asked for.
+    schedule
+        ``"geometric"`` or ``"linear"`` in the inverse temperature.
+    proposal
+        ``"Gibbs"`` (heat bath) or ``"Metropolis"``.
+    randomize_order
+        Pick the spin to update at random; in order otherwise, which is faster.
+
+    Raises
+    ------
+    ImportError
+        If dimod or dwave-samplers is missing.
+    ValueError
+        If an option is unknown or out of range.
+
+    References
+    ----------
+    ``dwave.samplers.SimulatedAnnealingSampler``, dwave-samplers 1.8.
+    """
+
+    name: ClassVar[str] = "dwave_annealing"
+    conformance: ClassVar[dict[str, Any]] = {}
+
+    def __init__(
+        self,
+        n_sweeps: int = 1000,
+        beta_range: tuple[float, float] = (0.1, 1.0),
+        schedule: Literal["geometric", "linear"] = "geometric",
+        proposal: Literal["Gibbs", "Metropolis"] = "Gibbs",
+        randomize_order: bool = True,
+    ) -> None:
+        _one_of(schedule, ("geometric", "linear"), "schedule")
+        parameters = {
+            "num_sweeps": positive_int(n_sweeps, "n_sweeps"),
+            "beta_range": _hot_to_cold(beta_range, schedule == "linear"),
+            "beta_schedule_type": schedule,
+            "proposal_acceptance_criteria": _one_of(proposal, ("Gibbs", "Metropolis"), "proposal"),
+            "randomize_order": bool(randomize_order),
+        }
+        super().__init__("dwave.samplers:SimulatedAnnealingSampler", parameters=parameters)
+
+
+class OpenJijAnnealing(Dimod):
+    """openjij's simulated annealing (Metropolis), ending at the inverse temperature asked for.
+
+    Under a seed openjij repeats one read ``num_reads`` times, so reads are asked for one by one,
+    each with a seed of its own; a dense model built once keeps that cheap. Its seeded initial
+    states share many spins whatever the seed, so they are drawn here.
+
+    Parameters
+    ----------
+    n_sweeps
+        Sweeps of one anneal; each read is one anneal.
+    beta_range
+        First and last inverse temperature, relative to the beta asked for, geometric between.
+
+    Raises
+    ------
+    ImportError
+        If dimod or openjij is missing.
+    ValueError
+        If an option is out of range.
+
+    References
+    ----------
+    ``openjij.SASampler``, openjij 0.12.
+    """
+
+    name: ClassVar[str] = "openjij_annealing"
+    conformance: ClassVar[dict[str, Any]] = {"n_sweeps": 300}
+
+    def __init__(self, n_sweeps: int = 1000, beta_range: tuple[float, float] = (0.1, 1.0)) -> None:
+        hot, cold = _hot_to_cold(beta_range, zero_allowed=False)
+        parameters = {
+            "num_sweeps": positive_int(n_sweeps, "n_sweeps"),
+            "beta_min": hot,
+            "beta_max": cold,
+            "sparse": False,
+        }
+        super().__init__("openjij:SASampler", parameters=parameters, one_read_per_call=True)
+
+    def _build(self, ising: Ising) -> Any:
+        # Given a dimod model openjij turns it into dicts at every call, 0.6 s for 1,024 spins.
+        return _require("openjij").BinaryQuadraticModel.from_numpy_matrix(
+            np.triu(-ising.J, 1) - np.diag(ising.b), vartype="SPIN", offset=ising.offset
+        )
+
+    def _arguments(self, n_spins: int, n_reads: int, seed: int) -> dict[str, Any]:
+        coins = np.random.default_rng(seed).integers(0, 2, n_spins)
+        return {
+            **super()._arguments(n_spins, n_reads, seed),
+            "initial_state": (2 * coins - 1).tolist(),
+        }
+
+
+def to_dimod(sampler: str | Sampler, **options: Any) -> Any:
+    """One of our samplers as a ``dimod.Sampler``, for Ocean's composites and tools.
+
+    Its ``sample(bqm, num_reads=1, beta=1.0, seed=None)`` returns a ``dimod.SampleSet`` of the
+    model's vartype and labels, offset included in the energies, our ``info`` in its ``info``;
+    ``sample_ising`` and ``sample_qubo`` follow from it. Unknown arguments are ignored with
+    dimod's warning. ``beta`` is in units of 1 / energy of the model given.
+
+    Parameters
+    ----------
+    sampler
+        Name or instance, as for :func:`~scvi_qbm.samplers.get_sampler`.
+    **options
+        Options of a sampler given by name.
+
+    Returns
+    -------
+    Any
+        An instance of ``dimod.Sampler``.
+
+    Raises
+    ------
+    ImportError
+        If dimod is missing.
+    ValueError, TypeError
+        As :func:`~scvi_qbm.samplers.get_sampler`.
+    """
+    return _dimod_class()(get_sampler(sampler, **options))
+
+
+def _ising_of(bqm: Any, labels: list[Any]) -> Ising:
+    spin = bqm.change_vartype("SPIN", inplace=False)
+    linear, (row, column, quadratic), offset = spin.to_numpy_vectors(variable_order=labels)
+    couplings = np.zeros((len(labels), len(labels)))
+    couplings[row, column] = -np.asarray(quadratic, dtype=np.float64)
+    return Ising(couplings + couplings.T, -np.asarray(linear, np.float64), float(offset))
+
+
+@functools.cache
+def _dimod_class() -> Any:
+    dimod = _require("dimod")
+    base: Any = dimod.Sampler
+
+    class ScviQbmSampler(base):  # type: ignore[misc]
+        """A sampler of scvi_qbm in dimod's terms; see :func:`to_dimod`."""
+
+        def __init__(self, sampler: Sampler) -> None:
+            self.sampler = sampler
+            self._parameters: dict[str, list[str]] = {"num_reads": [], "beta": [], "seed": []}
+            self._properties = {
+                "name": sampler.name,
+                "law": sampler.law,
+                "category": "software",
+            }
+
+        @property
+        def parameters(self) -> dict[str, list[str]]:
+            return self._parameters
+
+        @property
+        def properties(self) -> dict[str, str]:
+            return self._properties
+
+        def __reduce__(self) -> tuple[Any, ...]:  # the class has no importable name
+            return to_dimod, (self.sampler,)
+
+        def sample(
+            self,
+            bqm: Any,
+            num_reads: int = 1,
+            beta: float = 1.0,
+            seed: int | None = None,
+            **kwargs: Any,
+        ) -> Any:
+            self.remove_unknown_kwargs(**kwargs)
+            num_reads = positive_int(num_reads, "num_reads")
+            labels = list(bqm.variables)
+            if labels:
+                out = self.sampler.sample(_ising_of(bqm, labels), beta, num_reads, seed)
+            else:  # an Ising has at least one spin
+                out = SampleSet(
+                    np.empty((num_reads, 0), np.int8), np.full(num_reads, float(bqm.offset))
+                )
+            answer = dimod.SampleSet.from_samples(
+                (out.spins, labels), vartype="SPIN", energy=out.energies, info=out.info
+            )
+            return answer.change_vartype(bqm.vartype, inplace=False)
+
+    return ScviQbmSampler

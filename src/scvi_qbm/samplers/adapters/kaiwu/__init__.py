@@ -1,0 +1,1 @@
+"""Kaiwu's machines."""

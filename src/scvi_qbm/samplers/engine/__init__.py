@@ -1,0 +1,1 @@
+"""What samplers, prior and log Z share: chains, kernels, random numbers."""

@@ -1,0 +1,358 @@
+"""Many tempered chains at once: the state behind gibbs, parallel tempering and AIS.
+
+A *ladder* is one chain a level of the path ``p_lam(s) ~ exp(base.s - lam * U(s))``; level 0 is
+``lam = 0`` (independent spins) in tempering, the last is ``lam = 1``, the target. Ladders are
+packed into chunks of about 64 lanes, the unit of SIMD width, cache use and threading.
+"""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scvi_qbm.diagnostics import effective_sample_size, split_rhat
+from scvi_qbm.ising import Ising
+from scvi_qbm.samplers.base import positive_int
+from scvi_qbm.samplers.engine.kernels import anneal_chunk, refresh_chunk, run_chunk
+from scvi_qbm.samplers.engine.rng import lane_states
+from scvi_qbm.samplers.engine.simd import aligned_zeros
+
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
+
+LANES = 64
+REFRESH = 256
+
+_pools: dict[tuple[int, int], ThreadPoolExecutor] = {}
+
+
+def default_threads() -> int:
+    """``OMP_NUM_THREADS`` if set, else the processors this process may use."""
+    declared = os.environ.get("OMP_NUM_THREADS", "")
+    return int(declared) if declared.isdigit() and int(declared) > 0 else processors()
+
+
+def checked_threads(n_threads: int | None) -> int:
+    """``n_threads`` if given and positive, else the default."""
+    if n_threads is None:
+        return default_threads()
+    return positive_int(n_threads, "n_threads")
+
+
+def processors() -> int:
+    """Processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def pool(n_threads: int) -> ThreadPoolExecutor:
+    """Threads of this process, made on first use."""
+    # Keyed by process: a forked child inherits the object but not its threads.
+    key = (os.getpid(), n_threads)
+    if key not in _pools:
+        _pools[key] = ThreadPoolExecutor(n_threads, thread_name_prefix="scvi-qbm")
+    return _pools[key]
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
+
+
+@dataclass
+class Chains:
+    """State of ``n_chains`` ladders; the last axis of the chunk arrays counts lanes.
+
+    ``spins`` float32 (n_chunks, n, W), ``fields`` float32 (n_chunks, W, stride), ``energy``
+    float64 (n_chunks, W), ``lam`` float32 (n_chunks, W), ``rng`` uint32 (n_chunks, 4, W),
+    ``lane_at`` and ``heading`` int64: see ``_kernels``.
+    """
+
+    ising: Ising
+    base: F64
+    ladder: F64
+    n_chains: int
+    J: F32
+    linear: F32
+    spins: F32
+    fields: F32
+    energy: F64
+    lam: F32
+    rng: NDArray[np.uint32]
+    lane_at: NDArray[np.int64]
+    heading: NDArray[np.int64]
+    accepted: F64
+    entropy: np.random.SeedSequence
+    proposed: NDArray[np.int64]
+    mean_spins: F64
+    n_means: int = 0
+    round_trips: int = 0
+    sweeps: int = 0
+    n_updates: int = 0
+
+    @property
+    def n_levels(self) -> int:
+        """Levels of each ladder."""
+        return int(self.ladder.shape[0])
+
+    @property
+    def swap_rates(self) -> F64:
+        """Mean acceptance probability of each pair of neighbours, NaN where none was proposed."""
+        with np.errstate(invalid="ignore"):
+            out: F64 = self.accepted / self.proposed
+        return out
+
+    @property
+    def log_z_base(self) -> float:
+        """Log Z at lam = 0, where spins are independent."""
+        return float(np.logaddexp(self.base, -self.base).sum())
+
+    def forget(self) -> None:
+        """Reset the swap statistics."""
+        self.accepted[:] = 0
+        self.proposed[:] = 0
+        self.round_trips = 0
+        self.heading[:] = 0
+
+    def at_levels(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Values of lanes, (n_chunks, W), in the order of the levels: (n_chains, n_levels)."""
+        chunks = np.arange(len(values))[:, None, None]
+        return values[chunks, self.lane_at].reshape(-1, self.n_levels)[: self.n_chains]
+
+    def states(self, level: int = -1) -> NDArray[np.int8]:
+        """Spins at one level, int8 (n_chains, n)."""
+        lanes = self.lane_at[:, :, level]
+        picked = np.take_along_axis(self.spins, lanes[:, None, :], axis=2)
+        out = picked.transpose(0, 2, 1).reshape(-1, self.ising.n_spins)[: self.n_chains]
+        return out.astype(np.int8)
+
+
+def start(
+    ising: Ising,
+    ladder: F64,
+    n_chains: int,
+    entropy: np.random.SeedSequence,
+    base: F64 | None = None,
+) -> Chains:
+    """Ladders at independent random states (the law at lam = 0).
+
+    Parameters
+    ----------
+    ising
+        Target at lam = 1; scale it by beta first.
+    ladder
+        Increasing levels in [0, 1].
+    n_chains
+        Number of independent ladders.
+    entropy
+        Source of the lanes' random states.
+    base
+        Fields of the law at lam = 0, (n,); zero by default.
+    """
+    n, n_levels = ising.n_spins, len(ladder)
+    per_chunk = max(1, min(n_chains, LANES // n_levels))
+    n_chunks = -(-n_chains // per_chunk)
+    per_chunk = -(-n_chains // n_chunks)
+    width = _round_up(per_chunk * n_levels, 16)
+    # 16 floats of padding keep rows from falling on the same cache sets when n is a power of 2.
+    stride = _round_up(n, 16) + 16
+    base = np.zeros(n) if base is None else np.asarray(base, dtype=np.float64)
+    init_entropy, lane_entropy, next_entropy = entropy.spawn(3)
+    used = per_chunk * n_levels
+    words = lane_states(lane_entropy, n_chunks * used).reshape(4, n_chunks, used)
+    rng = np.ones((n_chunks, 4, width), dtype=np.uint32)
+    rng[:, :, :used] = words.transpose(1, 0, 2)
+    generator = np.random.default_rng(init_entropy)
+    up = generator.random((n_chunks * per_chunk, n_levels, n)) < 1 / (1 + np.exp(-2 * base))
+    spins = aligned_zeros((n_chunks, n, width), np.float32)
+    spins[:] = 1
+    spins[:, :, :used] = np.where(up, 1, -1).reshape(n_chunks, used, n).transpose(0, 2, 1)
+    lane_at = np.arange(used, dtype=np.int64).reshape(1, per_chunk, n_levels)
+    lam = np.zeros((n_chunks, width), dtype=np.float32)
+    lam[:, :used] = np.tile(ladder, per_chunk)
+    chains = Chains(
+        ising=ising,
+        base=base,
+        ladder=np.array(ladder, dtype=np.float64),
+        n_chains=n_chains,
+        J=aligned_zeros((n, stride), np.float32),
+        linear=np.zeros(n, dtype=np.float32),
+        spins=spins,
+        fields=aligned_zeros((n_chunks, width, stride), np.float32),
+        energy=np.zeros((n_chunks, width)),
+        lam=lam,
+        rng=rng,
+        lane_at=np.repeat(lane_at, n_chunks, axis=0),
+        heading=np.zeros((n_chunks, width), dtype=np.int64),
+        accepted=np.zeros(max(n_levels - 1, 0)),
+        proposed=np.zeros(max(n_levels - 1, 0), dtype=np.int64),
+        entropy=next_entropy,
+        mean_spins=np.zeros(n),
+    )
+    retarget(chains, ising)
+    return chains
+
+
+def retarget(chains: Chains, ising: Ising) -> None:
+    """Point the chains at another model of the same size."""
+    n = ising.n_spins
+    if n != chains.ising.n_spins:
+        raise ValueError(
+            f"The chains hold {chains.ising.n_spins} spins, the new model has {n}: start anew."
+        )
+    chains.ising = ising
+    chains.J[:, :n] = ising.J
+    chains.linear[:] = ising.b - chains.base
+    refresh(chains)
+
+
+def refresh(chains: Chains) -> None:
+    """Recompute fields and energies from the spins, removing float32 drift."""
+    used = chains.lane_at.shape[1] * chains.n_levels
+    # Not numpy's matmul: BLAS threads that spin beside torch's make training crawl.
+    for spins, fields, energy in zip(chains.spins, chains.fields, chains.energy, strict=True):
+        refresh_chunk(chains.J, chains.linear, spins, fields, energy, used)
+
+
+def run(chains: Chains, n_sweeps: int, *, record: bool = False, n_threads: int = 1) -> F64 | None:
+    """Advance all ladders by ``n_sweeps`` sweeps with a swap after each.
+
+    Returns
+    -------
+    With ``record``, the energies ``U`` by level, float64 (n_sweeps, n_chains, n_levels).
+    """
+    n_chunks, per_chunk, n_levels = chains.lane_at.shape
+    shape = (n_chunks, n_sweeps if record else 0, per_chunk, n_levels)
+    trace = np.empty(shape)
+    base = chains.base.astype(np.float32)
+    accepted = np.zeros((n_chunks, chains.accepted.shape[0]))
+    done = 0
+    while done < n_sweeps:
+        block = min(REFRESH, n_sweeps - done)
+        parity = chains.sweeps % 2
+        pieces = [
+            (
+                chains.J,
+                base,
+                chains.ladder,
+                chains.spins[c],
+                chains.fields[c],
+                chains.energy[c],
+                chains.lam[c],
+                chains.rng[c],
+                chains.lane_at[c],
+                chains.heading[c],
+                accepted[c],
+                block,
+                parity,
+                trace[c, done : done + block],
+            )
+            for c in range(n_chunks)
+        ]
+        if n_threads > 1 and n_chunks > 1:
+            trips = list(pool(n_threads).map(lambda args: run_chunk(*args), pieces))
+        else:
+            trips = [run_chunk(*args) for args in pieces]
+        chains.round_trips += sum(trips)
+        for start_at in (0, 1):
+            swaps = (block + 1 - (parity != start_at)) // 2
+            chains.proposed[start_at::2] += swaps * per_chunk * n_chunks
+        chains.sweeps += block
+        done += block
+        if block == REFRESH:
+            refresh(chains)
+    chains.accepted += accepted.sum(axis=0)
+    chains.n_updates += n_sweeps * n_chunks * per_chunk * n_levels * chains.ising.n_spins
+    if not record:
+        return None
+    return trace.transpose(1, 0, 2, 3).reshape(n_sweeps, -1, n_levels)[:, : chains.n_chains]
+
+
+def anneal(chains: Chains, betas: F64, n_threads: int = 1, *, metropolis: bool = False) -> None:
+    """One sweep of every chain (ladders of one level) at each inverse temperature in turn."""
+    used = chains.lane_at.shape[1]
+    base = chains.base.astype(np.float32)
+
+    def work(c: int) -> None:
+        state = chains.spins[c], chains.fields[c], chains.energy[c], chains.lam[c], chains.rng[c]
+        anneal_chunk(chains.J, base, chains.linear, betas, *state, used, REFRESH, metropolis)
+
+    if n_threads > 1 and len(chains.spins) > 1:
+        list(pool(n_threads).map(work, range(len(chains.spins))))
+    else:
+        for c in range(len(chains.spins)):
+            work(c)
+    chains.sweeps += len(betas)
+    chains.n_updates += len(betas) * used * len(chains.spins) * chains.ising.n_spins
+
+
+def relevel(chains: Chains, ladder: F64) -> Chains:
+    """The same ladders on other levels: each takes the state of the nearest old level."""
+    new = start(chains.ising, ladder, chains.n_chains, chains.entropy, chains.base)
+    nearest = np.abs(chains.ladder[None, :] - new.ladder[:, None]).argmin(axis=1)
+    used = new.lane_at.shape[1] * new.n_levels
+    stacked = np.stack([chains.states(level) for level in nearest], axis=1)
+    n_chunks, per_chunk = new.lane_at.shape[:2]
+    padded = np.resize(stacked, (n_chunks * per_chunk, *stacked.shape[1:]))
+    new.spins[:, :, :used] = padded.reshape(n_chunks, used, -1).transpose(0, 2, 1)
+    new.sweeps, new.n_updates = chains.sweeps, chains.n_updates
+    new.mean_spins, new.n_means = chains.mean_spins, chains.n_means
+    refresh(new)
+    return new
+
+
+def rebase(chains: Chains, base: F64) -> None:
+    """Change the law at lam = 0 to independent spins in the fields ``base``; lam = 1 stays."""
+    chains.base = np.array(base, dtype=np.float64)
+    retarget(chains, chains.ising)
+
+
+def follow_means(chains: Chains, horizon: int) -> None:
+    """Average the spins of the target level over the last ``horizon`` calls or so."""
+    chains.n_means = min(chains.n_means + 1, horizon)
+    chains.mean_spins += (chains.states().mean(axis=0) - chains.mean_spins) / chains.n_means
+
+
+def adopt(chains: Chains, spins: NDArray[np.int8]) -> None:
+    """Put states, int8 (any number, n), at the target level of the ladders, cyclically."""
+    n_chunks, per_chunk = chains.lane_at.shape[:2]
+    placed = np.resize(spins, (n_chunks, per_chunk, chains.ising.n_spins))
+    for c in range(n_chunks):
+        chains.spins[c][:, chains.lane_at[c, :, -1]] = placed[c].T
+    refresh(chains)
+
+
+def collect(
+    chains: Chains, n_samples: int, n_sweeps: int, n_threads: int, *, levels: bool = False
+) -> tuple[NDArray[np.int8], dict[str, Any]]:
+    """Keep the target level's states every ``n_sweeps`` sweeps; R-hat and ESS of their energy.
+
+    With ``levels`` the energies of all levels too, and the flow of states along the ladder.
+    """
+    n_rounds = -(-n_samples // chains.n_chains)
+    kept = np.empty((n_rounds, chains.n_chains, chains.ising.n_spins), dtype=np.int8)
+    tempered = np.empty((n_rounds if levels else 0, chains.n_chains, chains.n_levels))
+    cooling, heating = np.zeros(chains.n_levels), np.zeros(chains.n_levels)
+    for t in range(n_rounds):
+        run(chains, n_sweeps, n_threads=n_threads)
+        kept[t] = chains.states()
+        if levels:
+            tempered[t] = chains.at_levels(chains.energy)
+            heading = chains.at_levels(chains.heading)
+            cooling += (heading == 1).sum(axis=0)
+            heating += (heading == 2).sum(axis=0)
+    info: dict[str, Any] = {"n_updates": chains.n_updates, "n_chains": chains.n_chains}
+    if levels:
+        info["level_energies"] = tempered
+        with np.errstate(invalid="ignore"):
+            info["flow"] = cooling / (cooling + heating)
+    if n_rounds >= 4:
+        energies = chains.ising.energy(kept).T
+        info["rhat_energy"] = split_rhat(energies)
+        info["ess_energy"] = effective_sample_size(energies)
+    return kept.reshape(-1, chains.ising.n_spins)[:n_samples], info

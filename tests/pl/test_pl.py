@@ -1,0 +1,167 @@
+import matplotlib
+
+matplotlib.use("Agg")
+import numpy as np
+import pandas as pd
+import pytest
+from support.machines import peaked_ising
+
+from scvi_qbm import pl
+from scvi_qbm.benchmark.instances import sherrington_kirkpatrick
+from scvi_qbm.landscape import find_attractors
+from scvi_qbm.samplers import get_sampler
+
+
+def labels(ax):
+    return [text.get_text() for text in ax.get_legend().get_texts()]
+
+
+def test_amplitude_trajectories():
+    model = sherrington_kirkpatrick(10, 0, field_sd=0.3)
+    sampler = get_sampler("cim_cac", trajectories=2, n_steps=200)
+    info = sampler.sample(model, n_samples=5, seed=0).info
+    ax = pl.amplitude_trajectories(info, run=1)
+    assert len(ax.lines) == 12  # ten spins, the ancilla, the line at zero
+    up = int((info["trajectories"][1, -1] >= 0).sum())
+    assert labels(ax) == [f"ends positive ({up})", f"ends negative ({11 - up})"]
+    (strip,) = ax.child_axes
+    np.testing.assert_array_equal(strip.lines[0].get_ydata(), info["gains"])
+    with pytest.raises(ValueError, match="trajectories=1"):
+        pl.amplitude_trajectories({})
+
+
+@pytest.fixture(scope="module")
+def tempered():
+    sampler = get_sampler("parallel_tempering", n_chains=8, record_levels=True)
+    return sampler.sample(peaked_ising(24, 2, sd=0.4), n_samples=400, seed=0).info
+
+
+def test_tempering_diagnostics(tempered):
+    swaps, flow, energies = pl.tempering_diagnostics(tempered)
+    accepted, overlap, target = (line.get_ydata() for line in swaps.lines)
+    np.testing.assert_array_equal(accepted, tempered["swap_rates"])
+    assert (0 < overlap).all() and (overlap < 1).all()
+    assert list(target) == [0.5, 0.5]
+    np.testing.assert_array_equal(flow.lines[1].get_ydata(), tempered["flow"])
+    assert f"{tempered['round_trips']:,} round trips" in flow.get_title()
+    # One outline a level, each of area one; the ends of the ladder are named.
+    assert len(energies.patches) == len(tempered["betas"])
+    for outline in energies.patches:
+        values, edges, _ = outline.get_data()
+        assert (values * np.diff(edges)).sum() == pytest.approx(1)
+    assert labels(energies) == ["β = 0", "β = 1"]
+    with pytest.raises(ValueError, match="record_levels=True"):
+        pl.tempering_diagnostics({"betas": [0, 1]})
+
+
+def test_tempering_diagnostics_of_levels_that_do_not_overlap(tempered):
+    apart = tempered | {
+        "betas": np.array([0.0, 1.0]),
+        "swap_rates": np.zeros(1),
+        "level_energies": np.array([[[0.0, -90.0], [1.0, -91.0]]]),
+        "flow": np.array([1.0, 0.0]),
+        "target_swap_rate": None,
+        "round_trips": 0,
+        "round_trip_rate": 0.0,
+    }
+    swaps = pl.tempering_diagnostics(apart)[0]
+    assert labels(swaps) == ["swaps accepted", "overlap of energies"]
+    assert [list(line.get_ydata()) for line in swaps.lines] == [[0.0], [0.0]]
+
+
+def history(**columns):
+    return {name: pd.DataFrame({name: values}) for name, values in columns.items()}
+
+
+PARTS = {
+    f"{part}_{where}": [3.0, 2.0, 1.0]
+    for part in ("elbo", "reconstruction_loss", "kl_local")
+    for where in ("train", "validation")
+}
+NEGATIVE = dict.fromkeys(["log_z", "log_z_se", "energy_gap", "energy_gap_se"], [0.5, 0.4, 0.3])
+
+
+def test_training_curves():
+    axes = pl.training_curves(history(**PARTS, **NEGATIVE, log_z_drift=[0.1, 0.2, 0.3]))
+    assert [ax.get_ylabel().split(" (")[0] for ax in axes] == [
+        "negative ELBO", "reconstruction", "KL", "log Z ± 2 se", "energy gap ± 2 se",
+        "drift of log Z",
+    ]  # fmt: skip
+    assert all(labels(ax) == ["train", "held out"] for ax in axes[:3])
+    np.testing.assert_array_equal(axes[5].lines[-1].get_ydata(), [0.1, 0.2, 0.3])
+    assert len(axes[3].collections) == 1  # the band of errors
+
+
+def test_training_curves_of_a_heuristic_and_without_couplings():
+    drawn = {"beta_drawn": [np.nan, 1.3, 1.2], "beta_corrected": [0.9, 1.0, 1.0]}
+    last = pl.training_curves(history(**PARTS, **NEGATIVE, **drawn))[5]
+    assert labels(last) == ["drawn", "corrected"]
+    assert list(last.lines[1].get_ydata()) == [1.3, 1.2]  # before the first draw there is none
+    assert len(pl.training_curves(history(**PARTS))) == 3
+
+
+def test_reweighting_puts_every_sampler_at_its_name():
+    # Measured in another order at the second temperature.
+    rows = pd.DataFrame(
+        [(0.8, "SA", 0.1), (0.8, "PT", 1.0), (1.2, "PT", 1.1), (1.2, "SA", 0.2)],
+        columns=["beta", "sampler", "ratio"],
+    ).assign(ratio_se=0.05, n_spins=64)
+    (ax,) = pl.sampling_reweighting(rows)
+    names = [tick.get_text() for tick in ax.get_xticklabels()]
+    drawn = {
+        (names[round(x)], round(float(y), 1))
+        for container in ax.containers
+        for x, y in zip(*container.lines[0].get_data(), strict=True)
+    }
+    assert drawn == {("SA", 0.1), ("PT", 1.0), ("PT", 1.1), ("SA", 0.2)}
+
+
+def test_law_marks_states_never_drawn():
+    row = {
+        "model": "random", "total_variation": 0.9, "n_samples": 100,
+        "energies": [-3.0, -2.0, -1.0], "log_p": [-0.5, -1.5, -2.5],
+        "log_frequency": np.log([0.985, 0.005, 0.005]),
+    }  # fmt: skip
+    axes = pl.sampling_law(pd.DataFrame([row | {"sampler": f"S{i}"} for i in range(7)]))
+    assert len(axes) == 7 and [ax.get_title() for ax in axes][6] == "S6\nTV 0.90"
+    drawn, never, law = axes[0].lines
+    assert list(drawn.get_xdata()) == [-3] and list(never.get_xdata()) == [-2, -1]
+    assert list(law.get_ydata()) == [-0.5, -1.5, -2.5]
+
+
+def test_coupling_graph_draws_the_strongest():
+    frame = pd.DataFrame(
+        {"unit_a": [0, 2, 1, 0], "unit_b": [5, 7, 3, 2], "coupling": [2.0, -1.0, 0.5, 0.1]}
+    )
+    ax = pl.coupling_graph(frame, n_edges=3, labels={5: "CD3E"})
+    assert len(ax.patches) == 3
+    widths = [p.get_linewidth() for p in ax.patches]
+    assert widths == sorted(widths)  # the strongest on top
+    first, weak = ax.patches[-1], ax.patches[-2]
+    assert first.get_linestyle() == "-" != weak.get_linestyle()
+    assert first.get_edgecolor() != weak.get_edgecolor()
+    texts = {t.get_text() for t in ax.texts}
+    assert texts == {"0", "CD3E", "2", "7", "1", "3"}
+    with pytest.raises(ValueError, match="lacks coupling"):
+        pl.coupling_graph(frame[["unit_a", "unit_b"]])
+    with pytest.raises(ValueError, match="No coupling"):
+        pl.coupling_graph(frame.assign(coupling=0.0))
+
+
+def test_coupled_units_are_neighbours_on_the_circle():
+    pairs = [(k, k + 4, 1.0) for k in range(4)] + [(0, 1, 0.1), (2, 3, 0.1), (1, 2, 0.05)]
+    ax = pl.coupling_graph(pd.DataFrame(pairs, columns=["unit_a", "unit_b", "coupling"]))
+    place = {t.get_text(): np.array(t.get_position()) for t in ax.texts}
+    for k in range(4):
+        apart = np.linalg.norm(place[str(k)] - place[str(k + 4)])
+        assert apart < 1.07 * 2 * np.sin(np.pi / 8) + 1e-6
+
+
+def test_attractor_tree_of_one_and_of_none():
+    machine = np.zeros((4, 4)), -np.ones(4)  # everything on is the only minimum
+    one = find_attractors(machine, np.eye(4, dtype=np.int8))
+    assert len(one.sizes) == 1 and one.tree.shape == (0, 4)
+    ax = pl.attractor_tree(one.tree)
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["0"] and len(ax.lines) == 1
+    with pytest.raises(ValueError, match="barriers=False"):
+        pl.attractor_tree(find_attractors(machine, np.eye(4, dtype=np.int8), barriers=False).tree)

@@ -1,0 +1,343 @@
+import re
+
+import numpy as np
+import pytest
+
+from scvi_qbm.ising import Ising
+from scvi_qbm.samplers import get_sampler, registry
+from scvi_qbm.samplers.base import SampleSet
+from scvi_qbm.samplers.conformance import check_sampler, chi_square, law_pvalues
+from scvi_qbm.samplers.exact import Exact
+from scvi_qbm.samplers.gibbs import Gibbs
+
+
+def report_on(sampler, seed=1):
+    report = check_sampler(sampler, strict=False, seed=seed)
+    return report, {r.name: r.detail for r in report.results if r.outcome == "failed"}
+
+
+class Broken(Exact):
+    """Exact but for one fault."""
+
+    name = "broken"
+
+    def model(self, ising):
+        return ising
+
+    def draw(self, ising, beta, n_samples, entropy):
+        return super()._sample(self.model(ising), beta, n_samples, entropy)
+
+    def _sample(self, ising, beta, n_samples, entropy):
+        return self.draw(ising, beta, n_samples, entropy)
+
+
+class WrongSign(Broken):
+    def model(self, ising):
+        return Ising(-ising.J, -ising.b)
+
+
+class WrongCouplingSign(Broken):
+    def model(self, ising):
+        return Ising(-ising.J, ising.b)
+
+
+class NoFields(Broken):
+    def model(self, ising):
+        return Ising(ising.J, np.zeros_like(ising.b))
+
+
+class NoCouplings(Broken):
+    def model(self, ising):
+        return Ising(np.zeros_like(ising.J), ising.b)
+
+
+class OtherOrder(Broken):
+    def _sample(self, *request):
+        spins, info = self.draw(*request)
+        return spins[:, ::-1], info
+
+
+class Cooler(Broken):
+    def _sample(self, ising, beta, n_samples, entropy):
+        return self.draw(ising, 1.1 * beta, n_samples, entropy)
+
+
+class Hotter(Broken):
+    law = "mcmc"
+
+    def _sample(self, ising, beta, n_samples, entropy):
+        spins, info = self.draw(ising, 0.9 * beta, n_samples, entropy)
+        return spins, {**info, "n_chains": 64}
+
+
+class BetaSquared(Broken):
+    def _sample(self, ising, beta, n_samples, entropy):
+        return self.draw(ising, beta**2, n_samples, entropy)
+
+
+class IgnoresBeta(Broken):
+    def _sample(self, ising, beta, n_samples, entropy):
+        return self.draw(ising, 1.0, n_samples, entropy)
+
+
+class OneRead(Broken):
+    def _sample(self, *request):
+        spins, info = self.draw(*request)
+        return np.repeat(spins[:1], len(spins), axis=0), info
+
+
+class EveryReadTwice(Broken):
+    def _sample(self, *request):
+        spins, info = self.draw(*request)
+        return np.repeat(spins, 2, axis=0)[: len(spins)], info
+
+
+class IgnoresTheSeed(Broken):
+    def _sample(self, ising, beta, n_samples, _):
+        # Other draws in every call, yet the same in every run of this test.
+        self.calls = getattr(self, "calls", 0) + 1
+        return self.draw(ising, beta, n_samples, np.random.SeedSequence((9, self.calls)))
+
+
+class OneSeed(Broken):
+    def _sample(self, ising, beta, n_samples, _):
+        return self.draw(ising, beta, n_samples, np.random.SeedSequence(3))
+
+
+class SameWithoutASeed(Broken):
+    def _sample(self, ising, beta, n_samples, entropy):
+        seed = 3 if entropy.entropy.bit_length() > 64 else entropy.entropy
+        return self.draw(ising, beta, n_samples, np.random.SeedSequence(seed))
+
+
+class GlobalGenerator(Broken):
+    def _sample(self, *request):
+        np.random.random()
+        return self.draw(*request)
+
+
+class ZeroAndOne(Broken):
+    def _sample(self, *request):
+        spins, info = self.draw(*request)
+        return (spins + 1) // 2, info
+
+
+class TooFew(Broken):
+    def _sample(self, *request):
+        spins, info = self.draw(*request)
+        return spins[:-1], info
+
+
+class Transposed(Broken):
+    def _sample(self, *request):
+        spins, info = self.draw(*request)
+        return spins.T, info
+
+
+class Raises(Broken):
+    def _sample(self, *request):
+        raise ZeroDivisionError("no atoms left")
+
+
+class WrongEnergies(Broken):
+    def sample(self, *request, **options):
+        out = super().sample(*request, **options)
+        return SampleSet(out.spins, -out.energies, out.info)
+
+
+class NoSuchLaw(Broken):
+    law = "boltzmann"
+
+
+class Coins(Broken):
+    law = "heuristic"
+
+    def model(self, ising):
+        return Ising(np.zeros_like(ising.J), np.zeros_like(ising.b))
+
+
+@pytest.mark.parametrize(
+    ("sampler", "check", "message"),
+    [
+        (WrongSign, "signs", "only 0% of spins follow their field"),
+        (WrongCouplingSign, "signs", r"a coupling of \+1 is obeyed in 0% of states"),
+        (NoFields, "signs", r"only \d\d% of spins follow their field"),
+        (NoCouplings, "signs", r"a coupling of \+1 is obeyed in \d\d% of states"),
+        (OtherOrder, "signs", "only 0% of spins follow their field"),
+        (Cooler, "law", "smallest of 15 p-values is .*e-"),
+        (Hotter, "law", "smallest of 15 p-values is .*e-"),
+        (BetaSquared, "law", "smallest of 15 p-values is .*e-"),
+        (IgnoresBeta, "free spins", "mean spin 0.* of free spins"),
+        (OneRead, "distinct reads", "1 distinct states among 200"),
+        (EveryReadTwice, "distinct reads", "100 distinct states among 200"),
+        (IgnoresTheSeed, "seeds", "the same seed gives other states"),
+        (OneSeed, "seeds", "two calls give the same states"),
+        (SameWithoutASeed, "seeds", "without a seed two calls give the same states"),
+        (GlobalGenerator, "global random state", "numpy's global generator was used"),
+        (ZeroAndOne, "interface", "ValueError: `spins` must hold -1 and .1 only"),
+        (TooFew, "interface", r"RuntimeError: .* of shape \(96, 6\), expected \(97, 6\)"),
+        (Transposed, "interface", r"RuntimeError: .* of shape \(6, 97\)"),
+        (Raises, "interface", "ZeroDivisionError: no atoms left"),
+        (WrongEnergies, "interface", "Not equal to tolerance"),
+        (NoSuchLaw, "interface", "'boltzmann'"),
+        (Coins, "low energies", "of the ground state's depth"),
+    ],
+)
+def test_faults_are_found_where_they_are(sampler, check, message):
+    report, failed = report_on(sampler())
+    assert not report.passed and check in failed
+    assert re.search(message, failed[check]), failed[check]
+
+
+@pytest.mark.parametrize(
+    ("sampler", "checks"),
+    [
+        (Cooler, {"law"}),
+        (Hotter, {"law"}),
+        (IgnoresTheSeed, {"seeds"}),
+        (SameWithoutASeed, {"seeds"}),
+        (GlobalGenerator, {"global random state"}),
+    ],
+)
+def test_one_fault_fails_one_check(sampler, checks):
+    assert set(report_on(sampler())[1]) == checks
+
+
+def test_the_unbroken_sampler_conforms():
+    for seed in range(3):
+        assert report_on(Broken(), seed)[0].passed
+
+
+class Still(Gibbs):
+    def step(self, state, n_sweeps=None):
+        return state
+
+
+class KeepsItsTarget(Gibbs):
+    def retarget(self, state, ising, beta=1.0):
+        if ising.n_spins != state.ising.n_spins:
+            raise ValueError("another size")
+        return state
+
+
+class TakesAnySize(Gibbs):
+    def retarget(self, state, ising, beta=1.0):
+        if ising.n_spins == state.ising.n_spins:
+            return super().retarget(state, ising, beta)
+        return self.init(ising, beta)
+
+
+class LosesChains(Gibbs):
+    def spins(self, state):
+        return super().spins(state)[:-1]
+
+
+@pytest.mark.parametrize(
+    ("chains", "message"),
+    [
+        (Still, "step() moves nothing"),
+        (KeepsItsTarget, "retarget() does not change the target"),
+        (TakesAnySize, "retarget() takes a model of another size"),
+        (LosesChains, "shape (63, 7)"),
+    ],
+)
+def test_broken_chains(chains, message):
+    _, failed = report_on(chains(n_chains=64, n_sweeps=50, n_burn_in=50))
+    assert message in failed["chains"]
+
+
+def test_correlated_draws_need_more_sweeps():
+    """One chain that hardly moves is not called wrong: there is nothing to test its law by."""
+    _, failed = report_on(get_sampler("gibbs", n_chains=1, n_sweeps=1))
+    assert "effective samples" in failed["law"] and "more sweeps" in failed["law"]
+
+
+def test_strict_raises_the_report():
+    with pytest.raises(AssertionError) as caught:
+        check_sampler(NoFields())
+    text = str(caught.value)
+    assert text.startswith("broken (exact): DOES NOT CONFORM\n")
+    assert "\nfailed  signs" in text and "\npassed  interface" in text
+    assert text == str(check_sampler(NoFields(), strict=False))
+
+
+def test_the_report_of_a_good_sampler():
+    report = check_sampler("exact")
+    assert report.passed and str(report).startswith("exact (exact): conforms\n")
+    assert {r.outcome for r in report.results} == {"passed", "skipped"}
+
+
+def test_a_heuristic_is_measured_not_judged():
+    class Cold(Cooler):
+        law = "heuristic"
+
+    report = check_sampler(Cold())
+    noted = {r.name: r.detail for r in report.results if r.outcome == "noted"}
+    assert set(noted) == {"one spin", "law"}
+    assert "effective beta 1.1" in noted["law"]
+
+
+def test_a_back_end_without_seeds_says_so():
+    class Unseeded(IgnoresTheSeed):
+        def _sample(self, *request):
+            spins, info = super()._sample(*request)
+            return spins, {**info, "seeded": False}
+
+    report = check_sampler(Unseeded())
+    assert {r.name: r.outcome for r in report.results}["seeds"] == "skipped"
+
+
+def test_options():
+    options = {"n_chains": 512, "n_sweeps": 40, "n_burn_in": 3}
+    _, short = report_on(get_sampler("gibbs", **options))
+    assert "law" in short
+    with pytest.raises(AssertionError, match="failed  law"):
+        check_sampler("gibbs", options=options)
+    with pytest.raises(TypeError, match="instance"):
+        check_sampler(Exact(), options={"n_chains": 3})
+    with pytest.raises(TypeError, match="no option 'n_sweep'"):
+        check_sampler("gibbs", options={"n_sweep": 3})
+
+
+def test_unknown_name():
+    with pytest.raises(ValueError, match=r"'metropolis'.*exact"):
+        check_sampler("metropolis")
+
+
+def test_a_registered_sampler_brings_its_options(monkeypatch):
+    monkeypatch.setattr(registry, "_registered", {})
+
+    class Needy(Exact):
+        name = "needy"
+        conformance = {"must": 1}
+
+        def __init__(self, must):
+            self.must = must
+
+    registry.register_sampler("needy", Needy)
+    assert check_sampler("needy").sampler == "needy"
+    with pytest.raises(TypeError):
+        check_sampler("needy", options={})
+
+
+def test_chi_square_pools_rare_states():
+    law = np.array([0.7, 0.2, 0.0999, 0.0001])
+    rng = np.random.default_rng(0)
+    pvalues = []
+    for _ in range(300):
+        index = rng.choice(4, size=2000, p=law)
+        pvalues.append(chi_square(2 * ((index[:, None] >> np.arange(2)) & 1) - 1, law))
+    assert 0.02 < np.mean(np.array(pvalues) < 0.05) < 0.09
+    index = rng.choice(4, size=2000, p=law[[1, 0, 2, 3]])
+    assert chi_square(2 * ((index[:, None] >> np.arange(2)) & 1) - 1, law) < 1e-10
+
+
+def test_more_chains_than_samples_and_frozen_chains():
+    from scvi_qbm.samplers.gibbs import Gibbs
+
+    many = Gibbs(n_chains=5000, n_sweeps=40, n_burn_in=200)
+    assert min(law_pvalues(many, 1)) > 1e-4
+    frozen = Gibbs(n_chains=1, n_sweeps=1, n_burn_in=10)
+    frozen._sample = lambda ising, beta, n, entropy: (np.ones((n, 8)), {"n_chains": 1})
+    with pytest.raises(AssertionError, match="frozen"):
+        law_pvalues(frozen, 1)
