@@ -128,14 +128,6 @@ def test_a_run_goes_on(h5ad, tmp_path, capsys):
     assert error.startswith("scvi-qbm: error: ") and "is damaged" in error
 
 
-def test_gaussian_codes_are_written_as_the_decoder_sees_them(h5ad, tmp_path):
-    out = tmp_path / "out.h5ad"
-    assert fit(h5ad, "--layer", "counts", "--out", out, "--latent-distribution", "normal") == 0
-    result = anndata.read_h5ad(out)
-    assert result.obsm["X_qbmvi"].min() < 0
-    assert result.uns["qbmvi"]["representation"] == "zeta"
-
-
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -145,7 +137,7 @@ def test_gaussian_codes_are_written_as_the_decoder_sees_them(h5ad, tmp_path):
         (["--sampler", "qpu"], "Unknown sampler 'qpu'. Available: cim"),
         (["--likelihood", "gamma"], "nb, zinb, poisson, normal"),
         (["--relaxation", "gumbel"], "overlapping_exponential"),
-        (["--recipe", "best"], "default, long, paper"),
+        (["--recipe", "best"], "default, paper"),
         (["--layer", "counts", "--n-latent", "1"], "at least 2"),
     ],
 )

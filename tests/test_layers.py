@@ -34,16 +34,15 @@ ALLOWED = {
             {"anndata", "torch"}),
     "_fit": ({"model", "_checks", "_files"}, {"anndata", "scvi"}),
     "benchmark": (
-        {"__init__", "_checks", "_files", "averaging", "model", "module", "distributions",
+        {"__init__", "_checks", "_files", "model", "module", "distributions",
          "recipes", "data", "samplers", "pl", "diagnostics", "ising"},
         {"anndata", "scvi", "scanpy", "sklearn", "matplotlib", "torch", "lightning"},
     ),
     "model": (
-        {"averaging", "runner", "plan", "checkpoint", "module", "prior", "samplers", "ising",
+        {"runner", "plan", "checkpoint", "module", "prior", "samplers", "ising",
          "landscape", "logz", "recipes", "relaxations", "data", "_checks", "_files"},
         {"anndata", "scvi", "torch"},
     ),
-    "averaging": (set(), {"torch", "lightning"}),
     "runner": (set(), {"scvi", "torch", "lightning"}),
     "checkpoint": (
         {"plan", "prior", "samplers", "ising", "_files"},
@@ -51,8 +50,7 @@ ALLOWED = {
     ),
     "plan": ({"module", "prior"}, {"scvi", "torch"}),
     "module": ({"prior", "relaxations", "encoders", "distributions"}, {"scvi", "torch"}),
-    "encoders": ({"prior", "relaxations", "mixture"}, {"scvi", "torch"}),
-    "mixture": (set(), {"torch"}),
+    "encoders": ({"relaxations"}, {"scvi", "torch"}),
     "distributions": (set(), {"scvi", "torch"}),
     "landscape": ({"ising"}, set()),
     "prior": ({"samplers", "logz", "diagnostics", "ising"}, {"torch"}),

@@ -174,7 +174,6 @@ def test_free_normal_mean_and_fixed_variance():
         ({"relaxation": "gumbel"}, "spike_exponential"),
         ({"prior": "gauss"}, "boltzmann, bernoulli"),
         ({"sampler": "qpu"}, "parallel_tempering"),
-        ({"latent_distribution": "ln"}, "bernoulli, normal"),
         ({"n_latent": 1}, "at least 2"),
     ],
 )

@@ -16,7 +16,7 @@ from anndata.io import write_elem
 
 from scvi_qbm._checks import check_setup_keys
 from scvi_qbm._files import replacing
-from scvi_qbm.model import DEFAULT_REPRESENTATION, QBMVI
+from scvi_qbm.model import QBMVI
 
 __all__ = ["fit_h5ad"]
 
@@ -47,7 +47,6 @@ def _fit(adata: AnnData, args: argparse.Namespace, source: BinaryIO | None) -> d
         recipe=args.recipe,
         gene_likelihood=args.likelihood,
         n_latent=args.n_latent,
-        latent_distribution=args.latent_distribution,
         relaxation=args.relaxation,
         sampler=args.sampler,
     )
@@ -58,8 +57,7 @@ def _fit(adata: AnnData, args: argparse.Namespace, source: BinaryIO | None) -> d
         checkpoint_dir=args.checkpoint_dir,
     )
     seconds = time.perf_counter() - started
-    representation = args.representation or DEFAULT_REPRESENTATION[args.latent_distribution]
-    embedding = model.get_latent_representation(representation=representation)
+    embedding = model.get_latent_representation(representation=args.representation)
     log_z = model.get_log_partition()
     summary = {
         "n_cells": adata.n_obs,
@@ -68,7 +66,7 @@ def _fit(adata: AnnData, args: argparse.Namespace, source: BinaryIO | None) -> d
         "likelihood": model.module.gene_likelihood,
         "recipe": args.recipe,
         "sampler": args.sampler,
-        "representation": representation,
+        "representation": args.representation,
         "seed": args.seed,
         "epochs": len(model.history["elbo_train"]),
         "seconds": round(seconds, 1),

@@ -51,23 +51,16 @@ def _parser() -> argparse.ArgumentParser:
         "--likelihood",
         help="nb (default), zinb, poisson for counts; normal for log-normalised values",
     )
-    fit.add_argument(
-        "--recipe", default="default", help="default; long or paper are for comparison"
-    )
+    fit.add_argument("--recipe", default="default", help="default; paper is for comparison")
     fit.add_argument("--n-latent", type=int, help="binary latent units (default: the recipe's)")
-    fit.add_argument(
-        "--latent-distribution",
-        default="bernoulli",
-        choices=["bernoulli", "normal"],
-        help="binary codes (default), or Gaussian ones under a Boltzmann mixture",
-    )
     fit.add_argument("--relaxation", help="spike_exponential or overlapping_exponential")
     fit.add_argument("--sampler", default="parallel_tempering", help="see: scvi-qbm samplers list")
     fit.add_argument("--max-epochs", type=positive, help="at most so many; early stopping is on")
     fit.add_argument(
         "--representation",
+        default="probabilities",
         choices=["probabilities", "logits", "zeta", "binary", "evidence"],
-        help="what to write as the embedding (default: probabilities; zeta for normal)",
+        help="what to write as the embedding (default: probabilities)",
     )
     fit.add_argument("--seed", type=int, default=0, help="same seed, same machine, same result")
     fit.add_argument("--model-dir", metavar="DIR", type=Path, help="also save the model there")

@@ -1,4 +1,4 @@
-"""Encoders: from expression to the posterior over codes, binary or Gaussian."""
+"""The encoder: from expression to the posterior over binary codes."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ import torch
 from scvi.nn import FCLayers
 from torch import Tensor, nn
 
-from scvi_qbm.mixture import BoltzmannMixture, GaussianCode
-from scvi_qbm.prior import BernoulliPrior, BoltzmannPrior
 from scvi_qbm.relaxations import BinaryRelaxation
 
-__all__ = ["BinaryEncoder", "GaussianEncoder"]
+__all__ = ["BinaryEncoder"]
 
 
 def _full_precision(x: Tensor) -> Tensor:
@@ -20,17 +18,10 @@ def _full_precision(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
-class _Encoder(nn.Module):
-    """The layers that both have; ``encoder`` and ``z_transformation`` are scvi-tools' names."""
-
-    def __init__(self, n_input: int, n_hidden: int, **kwargs: Any) -> None:
-        super().__init__()
-        self.encoder = FCLayers(n_in=n_input, n_out=n_hidden, n_hidden=n_hidden, **kwargs)
-        self.z_transformation = nn.Identity()
-
-
-class BinaryEncoder(_Encoder):
+class BinaryEncoder(nn.Module):
     """Fully connected layers to the logits of binary units.
+
+    ``encoder`` and ``z_transformation`` are scvi-tools' names.
 
     Parameters
     ----------
@@ -55,7 +46,9 @@ class BinaryEncoder(_Encoder):
         n_hidden: int = 128,
         **kwargs: Any,
     ) -> None:
-        super().__init__(n_input, n_hidden, **kwargs)
+        super().__init__()
+        self.encoder = FCLayers(n_in=n_input, n_out=n_hidden, n_hidden=n_hidden, **kwargs)
+        self.z_transformation = nn.Identity()
         self.logits = nn.Linear(n_hidden, n_output)
         self.relaxation = relaxation
         self.relaxation_beta = relaxation_beta
@@ -108,75 +101,4 @@ class BinaryEncoder(_Encoder):
             The draw, in [0, 1], ``(n_cells, n_output)``, with gradients.
         """
         qz = self.posterior(self.logits(self.encoder(x, *cat_list)))
-        return qz, qz.rsample()
-
-
-class GaussianEncoder(_Encoder):
-    """Fully connected layers to mean and variance of Gaussian codes.
-
-    Parameters
-    ----------
-    n_input
-        Number of input features.
-    n_output
-        Number of coordinates, each with a unit of the prior behind it.
-    prior
-        The machine that weights the mixture; it stays the module's.
-    n_hidden, **kwargs
-        As :class:`scvi.nn.FCLayers`.
-    """
-
-    _MIN_VARIANCE = 1e-4
-
-    def __init__(
-        self,
-        n_input: int,
-        n_output: int,
-        prior: BoltzmannPrior | BernoulliPrior,
-        n_hidden: int = 128,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(n_input, n_hidden, **kwargs)
-        self.loc = nn.Linear(n_hidden, n_output)
-        self.log_variance = nn.Linear(n_hidden, n_output)
-        self.mixture = BoltzmannMixture(n_output)
-        # In a tuple, so that its parameters are registered once, with the module.
-        self._prior = (prior,)
-
-    def from_moments(self, mean: Tensor, variance: Tensor) -> GaussianCode:
-        """The posterior with these moments, in float32 at least.
-
-        Parameters
-        ----------
-        mean, variance
-            Mean and variance of the codes, ``(..., n_output)``.
-
-        Returns
-        -------
-        scvi_qbm.mixture.GaussianCode
-            Law of the codes.
-        """
-        mean, variance = _full_precision(mean), _full_precision(variance)
-        return GaussianCode(mean, variance.sqrt(), self.mixture, *self._prior)
-
-    def forward(self, x: Tensor, *cat_list: Tensor) -> tuple[GaussianCode, Tensor]:
-        """Posterior and one reparametrised draw of the code.
-
-        Parameters
-        ----------
-        x
-            Features, ``(n_cells, n_input)``.
-        *cat_list
-            Categories of each covariate of ``n_cat_list``, ``(n_cells, 1)`` each.
-
-        Returns
-        -------
-        qz : scvi_qbm.mixture.GaussianCode
-            The posterior, ``(n_cells, n_output)``.
-        zeta : torch.Tensor
-            The draw, ``(n_cells, n_output)``, with gradients.
-        """
-        hidden = self.encoder(x, *cat_list)
-        variance = torch.exp(self.log_variance(hidden)) + self._MIN_VARIANCE
-        qz = self.from_moments(self.loc(hidden), variance)
         return qz, qz.rsample()

@@ -23,7 +23,7 @@ from scvi_qbm.distributions import (
     ScaledPoisson,
     ZeroInflatedNegativeBinomial,
 )
-from scvi_qbm.encoders import BinaryEncoder, GaussianEncoder
+from scvi_qbm.encoders import BinaryEncoder
 from scvi_qbm.prior import BernoulliPrior, BoltzmannPrior
 from scvi_qbm.relaxations import get_relaxation
 
@@ -150,10 +150,6 @@ class QBMVAE(ExpressionVAE):
         Whether the encoder sees log(1 + x); if None, for count likelihoods.
     gene_likelihood
         As :class:`scvi.module.VAE`, but for ``"normal"``, see :class:`ExpressionVAE`.
-    latent_distribution
-        What the decoder sees. ``"bernoulli"``: relaxed binary codes. ``"normal"``: Gaussian codes
-        whose prior is a mixture of Gaussians weighted by the machine, see
-        :class:`~scvi_qbm.mixture.BoltzmannMixture`; no relaxation then.
     encode_covariates, deeply_inject_covariates, batch_representation
         As :class:`scvi.module.VAE`.
     use_batch_norm, use_layer_norm, use_size_factor_key, use_observed_lib_size
@@ -178,8 +174,7 @@ class QBMVAE(ExpressionVAE):
     Raises
     ------
     ValueError
-        If ``latent_distribution``, the relaxation, prior or sampler is unknown, or
-        ``n_latent`` < 2.
+        If the relaxation, prior or sampler is unknown, or ``n_latent`` < 2.
     """
 
     def __init__(
@@ -196,7 +191,7 @@ class QBMVAE(ExpressionVAE):
         dispersion: Literal["gene", "gene-batch", "gene-label", "gene-cell"] = "gene",
         log_variational: bool | None = None,
         gene_likelihood: Literal["zinb", "nb", "poisson", "normal"] = "nb",
-        latent_distribution: Literal["bernoulli", "normal"] = "bernoulli",
+        latent_distribution: str = "normal",
         encode_covariates: bool = False,
         deeply_inject_covariates: bool = True,
         batch_representation: Literal["one-hot", "embedding"] = "one-hot",
@@ -247,12 +242,6 @@ class QBMVAE(ExpressionVAE):
             batch_embedding_kwargs=batch_embedding_kwargs,
             normal_variance=normal_variance,
         )
-        if latent_distribution not in ("bernoulli", "normal"):
-            raise ValueError(
-                f"Unknown latent_distribution {latent_distribution!r}. Available: bernoulli, "
-                "normal."
-            )
-        self.latent_distribution = latent_distribution
         covariates = list(n_cats_per_cov or [])
         n_input_encoder = n_input + n_continuous_cov * encode_covariates
         if batch_representation == "embedding":
@@ -270,18 +259,14 @@ class QBMVAE(ExpressionVAE):
             "use_layer_norm": use_layer_norm in ("encoder", "both"),
         } | (extra_encoder_kwargs or {})
         if prior == "boltzmann":
-            machine: Any = BoltzmannPrior(n_latent, sampler, sampler_options)
+            self.prior = BoltzmannPrior(n_latent, sampler, sampler_options)
         elif prior == "bernoulli":
-            machine = BernoulliPrior(n_latent)
+            self.prior = BernoulliPrior(n_latent)
         else:
             raise ValueError(f"Unknown prior {prior!r}. Available: boltzmann, bernoulli.")
-        if latent_distribution == "normal":
-            self.z_encoder = GaussianEncoder(n_input_encoder, n_latent, machine, **layers)
-        else:
-            self.z_encoder = BinaryEncoder(
-                n_input_encoder, n_latent, get_relaxation(relaxation), relaxation_beta, **layers
-            )
-        self.prior = machine
+        self.z_encoder = BinaryEncoder(
+            n_input_encoder, n_latent, get_relaxation(relaxation), relaxation_beta, **layers
+        )
 
     @auto_move_data
     def _cached_inference(
@@ -376,7 +361,7 @@ class QBMVAE(ExpressionVAE):
             nats.
         """
         qz = inference_outputs[MODULE_KEYS.QZ_KEY]
-        kl_z, units = qz.divergence(self.prior, inference_outputs[MODULE_KEYS.Z_KEY])
+        kl_z = self.prior.kl(qz.logits)
         kl_l = torch.zeros_like(kl_z)
         if not self.use_observed_lib_size:
             kl_l = torch.distributions.kl_divergence(
@@ -386,7 +371,7 @@ class QBMVAE(ExpressionVAE):
         reconstruction = -generative_outputs[MODULE_KEYS.PX_KEY].log_prob(x).sum(-1)
         loss = torch.mean(reconstruction + kl_weight * kl_z + kl_l)
         if self.training and torch.is_grad_enabled() and self.prior.h.requires_grad:
-            surrogate = self.prior.surrogate(units.detach())
+            surrogate = self.prior.surrogate(qz.probs.detach())
             loss = loss + surrogate - surrogate.detach()
         payload = {}
         if self.extra_payload_autotune:
@@ -413,8 +398,8 @@ class QBMVAE(ExpressionVAE):
     ) -> Tensor | float:
         r"""Importance-weighted log-likelihood :math:`\log \frac1K \sum_k p(x, z_k) / q(z_k | x)`.
 
-        Weights of binary codes live on (z, :math:`\zeta`) together, where the relaxation
-        cancels; the prior is normalised by log Z, and that of Gaussian codes bounded from below.
+        Weights live on (z, :math:`\zeta`) together, where the relaxation cancels; the prior is
+        normalised by log Z.
         In expectation it is at least the ELBO and at most log p(x).
 
         Parameters
@@ -455,7 +440,8 @@ class QBMVAE(ExpressionVAE):
         while left > 0:
             size = min(n_mc_samples_per_pass, left)
             left -= size
-            zeta, log_weight = qz.weighted_draw(self.prior, size)
+            z, zeta = qz.sample_joint((size,))
+            log_weight = self.prior.log_prob(z) - qz.binary_log_prob(z).sum(-1)
             library = inference[MODULE_KEYS.LIBRARY_KEY].expand(size, -1, -1)
             if not self.use_observed_lib_size:
                 library = ql.sample((size,))

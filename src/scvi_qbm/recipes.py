@@ -43,11 +43,6 @@ _DEFAULT = Recipe(
 #: Recipe by name.
 RECIPES = {
     "default": _DEFAULT,
-    # The default's model on scvi-tools' schedule: its learning rate, half of its warm-up over KL.
-    "long": _DEFAULT._replace(
-        plan={"lr": 1e-3, "bm_lr": 5e-4, "eps": 1e-8, "n_epochs_kl_warmup": 200},
-        train={"batch_size": 128, "early_stopping_patience": 40},
-    ),
     # Encoder and decoder of two linear layers each (4000 -> 512 -> 256 in the paper), layer norm
     # as in the authors' code, squared error on log-normalised values, no KL warm-up.
     "paper": Recipe(
@@ -74,7 +69,7 @@ def get_recipe(name: str) -> Recipe:
     Parameters
     ----------
     name
-        A key of :data:`RECIPES`: ``"default"``, ``"long"`` or ``"paper"``.
+        A key of :data:`RECIPES`: ``"default"`` or ``"paper"``.
 
     Returns
     -------

@@ -9,7 +9,6 @@ Kullback-Leibler divergence (Rolfe 2017, arXiv:1609.02200).
 from __future__ import annotations
 
 import abc
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -28,14 +27,6 @@ __all__ = [
 
 
 _SCALAR = torch.Size()
-
-
-class _Prior(Protocol):
-    log_z: Tensor
-
-    def kl(self, logits: Tensor) -> Tensor: ...
-
-    def log_prob(self, z: Tensor) -> Tensor: ...
 
 
 class BinaryRelaxation(Distribution, abc.ABC):
@@ -145,13 +136,13 @@ class BinaryRelaxation(Distribution, abc.ABC):
     @property
     def mean(self) -> Tensor:
         r"""Mean of the continuous code :math:`\zeta`."""
-        on, off = self._moments(1)
+        on, off = self.moments(1)
         return self.probs * on + (1 - self.probs) * off
 
     @property
     def variance(self) -> Tensor:
         r"""Variance of the continuous code :math:`\zeta`."""
-        on, off = self._moments(2)
+        on, off = self.moments(2)
         return self.probs * on + (1 - self.probs) * off - self.mean**2
 
     def binary_log_prob(self, z: Tensor) -> Tensor:
@@ -202,84 +193,6 @@ class BinaryRelaxation(Distribution, abc.ABC):
         """
         z = (self._uniform(sample_shape) < self.probs).to(self.logits.dtype)
         return z, self.sample_given(z)
-
-    def divergence(self, prior: _Prior, zeta: Tensor) -> tuple[Tensor, Tensor]:
-        r"""KL(q(z|x) || p(z)), to which that over :math:`(z, \zeta)` reduces, and its units.
-
-        Parameters
-        ----------
-        prior
-            The prior over units.
-        zeta
-            Not used: the divergence is exact.
-
-        Returns
-        -------
-        kl : torch.Tensor
-            In nats, summed over units.
-        q : torch.Tensor
-            ``probs``.
-        """
-        return prior.kl(self.logits), self.probs
-
-    @torch.no_grad()
-    def weighted_draw(self, prior: _Prior, size: int) -> tuple[Tensor, Tensor]:
-        r"""Draws with importance weights over :math:`(z, \zeta)`, where the relaxation cancels.
-
-        Parameters
-        ----------
-        prior
-            The prior over units.
-        size
-            Number of draws.
-
-        Returns
-        -------
-        zeta : torch.Tensor
-            ``(size, ..., n_units)``.
-        log_weight : torch.Tensor
-            log p(z) - log q(z|x) in nats, ``(size, ...)``.
-        """
-        z, zeta = self.sample_joint((size,))
-        return zeta, prior.log_prob(z) - self.binary_log_prob(z).sum(-1)
-
-    @torch.no_grad()
-    def population(self, prior: _Prior, zeta: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
-        r"""Log-probabilities of codes under the prior and under some cells' posteriors.
-
-        Binary states are drawn given :math:`\zeta`, so that the relaxation cancels.
-
-        Parameters
-        ----------
-        prior
-            The prior over units.
-        zeta
-            Continuous codes, draws of this law, ``(..., n_cells, n_units)``.
-        anchors
-            Positions of cells in this posterior.
-
-        Returns
-        -------
-        log_pz : torch.Tensor
-            In nats, a row of ``zeta`` (flattened).
-        log_qz : torch.Tensor
-            In nats, ``(n_rows, n_anchors)``.
-        """
-        device = prior.log_z.device
-        z = self.sample_binary(zeta).to(device)
-        z = z.reshape(-1, z.shape[-1])
-        logits = self.logits[anchors].to(device)
-        return prior.log_prob(z), z @ logits.T + logsigmoid(-logits).sum(1)
-
-    def levels(self) -> tuple[Tensor, Tensor]:
-        r"""Mean of :math:`\zeta` given z.
-
-        Returns
-        -------
-        on, off : torch.Tensor
-            Shape of the logits.
-        """
-        return self._moments(1)
 
     @torch.no_grad()
     def sample_given(self, z: Tensor) -> Tensor:
@@ -358,8 +271,19 @@ class BinaryRelaxation(Distribution, abc.ABC):
     def _icdf_off(self, u: Tensor) -> Tensor: ...
 
     @abc.abstractmethod
-    def _moments(self, order: int) -> tuple[Tensor, Tensor]:
-        r""":math:`E[\zeta^k | z]` for z = 1 and z = 0, k = 1 or 2."""
+    def moments(self, order: int) -> tuple[Tensor, Tensor]:
+        r""":math:`E[\zeta^k | z]` for z = 1 and z = 0.
+
+        Parameters
+        ----------
+        order
+            k, 1 or 2.
+
+        Returns
+        -------
+        on, off : torch.Tensor
+            Shape of the logits.
+        """
 
 
 class SpikeExponential(BinaryRelaxation):
@@ -442,7 +366,7 @@ class SpikeExponential(BinaryRelaxation):
         slab = torch.log(self.beta) + self.beta * value - torch.log(torch.expm1(self.beta))
         return torch.where(value > 0, logsigmoid(self.logits) + slab, logsigmoid(-self.logits))
 
-    def _moments(self, order: int) -> tuple[Tensor, Tensor]:
+    def moments(self, order: int) -> tuple[Tensor, Tensor]:
         b, scale = self.beta, -torch.expm1(-self.beta)
         first = 1 / scale - 1 / b
         on = first if order == 1 else 1 / scale - 2 * first / b
@@ -548,7 +472,7 @@ class OverlappingExponential(BinaryRelaxation):
             self._validate_sample(value)
         return torch.log(self._density(value))
 
-    def _moments(self, order: int) -> tuple[Tensor, Tensor]:
+    def moments(self, order: int) -> tuple[Tensor, Tensor]:
         b = self.beta
         first = 1 / b - 1 / torch.expm1(b)
         if order == 1:

@@ -331,19 +331,6 @@ def test_paper_recipe(pbmc):
     assert model.trainer.lightning_module.kl_weight == 1.0
 
 
-def test_long_recipe(pbmc):
-    """The default's model; what it says of training reaches the optimiser and the schedule."""
-    assert RECIPES["long"].model == RECIPES["default"].model
-    from lightning.pytorch.callbacks import EarlyStopping
-
-    model = fitted(pbmc, recipe="long", train={"max_epochs": 3})
-    plan = model.trainer.lightning_module
-    rates = [group["lr"] for group in model.trainer.optimizers[0].param_groups]
-    assert rates == [1e-3, 5e-4] and plan.n_epochs_kl_warmup == 1
-    (stopping,) = (c for c in model.trainer.callbacks if isinstance(c, EarlyStopping))
-    assert stopping.patience == 40
-
-
 def test_backed_and_dense_data(pbmc, tmp_path):
     dense = pbmc.copy()
     dense.X = dense.layers["counts"].toarray()
@@ -433,12 +420,11 @@ def test_missing_keys_leave_the_data_alone(pbmc, setup, message):
         ({"sampler": "qpu"}, "'qpu'.*exact, gibbs"),
         ({"relaxation": "gumbel"}, "overlapping_exponential, spike_exponential"),
         ({"gene_likelihood": "gamma"}, "nb, zinb, poisson, normal"),
-        ({"recipe": "best"}, "default, long, paper"),
+        ({"recipe": "best"}, "default, paper"),
         ({"prior": "normal"}, "boltzmann, bernoulli"),
         ({"normal_variance": "none"}, "learned, fixed"),
         ({"n_latent": 1}, "at least 2"),
         ({"n_latent": 0}, "at least 2"),
-        ({"latent_distribution": "ln"}, "bernoulli, normal"),
     ],
 )
 def test_bad_options(pbmc, kwargs, message):

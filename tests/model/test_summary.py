@@ -48,7 +48,7 @@ def test_before_training(adata, capsys):
     assert out["model"].to_dict() == {
         "recipe": "default", "n_latent": 6, "n_hidden": 16, "n_layers": 2, "dropout_rate": 0.1,
         "n_parameters": sum(p.numel() for p in model.module.parameters()),
-        "latent_distribution": "bernoulli", "relaxation": "spike_exponential",
+        "relaxation": "spike_exponential",
         "relaxation_beta": 3.0, "gene_likelihood": "nb",
         "dispersion": "gene", "library": "observed",
     }  # fmt: skip

@@ -370,14 +370,12 @@ LIKELIHOODS = ("nb", "zinb", "poisson", "normal")
 
 
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
-@pytest.mark.parametrize("latent_distribution", ["bernoulli", "normal"])
-def test_a_step_of_the_whole_module_reads_no_value(latent_distribution, likelihood, monkeypatch):
+def test_a_step_of_the_whole_module_reads_no_value(likelihood, monkeypatch):
     """On tensors without data, which cannot be read; the draw has tests of its own above."""
     monkeypatch.setattr(BoltzmannPrior, "prefetch", lambda self: None)
     drawn = torch.zeros(32, 40, device="meta")
     monkeypatch.setattr(BoltzmannPrior, "_collect", lambda self: drawn)
-    options = {"latent_distribution": latent_distribution, "gene_likelihood": likelihood}
-    module = QBMVAE(30, 2, n_latent=40, n_hidden=16, **options)
+    module = QBMVAE(30, 2, n_latent=40, n_hidden=16, gene_likelihood=likelihood)
     module.to("meta").train()
     tensors = {
         "X": torch.zeros(20, 30, device="meta"),

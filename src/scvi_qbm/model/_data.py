@@ -27,7 +27,7 @@ class DataMixin:
 
         ``adata.obsm[use_latent_qzm_key]`` and ``[use_latent_qzv_key]`` must hold what
         ``get_latent_representation(return_dist=True)`` returned: mean and variance of the binary
-        units (of the codes, if they are Gaussian). Nothing is lost: the variance p (1 - p) keeps
+        units. Nothing is lost: the variance p (1 - p) keeps
         log-odds exact where p rounds to 1.
 
         Parameters
@@ -62,8 +62,7 @@ class DataMixin:
             raise ValueError(
                 f"Moments must have shape {wanted}, got {mean.shape} and {variance.shape}."
             )
-        binary = self.module.latent_distribution == "bernoulli"
-        if binary and not np.allclose(variance, mean * (1 - mean), atol=1e-5):
+        if not np.allclose(variance, mean * (1 - mean), atol=1e-5):
             raise ValueError(
                 "These are not mean p and variance p (1 - p) of binary units. Use "
                 "model.get_latent_representation(return_dist=True) of this very model."

@@ -17,6 +17,7 @@ from scvi.model import SCVI
 from scvi.module.base._decorators import _move_data_to_device
 from torch import Tensor
 from torch.distributions import Distribution
+from torch.nn.functional import logsigmoid
 
 from scvi_qbm._checks import as_positions
 
@@ -179,11 +180,12 @@ class ExpressionMixin:
             n_mc_samples=n_mc_samples,
             n_mc_samples_per_pass=n_mc_samples_per_pass,
         )
-        if self.module.latent_distribution == "normal":  # put together without its prior
-            moments = (qz.loc.to(device), qz.scale.square().to(device))
-            qz = self.module.z_encoder.from_moments(*moments)
-        log_pz, log_qz = qz.population(self.module.prior, zs, torch.from_numpy(anchors))
-        log_pz, log_qz = log_pz.cpu().reshape(-1, 1), log_qz.cpu().reshape(-1, len(anchors))
+        # Binary states are drawn given zeta, so that the relaxation cancels.
+        z = qz.sample_binary(zs).to(device)
+        z = z.reshape(-1, z.shape[-1])
+        logits = qz.logits[torch.from_numpy(anchors)].to(device)
+        log_pz = self.module.prior.log_prob(z).cpu().reshape(-1, 1)
+        log_qz = (z @ logits.T + logsigmoid(-logits).sum(1)).cpu().reshape(-1, len(anchors))
         px = self._at_samples(px, device)
         log_px_z = []
         for tensors in self._make_data_loader(

@@ -305,7 +305,7 @@ class LandscapeMixin:
         for tensors in track(loader, description="Gene programs", disable=silent):
             inference = module.inference(**module._get_inference_input(tensors))
             qz = inference[MODULE_KEYS.QZ_KEY]
-            on, off = qz.levels()
+            on, off = qz.moments(1)
             for unit in range(n_latent):
                 for state, level in enumerate((off, on)):
                     zeta = qz.mean.clone()

@@ -19,27 +19,21 @@ from torch import Tensor
 from scvi_qbm._checks import as_positions
 from scvi_qbm._files import replacing
 
-__all__ = ["DEFAULT_REPRESENTATION", "LatentMixin", "Representation"]
+__all__ = ["LatentMixin", "Representation"]
 
 Representation = Literal["probabilities", "logits", "zeta", "binary", "evidence"]
-DEFAULT_REPRESENTATION: dict[str, Representation] = {
-    "bernoulli": "probabilities",
-    "normal": "zeta",
-}
+
+
+def _check_representation(representation: str) -> None:
+    if representation not in get_args(Representation):
+        raise ValueError(
+            f"Unknown representation {representation!r}. Available: "
+            f"{', '.join(get_args(Representation))}."
+        )
 
 
 class LatentMixin:
     """Methods that read the code of each cell."""
-
-    def _known_representation(self, representation: Representation | None) -> Representation:
-        if representation is None:
-            return DEFAULT_REPRESENTATION[self.module.latent_distribution]
-        if representation not in get_args(Representation):
-            raise ValueError(
-                f"Unknown representation {representation!r}. Available: "
-                f"{', '.join(get_args(Representation))}."
-            )
-        return representation
 
     @torch.inference_mode()
     def get_latent_representation(  # type: ignore[override]
@@ -51,7 +45,7 @@ class LatentMixin:
         batch_size: int | None = None,
         return_dist: bool = False,
         dataloader: Iterator[dict[str, Tensor | None]] | None = None,
-        representation: Representation | None = None,
+        representation: Representation = "probabilities",
         **data_loader_kwargs: Any,
     ) -> NDArray[Any] | tuple[NDArray[Any], NDArray[Any]]:
         r"""Latent representation of the cells, deterministic and continuous by default.
@@ -67,19 +61,19 @@ class LatentMixin:
         batch_size
             Cells at once; ``scvi.settings.batch_size`` if None.
         return_dist
-            If True, mean and variance of the binary units; of the codes, if they are Gaussian.
+            If True, mean and variance of the binary units.
         dataloader
             As :meth:`scvi.model.SCVI.get_latent_representation`.
         representation
-            None: probabilities, or zeta where codes are Gaussian. ``"probabilities"``:
-            :math:`q(z = 1 | x)`, in [0, 1] (of Gaussian codes' units at the mean). ``"logits"``:
-            their log-odds. ``"zeta"``: the mean of the continuous code that the decoder sees.
-            ``"binary"``: the most probable code, 0 or 1; mind that equal codes tie in neighbour
-            graphs, which breaks clustering and UMAP. ``"evidence"``: what the cell itself says
-            of each unit, :math:`\sigma(\mathrm{logit}\, q + h + W q)`, in [0, 1]. The prior's
-            pull towards its attractors is taken out, which leaves room for cells between them:
-            the one for :func:`scanpy.tl.dpt`. (On probabilities take
-            :func:`scvi_qbm.benchmark.metrics.trajectory.diffusion_pseudotime`; docs/evidence.md.)
+            ``"probabilities"``: :math:`q(z = 1 | x)`, in [0, 1]. ``"logits"``: their log-odds.
+            ``"zeta"``: the mean of the continuous code that the decoder sees. ``"binary"``: the
+            most probable code, 0 or 1; mind that equal codes tie in neighbour graphs, which
+            breaks clustering and UMAP. ``"evidence"``: what the cell itself says of each unit,
+            :math:`\sigma(\mathrm{logit}\, q + h + W q)`, in [0, 1]. The prior's pull towards its
+            attractors is taken out, which leaves room for cells between them: the one for
+            :func:`scanpy.tl.dpt`. (On probabilities take
+            :func:`scvi_qbm.benchmark.metrics.trajectory.diffusion_pseudotime`;
+            docs/evidence.md.)
         **data_loader_kwargs
             As :meth:`scvi.model.SCVI.get_latent_representation`.
 
@@ -93,7 +87,7 @@ class LatentMixin:
         ValueError
             If the representation is unknown.
         """
-        representation = self._known_representation(representation)
+        _check_representation(representation)
         self._check_if_trained(warn=False)
         _validate_adata_dataloader_input(self, adata, dataloader)
         if dataloader is None:
@@ -123,7 +117,7 @@ class LatentMixin:
         adata: AnnData | None = None,
         indices: Sequence[int] | None = None,
         batch_size: int | None = None,
-        representation: Representation | None = None,
+        representation: Representation = "probabilities",
         silent: bool = False,
         **data_loader_kwargs: Any,
     ) -> None:
@@ -149,7 +143,7 @@ class LatentMixin:
         OSError
             If it cannot be written; a file that was there before is as it was.
         """
-        representation = self._known_representation(representation)
+        _check_representation(representation)
         if Path(path).suffix != ".npy":
             raise ValueError(f"The file is numpy's: call it .npy, not {Path(path).name!r}.")
         self._check_if_trained(warn=False)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,25 +12,14 @@ from anndata import AnnData
 from numpy.typing import ArrayLike, NDArray
 from scvi.utils import track
 from torch import Tensor
-from torch.distributions import (
-    Bernoulli,
-    Categorical,
-    Independent,
-    MixtureSameFamily,
-    Normal,
-    StudentT,
-)
+from torch.distributions import Bernoulli, Categorical, Independent, MixtureSameFamily
 from torch.nn.functional import logsigmoid
 
 __all__ = ["PosteriorMixin"]
 
 
 class PosteriorMixin:
-    """Methods that read the posterior: of binary units, or of Gaussian codes above them."""
-
-    @property
-    def _normal(self) -> bool:
-        return bool(self.module.latent_distribution == "normal")
+    """Methods that read the posterior of the binary units."""
 
     @torch.inference_mode()
     def get_aggregated_posterior(
@@ -41,33 +29,26 @@ class PosteriorMixin:
         batch_size: int | None = None,
         dof: float | None = None,
     ) -> MixtureSameFamily:
-        """Mixture of the cells' posteriors, over binary codes or Gaussian ones.
+        """Mixture of the cells' posteriors over binary codes.
 
         Parameters
         ----------
         adata, indices, batch_size
             As :meth:`scvi.model.SCVI.get_aggregated_posterior`.
         dof
-            Degrees of freedom of Student's t in the place of Gaussian components; None for
-            Gaussian ones. Not used for binary codes, whose laws have no tails to fatten.
+            Not used: binary codes have no tails to fatten.
 
         Returns
         -------
         torch.distributions.MixtureSameFamily
-            Product laws with equal weights, one a cell; ``log_prob`` takes codes (0 and 1, where
-            they are binary), shape ``(..., n_latent)``, and gives nats.
+            Product laws with equal weights, one a cell; ``log_prob`` takes codes, 0 and
+            1, shape ``(..., n_latent)``, and gives nats.
         """
         if indices is not None and len(np.atleast_1d(indices)) == 0:
             indices = None
         cells = {"indices": indices, "batch_size": batch_size}
-        if self._normal:
-            moments = self.get_latent_representation(adata, return_dist=True, **cells)
-            loc, variance = (torch.from_numpy(x).to(self.device) for x in moments)
-            scale = variance.sqrt()
-            law: Any = Normal(loc, scale) if dof is None else StudentT(dof, loc, scale)
-        else:
-            logits = self.get_latent_representation(adata, representation="logits", **cells)
-            law = Bernoulli(logits=torch.from_numpy(logits).to(self.device))
+        logits = self.get_latent_representation(adata, representation="logits", **cells)
+        law = Bernoulli(logits=torch.from_numpy(logits).to(self.device))
         weights = Categorical(logits=torch.zeros(law.batch_shape[0], device=self.device))
         return MixtureSameFamily(weights, Independent(law, 1))
 
@@ -85,7 +66,7 @@ class PosteriorMixin:
 
         ``adata_sub.obsm["da_log_probs"]`` gets a data frame, cells by samples:
         :math:`\log \frac1M \sum_m \exp E_{q(z|x)} \log q(z | x_m)` over the sample's cells m, in
-        nats (for Gaussian codes at the posterior's mean). A cell is left out of its own sample's
+        nats. A cell is left out of its own sample's
         mixture: posteriors are so sharp that every cell would otherwise be at home in its own
         sample only. NaN where it is alone there.
 
@@ -157,14 +138,6 @@ class PosteriorMixin:
 
     def _log_density(self, adata: AnnData, batch_size: int) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, components and offsets: E log q(z|x_m) = queries @ components.T + offsets."""
-        if self._normal:
-            moments = self.get_latent_representation(
-                adata, batch_size=batch_size, return_dist=True
-            )
-            loc, variance = (torch.from_numpy(x).double().to(self.device) for x in moments)
-            offsets = -0.5 * (loc**2 / variance + torch.log(2 * torch.pi * variance)).sum(1)
-            components = torch.cat([-0.5 / variance, loc / variance], 1)
-            return torch.cat([loc**2, loc], 1), components, offsets
         logits = self.get_latent_representation(
             adata, batch_size=batch_size, representation="logits"
         )

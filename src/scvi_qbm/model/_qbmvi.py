@@ -81,17 +81,10 @@ class QBMVI(
         log-normalised values, with a free mean (upstream's is library size times softmax).
     use_observed_lib_size
         As :class:`scvi.model.SCVI`.
-    latent_distribution
-        What the decoder sees. ``"bernoulli"``: relaxed binary codes, the paper's, best for
-        integration. ``"normal"``: Gaussian codes under a mixture of Gaussians that the Boltzmann
-        machine weights, best for likelihood and continuous courses (docs/evidence.md);
-        ``relaxation`` is not used then.
     recipe
-        ``"default"``; ``"long"``: the same model with scvi-tools' learning rate, a KL warm-up of
-        200 epochs and patience 40, to compare on equal terms (no better: docs/evidence.md); or
-        ``"paper"``: the architecture and optimisation of "Quantum-Boosted High-Fidelity Deep
-        Learning" (256 latents, two linear layers, spike-and-exponential with beta 0.5, squared
-        error on log-normalised values, Adam 1e-2 and 1e-3, patience 10).
+        ``"default"``, or ``"paper"``: the architecture and optimisation of "Quantum-Boosted
+        High-Fidelity Deep Learning" (256 latents, two linear layers, spike-and-exponential with
+        beta 0.5, squared error on log-normalised values, Adam 1e-2 and 1e-3, patience 10).
     relaxation
         ``"spike_exponential"`` (default recipe) or ``"overlapping_exponential"``, see
         :func:`scvi_qbm.relaxations.list_relaxations`.
@@ -151,7 +144,6 @@ class QBMVI(
         dispersion: Literal["gene", "gene-batch", "gene-label", "gene-cell"] = "gene",
         gene_likelihood: Literal["nb", "zinb", "poisson", "normal"] | None = None,
         use_observed_lib_size: bool = True,
-        latent_distribution: Literal["bernoulli", "normal"] = "bernoulli",
         recipe: str = "default",
         relaxation: str | None = None,
         relaxation_beta: float | None = None,
@@ -219,7 +211,6 @@ class QBMVI(
             dispersion=dispersion,
             gene_likelihood=gene_likelihood,
             use_observed_lib_size=use_observed_lib_size,
-            latent_distribution=latent_distribution,
             log_variational=gene_likelihood != "normal",
             relaxation=relaxation,
             relaxation_beta=relaxation_beta,
@@ -241,9 +232,8 @@ class QBMVI(
         self._model_summary_string = (
             f"QBMVI model with the following parameters: \nn_hidden: {n_hidden}, n_latent: "
             f"{n_latent}, n_layers: {n_layers}, dropout_rate: {dropout_rate}, dispersion: "
-            f"{dispersion}, gene_likelihood: {gene_likelihood}, latent_distribution: "
-            f"{latent_distribution}, prior: {prior}, relaxation: {relaxation}, sampler: "
-            f"{sampler}, recipe: {recipe}."
+            f"{dispersion}, gene_likelihood: {gene_likelihood}, prior: {prior}, relaxation: "
+            f"{relaxation}, sampler: {sampler}, recipe: {recipe}."
         )
         self.recipe_ = recipe
         self.init_params_ = self._get_init_params(locals())

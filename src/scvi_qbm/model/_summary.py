@@ -89,7 +89,6 @@ class SummaryMixin:
 
     def _summarise_model(self) -> dict[str, Any]:
         given, module = self.init_params_["non_kwargs"], self.module
-        binary = module.latent_distribution == "bernoulli"
         library = "observed" if module.use_observed_lib_size else "latent"
         library = "size factor" if module.use_size_factor_key else library
         names = ("n_latent", "n_hidden", "n_layers", "dropout_rate")
@@ -97,9 +96,8 @@ class SummaryMixin:
             "recipe": self.recipe_,
             **{name: given[name] for name in names},
             "n_parameters": sum(p.numel() for p in module.parameters()),
-            "latent_distribution": module.latent_distribution,
-            "relaxation": given["relaxation"] if binary else None,
-            "relaxation_beta": given["relaxation_beta"] if binary else None,
+            "relaxation": given["relaxation"],
+            "relaxation_beta": given["relaxation_beta"],
             "gene_likelihood": module.gene_likelihood,
             "dispersion": module.dispersion,
             "library": None if module.gene_likelihood == "normal" else library,

@@ -10,7 +10,6 @@ from typing import Any
 from scvi.model._utils import get_max_epochs_heuristic
 from scvi.train._config import merge_kwargs
 
-from scvi_qbm.averaging import WeightAveraging
 from scvi_qbm.checkpoint import TrainingCheckpoint, run_settings
 from scvi_qbm.data import OnDiskDataSplitter, QBMDataSplitter, reads_from_disk
 from scvi_qbm.plan import QBMTrainingPlan
@@ -42,7 +41,6 @@ class TrainingMixin:
         load_sparse_tensor: bool = False,
         batch_size: int | None = None,
         early_stopping: bool | None = None,
-        weight_averaging: bool = False,
         datasplitter_kwargs: dict[str, Any] | None = None,
         plan_config: Any = None,
         plan_kwargs: Any = None,
@@ -65,10 +63,6 @@ class TrainingMixin:
         early_stopping
             On by default wherever cells are held out (not with a ``datamodule``), with the
             recipe's patience of 10, watching from the end of the KL warm-up on.
-        weight_averaging
-            Whether the model ends with an average of its weights over the last 100 steps or five
-            epochs, see :class:`~scvi_qbm.averaging.WeightAveraging`: higher bounds, the same map.
-            ``model.history`` is of the weights without it; ``model.get_elbo()`` of those with it.
         datasplitter_kwargs
             As :meth:`scvi.model.SCVI.train`.
         plan_config, plan_kwargs
@@ -141,9 +135,6 @@ class TrainingMixin:
                 "early_stopping_patience", recipe.train["early_stopping_patience"]
             )
             trainer_kwargs.setdefault("early_stopping_warmup_epochs", warmup)
-        if weight_averaging:
-            callbacks = trainer_kwargs.get("callbacks") or []
-            trainer_kwargs["callbacks"] = [*callbacks, WeightAveraging()]
         self._check_data()
         if self.minified_data_type is not None:
             warnings.warn(
@@ -164,7 +155,6 @@ class TrainingMixin:
                 shuffle_set_split=shuffle_set_split,
                 batch_size=batch_size or recipe.train["batch_size"],
                 early_stopping=early_stopping,
-                **({"weight_averaging": True} if weight_averaging else {}),
                 datasplitter_kwargs=datasplitter_kwargs or {},
                 plan_kwargs=plan,
                 trainer=trainer_kwargs,

@@ -92,29 +92,12 @@ class Method(NamedTuple):
 
 
 _FAST = {"optimiser": "qbmvi"}
-_AVERAGED = {"train_kwargs": {"weight_averaging": True}}
 _NB, _NORMAL = "nb, counts", "normal, log CP10k"
 # scvi-tools' epochs, which its learning rate and epsilon need.
 _THEIRS = 400
 #: Method by name, in the order of tables.
 METHODS: dict[str, Method] = {
     "qbmvi": Method(qbmvi, "QBMVI", "This package's default.", "unsupervised", _NB, True),
-    "qbmvi_evidence": Method(
-        partial(qbmvi, representation="evidence"), "QBMVI, evidence",
-        "The default's evidence in place of its probabilities, for trajectories.",
-        "unsupervised", _NB,
-    ),
-    "qbmvi_normal": Method(
-        partial(qbmvi, latent_distribution="normal"),
-        "QBMVI, Gaussian codes",
-        "Gaussian codes under a mixture of Gaussians that the Boltzmann machine weights.",
-        "unsupervised", _NB,
-    ),
-    "bernoulli_normal": Method(
-        partial(qbmvi, latent_distribution="normal", prior="bernoulli"),
-        "QBMVI, Gaussian codes, W = 0", "Its twin with independent mixtures of two Gaussians.",
-        "unsupervised", _NB,
-    ),
     "bernoulli": Method(
         partial(qbmvi, prior="bernoulli"), "QBMVI, W = 0",
         "Its twin with independent Bernoulli units.", "unsupervised", _NB, True,
@@ -123,31 +106,6 @@ METHODS: dict[str, Method] = {
         gaussian_twin, "Gaussian twin",
         "Its twin with N(0, I): scVI with 64 latents and QBMVI's optimiser and stopping.",
         "unsupervised", _NB, True,
-    ),
-    "qbmvi_averaged": Method(
-        partial(qbmvi, **_AVERAGED), "QBMVI, averaged",
-        "The default with the average of its last weights.", "unsupervised", _NB,
-    ),
-    "bernoulli_averaged": Method(
-        partial(qbmvi, prior="bernoulli", **_AVERAGED), "QBMVI, averaged, W = 0",
-        "Its twin with independent Bernoulli units.", "unsupervised", _NB,
-    ),
-    "gaussian_averaged": Method(
-        partial(gaussian_twin, **_AVERAGED), "Gaussian twin, averaged", "Its twin with N(0, I).",
-        "unsupervised", _NB,
-    ),
-    "qbmvi_long": Method(
-        partial(qbmvi, recipe="long"), "QBMVI, long",
-        "The default's model with scVI's learning rate and 400 epochs, stopping early.",
-        "unsupervised", _NB, max_epochs=_THEIRS,
-    ),
-    "bernoulli_long": Method(
-        partial(qbmvi, recipe="long", prior="bernoulli"), "QBMVI, long, W = 0",
-        "Its twin with independent Bernoulli units.", "unsupervised", _NB, max_epochs=_THEIRS,
-    ),
-    "gaussian_long": Method(
-        partial(gaussian_twin, recipe="long"), "Gaussian twin, long",
-        "Its twin with N(0, I).", "unsupervised", _NB, max_epochs=_THEIRS,
     ),
     "qbmvi_paper": Method(
         partial(qbmvi, recipe="paper"), "QBMVI, paper",

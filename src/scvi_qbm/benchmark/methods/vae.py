@@ -10,7 +10,6 @@ import scvi
 from anndata import AnnData
 from scvi.model import SCVI
 
-from scvi_qbm.averaging import WeightAveraging
 from scvi_qbm.benchmark.methods.common import MethodResult, bare, fit, log_normalised
 from scvi_qbm.model import QBMVI
 from scvi_qbm.module import ExpressionVAE
@@ -129,14 +128,11 @@ def gaussian_twin(
     plan = {k: v for k, v in chosen.plan.items() if k != "bm_lr"}
     warmup = plan["n_epochs_kl_warmup"] = kl_warmup(plan["n_epochs_kl_warmup"], max_epochs)
     stopping = {"early_stopping": True, "early_stopping_warmup_epochs": warmup or 0}
-    train = dict(train_kwargs or {})
-    if train.pop("weight_averaging", False):
-        train["callbacks"] = [*(train.get("callbacks") or []), WeightAveraging()]
     return fit(
         GaussianTwin(data, **kwargs),
         started,
         on_model=on_model,
         max_epochs=max_epochs,
         plan_kwargs=plan,
-        **(stopping | chosen.train | train),
+        **(stopping | chosen.train | (train_kwargs or {})),
     )
