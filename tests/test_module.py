@@ -118,13 +118,13 @@ def test_no_negative_phase_outside_training():
     module, tensors = small(), batch()
     module.eval()
     module(tensors)
-    assert len(module.prior._recent) == 0
+    assert len(module.negative_phase.tracker.recent) == 0
     module.train()
     with torch.no_grad():
         module(tensors)
-    assert len(module.prior._recent) == 0
+    assert len(module.negative_phase.tracker.recent) == 0
     module(tensors)
-    assert len(module.prior._recent) == 1
+    assert len(module.negative_phase.tracker.recent) == 1
 
 
 def test_elbo_is_below_the_importance_weighted_bound_and_both_below_the_truth():

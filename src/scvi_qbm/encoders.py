@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from scvi.nn import FCLayers
 from torch import Tensor, nn
@@ -25,29 +23,31 @@ class BinaryEncoder(nn.Module):
 
     Parameters
     ----------
-    n_input
-        Number of input features.
+    layers
+        Hidden layers, as :class:`scvi.nn.FCLayers`; their weights are drawn anew.
+    n_hidden
+        Their outputs.
     n_output
         Number of binary units.
     relaxation
         Law of the continuous code given the logits.
     relaxation_beta
         Its sharpness; the relaxation's own default if None.
-    n_hidden, **kwargs
-        As :class:`scvi.nn.FCLayers`.
     """
 
     def __init__(
         self,
-        n_input: int,
+        layers: FCLayers,
+        n_hidden: int,
         n_output: int,
         relaxation: type[BinaryRelaxation],
         relaxation_beta: float | None = None,
-        n_hidden: int = 128,
-        **kwargs: Any,
     ) -> None:
         super().__init__()
-        self.encoder = FCLayers(n_in=n_input, n_out=n_hidden, n_hidden=n_hidden, **kwargs)
+        for layer in layers.modules():
+            if hasattr(layer, "reset_parameters"):
+                layer.reset_parameters()
+        self.encoder = layers
         self.z_transformation = nn.Identity()
         self.logits = nn.Linear(n_hidden, n_output)
         self.relaxation = relaxation

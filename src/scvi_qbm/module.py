@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from scvi import REGISTRY_KEYS
 from scvi.module import VAE
@@ -17,6 +16,7 @@ from scvi.utils import unsupported_if_adata_minified
 from torch import Tensor, nn
 from torch.distributions import Distribution, Normal
 
+from scvi_qbm._signature import full_signature
 from scvi_qbm.distributions import (
     FreeNormal,
     NegativeBinomial,
@@ -24,10 +24,15 @@ from scvi_qbm.distributions import (
     ZeroInflatedNegativeBinomial,
 )
 from scvi_qbm.encoders import BinaryEncoder
-from scvi_qbm.prior import BernoulliPrior, BoltzmannPrior
+from scvi_qbm.prior import BernoulliPrior, BoltzmannPrior, NegativePhase
+from scvi_qbm.prior.boltzmann import BinaryPrior
+from scvi_qbm.recipes import get_recipe
 from scvi_qbm.relaxations import get_relaxation
+from scvi_qbm.samplers import Sampler
 
 __all__ = ["ExpressionVAE", "QBMVAE"]
+
+_DEFAULT = get_recipe("default").model
 
 # A Gaussian of this standard deviation has -log p(x) = (x - mean)^2 + constant: the paper's MSE.
 _FIXED_LOG_SD = math.log(math.sqrt(0.5))
@@ -136,40 +141,33 @@ class QBMVAE(ExpressionVAE):
 
     Parameters
     ----------
-    n_input, n_batch, n_labels
-        Numbers of genes, batches and labels.
-    n_hidden
-        Units per hidden layer.
+    n_input
+        Number of genes.
     n_latent
         Binary latent units, >= 2.
-    n_layers
-        Hidden layers of encoder and decoder.
-    n_continuous_cov, n_cats_per_cov, dropout_rate, dispersion
-        As :class:`scvi.module.VAE`.
-    log_variational
-        Whether the encoder sees log(1 + x); if None, for count likelihoods.
     gene_likelihood
         As :class:`scvi.module.VAE`, but for ``"normal"``, see :class:`ExpressionVAE`.
-    encode_covariates, deeply_inject_covariates, batch_representation
-        As :class:`scvi.module.VAE`.
-    use_batch_norm, use_layer_norm, use_size_factor_key, use_observed_lib_size
-        As :class:`scvi.module.VAE`.
-    extra_payload_autotune, library_log_means, library_log_vars
-        As :class:`scvi.module.VAE`.
-    var_activation
-        Accepted for compatibility; a binary posterior has no variance of its own.
-    extra_encoder_kwargs
-        For the encoder's :class:`scvi.nn.FCLayers`.
-    extra_decoder_kwargs, batch_embedding_kwargs
-        As :class:`scvi.module.VAE`.
+    log_variational
+        Whether the encoder sees log(1 + x); if None, for count likelihoods.
     relaxation, relaxation_beta
-        Name (see :func:`scvi_qbm.relaxations.list_relaxations`) and sharpness of the relaxation.
+        Name (see :func:`scvi_qbm.relaxations.list_relaxations`) and sharpness of the relaxation;
+        its own default if None.
     prior
         ``"boltzmann"``, or ``"bernoulli"`` for independent units (its W = 0 twin).
     sampler, sampler_options
-        Where the negative phase's samples come from, see :class:`~scvi_qbm.prior.BoltzmannPrior`.
-    normal_variance
-        See :class:`ExpressionVAE`.
+        Where the negative phase's samples come from, see :class:`~scvi_qbm.prior.NegativePhase`.
+    latent_distribution, var_activation
+        Of Gaussian posteriors, which scvi-tools hands on; not used.
+    **kwargs
+        As :class:`ExpressionVAE`.
+
+    Attributes
+    ----------
+    prior
+        :class:`~scvi_qbm.prior.BoltzmannPrior` or :class:`~scvi_qbm.prior.BernoulliPrior`.
+    negative_phase
+        What trains a Boltzmann prior, :class:`~scvi_qbm.prior.NegativePhase`; None for
+        independent units.
 
     Raises
     ------
@@ -181,92 +179,45 @@ class QBMVAE(ExpressionVAE):
         self,
         n_input: int,
         n_batch: int = 0,
-        n_labels: int = 0,
-        n_hidden: int = 128,
-        n_latent: int = 64,
-        n_layers: int = 1,
-        n_continuous_cov: int = 0,
-        n_cats_per_cov: list[int] | None = None,
-        dropout_rate: float = 0.1,
-        dispersion: Literal["gene", "gene-batch", "gene-label", "gene-cell"] = "gene",
+        *,
+        n_latent: int = _DEFAULT["n_latent"],
+        gene_likelihood: Literal["zinb", "nb", "poisson", "normal"] = _DEFAULT["gene_likelihood"],
         log_variational: bool | None = None,
-        gene_likelihood: Literal["zinb", "nb", "poisson", "normal"] = "nb",
-        latent_distribution: str = "normal",
-        encode_covariates: bool = False,
-        deeply_inject_covariates: bool = True,
-        batch_representation: Literal["one-hot", "embedding"] = "one-hot",
-        use_batch_norm: Literal["encoder", "decoder", "none", "both"] = "both",
-        use_layer_norm: Literal["encoder", "decoder", "none", "both"] = "none",
-        use_size_factor_key: bool = False,
-        use_observed_lib_size: bool = True,
-        extra_payload_autotune: bool = False,
-        library_log_means: np.ndarray | None = None,
-        library_log_vars: np.ndarray | None = None,
-        var_activation: Callable[[Tensor], Tensor] | None = None,
-        extra_encoder_kwargs: dict | None = None,
-        extra_decoder_kwargs: dict | None = None,
-        batch_embedding_kwargs: dict | None = None,
-        relaxation: str = "spike_exponential",
+        relaxation: str = _DEFAULT["relaxation"],
         relaxation_beta: float | None = None,
         prior: Literal["boltzmann", "bernoulli"] = "boltzmann",
-        sampler: str = "parallel_tempering",
-        sampler_options: dict | None = None,
-        normal_variance: Literal["learned", "fixed"] = "learned",
+        sampler: str | Sampler = "parallel_tempering",
+        sampler_options: dict[str, Any] | None = None,
+        latent_distribution: str = "normal",
+        var_activation: Callable[[Tensor], Tensor] | None = None,
+        **kwargs: Any,
     ) -> None:
+        if log_variational is None:
+            log_variational = gene_likelihood != "normal"
         super().__init__(
-            n_input=n_input,
-            n_batch=n_batch,
-            n_labels=n_labels,
-            n_hidden=n_hidden,
+            n_input,
+            n_batch,
             n_latent=n_latent,
-            n_layers=n_layers,
-            n_continuous_cov=n_continuous_cov,
-            n_cats_per_cov=n_cats_per_cov,
-            dropout_rate=dropout_rate,
-            dispersion=dispersion,
-            log_variational=(
-                gene_likelihood != "normal" if log_variational is None else log_variational
-            ),
             gene_likelihood=gene_likelihood,
-            encode_covariates=encode_covariates,
-            deeply_inject_covariates=deeply_inject_covariates,
-            batch_representation=batch_representation,
-            use_batch_norm=use_batch_norm,
-            use_layer_norm=use_layer_norm,
-            use_size_factor_key=use_size_factor_key,
-            use_observed_lib_size=use_observed_lib_size,
-            extra_payload_autotune=extra_payload_autotune,
-            library_log_means=library_log_means,
-            library_log_vars=library_log_vars,
-            extra_decoder_kwargs=extra_decoder_kwargs,
-            batch_embedding_kwargs=batch_embedding_kwargs,
-            normal_variance=normal_variance,
+            log_variational=log_variational,
+            **kwargs,
         )
-        covariates = list(n_cats_per_cov or [])
-        n_input_encoder = n_input + n_continuous_cov * encode_covariates
-        if batch_representation == "embedding":
-            batch_dim = self.get_embedding(REGISTRY_KEYS.BATCH_KEY).embedding_dim
-            n_input_encoder += batch_dim * encode_covariates
-        else:
-            covariates = [n_batch, *covariates]
-        layers: dict[str, Any] = {
-            "n_cat_list": covariates if encode_covariates else None,
-            "n_layers": n_layers,
-            "n_hidden": n_hidden,
-            "dropout_rate": dropout_rate,
-            "inject_covariates": deeply_inject_covariates,
-            "use_batch_norm": use_batch_norm in ("encoder", "both"),
-            "use_layer_norm": use_layer_norm in ("encoder", "both"),
-        } | (extra_encoder_kwargs or {})
+        gaussian = self.z_encoder
+        self.z_encoder = BinaryEncoder(
+            gaussian.encoder,
+            gaussian.mean_encoder.in_features,
+            n_latent,
+            get_relaxation(relaxation),
+            relaxation_beta,
+        )
+        self.negative_phase: NegativePhase | None = None
         if prior == "boltzmann":
-            self.prior = BoltzmannPrior(n_latent, sampler, sampler_options)
+            self.prior: BinaryPrior = BoltzmannPrior(n_latent)
+            self.negative_phase = NegativePhase(self.prior, sampler, sampler_options)
         elif prior == "bernoulli":
             self.prior = BernoulliPrior(n_latent)
         else:
             raise ValueError(f"Unknown prior {prior!r}. Available: boltzmann, bernoulli.")
-        self.z_encoder = BinaryEncoder(
-            n_input_encoder, n_latent, get_relaxation(relaxation), relaxation_beta, **layers
-        )
 
     @auto_move_data
     def _cached_inference(
@@ -370,8 +321,9 @@ class QBMVAE(ExpressionVAE):
         x = tensors[REGISTRY_KEYS.X_KEY]
         reconstruction = -generative_outputs[MODULE_KEYS.PX_KEY].log_prob(x).sum(-1)
         loss = torch.mean(reconstruction + kl_weight * kl_z + kl_l)
-        if self.training and torch.is_grad_enabled() and self.prior.h.requires_grad:
-            surrogate = self.prior.surrogate(qz.probs.detach())
+        if self.training and torch.is_grad_enabled() and not self.prior.is_frozen:
+            negatives = None if self.negative_phase is None else self.negative_phase.collect()
+            surrogate = self.prior.surrogate(qz.probs.detach(), negatives)
             loss = loss + surrogate - surrogate.detach()
         payload = {}
         if self.extra_payload_autotune:
@@ -455,3 +407,6 @@ class QBMVAE(ExpressionVAE):
             log_weights.append(log_weight + px[MODULE_KEYS.PX_KEY].log_prob(x).sum(-1))
         out = torch.logsumexp(torch.cat(log_weights), dim=0) - math.log(n_mc_samples)
         return out.mean().item() if return_mean else out.cpu()
+
+
+QBMVAE.__signature__ = full_signature(QBMVAE)  # type: ignore[attr-defined]

@@ -11,10 +11,12 @@ from scvi import REGISTRY_KEYS
 from scvi.train import TrainingPlan
 
 from scvi_qbm.module import QBMVAE
-from scvi_qbm.prior import BoltzmannPrior, NegativePhaseReport
+from scvi_qbm.prior import NegativePhase, NegativePhaseReport
+from scvi_qbm.recipes import get_recipe
 
 __all__ = ["QBMTrainingPlan"]
 
+_DEFAULT = get_recipe("default").plan
 _LOOK_EVERY = 50
 PRIOR_KEY, _PLAN_KEY = "scvi_qbm_prior", "scvi_qbm_plan"
 
@@ -37,8 +39,6 @@ class QBMTrainingPlan(TrainingPlan):
         Learning rate of the Boltzmann machine; ``lr / 5`` by default.
     bm_weight_decay
         Weight decay on the Boltzmann machine.
-    weight_decay
-        Weight decay on encoder and decoder.
     eps
         Adam's epsilon. scvi-tools' 0.01 starves discrete latents (docs/training.md).
     n_epochs_kl_warmup
@@ -53,24 +53,22 @@ class QBMTrainingPlan(TrainingPlan):
         self,
         module: QBMVAE,
         *,
-        lr: float = 5e-3,
+        lr: float = _DEFAULT["lr"],
         bm_lr: float | None = None,
         bm_weight_decay: float = 0.0,
-        weight_decay: float = 1e-6,
-        eps: float = 1e-8,
-        n_epochs_kl_warmup: int | None = 20,
+        eps: float = _DEFAULT["eps"],
+        n_epochs_kl_warmup: int | None = _DEFAULT["n_epochs_kl_warmup"],
         log_z_every_n_epochs: int = 10,
         **kwargs: Any,
     ) -> None:
         # A second call of train() finds the module in eval mode, and Lightning leaves it there:
         # no dropout, frozen batch norm, no gradient for the prior. A frozen prior means query
         # mapping (scArches), which keeps its frozen batch norm.
-        if module.prior.h.requires_grad:
+        if not module.prior.is_frozen:
             module.train()
         super().__init__(
             module,
             lr=lr,
-            weight_decay=weight_decay,
             eps=eps,
             n_epochs_kl_warmup=n_epochs_kl_warmup,
             **kwargs,
@@ -107,6 +105,11 @@ class QBMTrainingPlan(TrainingPlan):
         # Adam refuses an empty group, which a frozen prior (query mapping) would be.
         return [group for group in groups.values() if group["params"]]
 
+    @property
+    def _negative_phase(self) -> NegativePhase | None:
+        """None where the prior needs none: it is frozen, or its units are independent."""
+        return None if self.module.prior.is_frozen else self.module.negative_phase
+
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         """One step; negative samples are drawn beside the forward pass.
 
@@ -127,8 +130,8 @@ class QBMTrainingPlan(TrainingPlan):
         ValueError
             If the loss is not finite.
         """
-        if self.module.prior.h.requires_grad:
-            self.module.prior.prefetch()
+        if self._negative_phase is not None:
+            self._negative_phase.submit()
         try:
             out = super().training_step(batch, batch_idx)
         except ValueError as error:
@@ -175,8 +178,8 @@ class QBMTrainingPlan(TrainingPlan):
         """
         super().on_save_checkpoint(checkpoint)
         checkpoint[_PLAN_KEY] = {"log_z_epoch": self._log_z_epoch, "dishonest": self._dishonest}
-        if isinstance(self.module.prior, BoltzmannPrior):
-            checkpoint[PRIOR_KEY] = self.module.prior.training_state()
+        if self.module.negative_phase is not None:
+            checkpoint[PRIOR_KEY] = self.module.negative_phase.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the prior's chains from a Lightning checkpoint.
@@ -198,16 +201,16 @@ class QBMTrainingPlan(TrainingPlan):
         Parameters
         ----------
         state
-            From :meth:`~scvi_qbm.prior.BoltzmannPrior.training_state`, or None.
+            From :meth:`~scvi_qbm.prior.NegativePhase.state`, or None.
         stream
-            As :meth:`~scvi_qbm.prior.BoltzmannPrior.load_training_state`.
+            As :meth:`~scvi_qbm.prior.NegativePhase.load`.
         """
         self._resumed, self._stream = state, stream
 
     def load_resumed_prior(self) -> None:
         """Put the chains in place that were taken by :meth:`resume_prior`, once."""
         if self._resumed is not None:
-            self.module.prior.load_training_state(self._resumed, self._stream)
+            self.module.negative_phase.load(self._resumed, self._stream)
             self._resumed = None
 
     def on_train_start(self) -> None:
@@ -228,10 +231,10 @@ class QBMTrainingPlan(TrainingPlan):
     def on_train_end(self) -> None:
         """Estimate log Z afresh, with fresh chains and a small error."""
         super().on_train_end()
-        if not self.module.prior.h.requires_grad:
+        if self._negative_phase is None:
             return
-        report = self.module.prior.refresh_log_z(final=True)
-        if report is None or report.is_honest:
+        report = self._negative_phase.refresh_log_z(final=True)
+        if report.is_honest:
             return
         # Right after a validation no step lies between: what differs are the two estimates of
         # log Z, from kept and from fresh chains, and that is never noise of the first epochs.
@@ -240,11 +243,9 @@ class QBMTrainingPlan(TrainingPlan):
 
     def _refresh_log_z(self) -> None:
         self._log_z_epoch = self.current_epoch
-        if not self.module.prior.h.requires_grad:
+        if self._negative_phase is None:
             return
-        report = self.module.prior.refresh_log_z()
-        if report is None:
-            return
+        report = self._negative_phase.refresh_log_z()
         known = {k: v for k, v in report._asdict().items() if v is not None}
         self.log_dict(known, on_step=False, on_epoch=True, sync_dist=self.use_sync_dist)
         # One or two bad reports may be noise or the rush of the first epochs; three are not.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-__all__ = ["RECIPES", "Recipe", "get_recipe", "kl_warmup"]
+__all__ = ["RECIPES", "Recipe", "get_recipe", "resolve_plan"]
 
 
 class Recipe(NamedTuple):
@@ -25,24 +25,23 @@ class Recipe(NamedTuple):
     train: dict[str, Any]
 
 
-_DEFAULT = Recipe(
-    model={
-        "n_hidden": 128,
-        "n_latent": 64,
-        "n_layers": 1,
-        "gene_likelihood": "nb",
-        "relaxation": "spike_exponential",
-        "relaxation_beta": 0.5,
-        "normal_variance": "learned",
-        "use_batch_norm": "both",
-        "use_layer_norm": "none",
-    },
-    plan={"lr": 5e-3, "bm_lr": 1e-3, "eps": 1e-8, "n_epochs_kl_warmup": 20},
-    train={"batch_size": 128, "early_stopping_patience": 10},
-)
-#: Recipe by name.
+#: Recipe by name. Every default of ours stands here, or in the signature of what it is for.
 RECIPES = {
-    "default": _DEFAULT,
+    "default": Recipe(
+        model={
+            "n_hidden": 128,
+            "n_latent": 64,
+            "n_layers": 1,
+            "dropout_rate": 0.1,
+            "gene_likelihood": "nb",
+            "relaxation": "spike_exponential",
+            "normal_variance": "learned",
+            "use_batch_norm": "both",
+            "use_layer_norm": "none",
+        },
+        plan={"lr": 5e-3, "eps": 1e-8, "n_epochs_kl_warmup": 20},
+        train={"batch_size": 128, "early_stopping_patience": 10},
+    ),
     # Encoder and decoder of two linear layers each (4000 -> 512 -> 256 in the paper), layer norm
     # as in the authors' code, squared error on log-normalised values, no KL warm-up.
     "paper": Recipe(
@@ -50,9 +49,9 @@ RECIPES = {
             "n_hidden": 512,
             "n_latent": 256,
             "n_layers": 1,
+            "dropout_rate": 0.1,
             "gene_likelihood": "normal",
             "relaxation": "spike_exponential",
-            "relaxation_beta": 0.5,
             "normal_variance": "fixed",
             "use_batch_norm": "none",
             "use_layer_norm": "both",
@@ -86,24 +85,32 @@ def get_recipe(name: str) -> Recipe:
     return RECIPES[name]
 
 
-def kl_warmup(n_epochs: int | None, max_epochs: int | None) -> int | None:
-    """Epochs of KL warm-up within a budget: half of them at most.
-
-    scvi-tools takes 8 epochs for a million cells; they must not all be warm-up. Models that are
-    compared share this rule.
+def resolve_plan(name: str, given: dict[str, Any], max_epochs: int | None) -> dict[str, Any]:
+    """Arguments of the training plan: the recipe's, where the user says nothing.
 
     Parameters
     ----------
-    n_epochs
-        What the recipe says; None for no warm-up.
+    name
+        A key of :data:`RECIPES`.
+    given
+        What the user says. An ``lr`` without a ``bm_lr`` sets both: the plan takes a fifth.
     max_epochs
-        The budget; None if it is not limited.
+        The budget, of which KL warm-up takes half at most: scvi-tools takes 8 epochs for a
+        million cells, and they must not all be warm-up. None if it is not limited.
 
     Returns
     -------
-    int | None
-        Epochs, or None for no warm-up.
+    dict[str, Any]
+        Keyword arguments of :class:`~scvi_qbm.plan.QBMTrainingPlan`.
     """
-    if n_epochs is None or max_epochs is None:
-        return n_epochs
-    return min(n_epochs, max(max_epochs, 0) // 2) or None
+    plan = get_recipe(name).plan | given
+    if "lr" in given and "bm_lr" not in given:
+        plan.pop("bm_lr", None)
+    if "n_epochs_kl_warmup" in given:
+        return plan
+    n_epochs = plan["n_epochs_kl_warmup"]
+    if given.get("n_steps_kl_warmup"):
+        n_epochs = None
+    elif n_epochs is not None and max_epochs is not None:
+        n_epochs = min(n_epochs, max(max_epochs, 0) // 2) or None
+    return plan | {"n_epochs_kl_warmup": n_epochs}

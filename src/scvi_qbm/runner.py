@@ -215,8 +215,9 @@ class QBMTrainRunner(TrainRunner):
 
     def _salvage(self) -> str:
         """Leave the model usable, with the best weights there are; returns what was done."""
-        model, prior = self.model, self.model.module.prior
-        prior.cancel()
+        model, negative_phase = self.model, self.model.module.negative_phase
+        if negative_phase is not None:
+            negative_phase.cancel()
         restored = self.best.restore(model.module)
         self._in_single_precision()
         model.module.eval()
@@ -229,7 +230,8 @@ class QBMTrainRunner(TrainRunner):
         # log Z of the weights as they are now, with an error bar of its own. Not over the ranks:
         # the others may be anywhere, and waiting for them would hang.
         with suppress(Exception):
-            prior.refresh_log_z(over_ranks=False)
+            if negative_phase is not None:
+                negative_phase.refresh_log_z(over_ranks=False)
         model.is_trained_ = True
         model.to_device(self.device)
         for name in ("train", "test", "validation"):

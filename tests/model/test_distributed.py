@@ -39,11 +39,11 @@ def train(model, **kwargs):
 
 
 model = new()
-prior, negatives = model.module.prior, []
-collect = prior._collect
-prior._collect = lambda: negatives.append(collect()) or negatives[-1]
+prior, phase, negatives = model.module.prior, model.module.negative_phase, []
+collect = phase.collect
+phase.collect = lambda: negatives.append(collect()) or negatives[-1]
 rank = train(model, max_epochs=40, early_stopping=False, check_val_every_n_epoch=5)
-del prior._collect
+del phase.collect
 held_out = model.validation_indices
 results = {
     "negatives": np.stack(negatives),
@@ -99,7 +99,7 @@ class StopIn(Callback):
 
 
 def state(model):
-    chains = model.module.prior.training_state()["chains"]["chains"]["arrays"]
+    chains = model.module.negative_phase.state()["draws"]["chains"]["plain"]["arrays"]
     return {
         **{k: v.detach().numpy() for k, v in model.module.state_dict().items()},
         **{f"history {k}": v.to_numpy(float) for k, v in model.history.items()},

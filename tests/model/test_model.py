@@ -184,7 +184,7 @@ def test_plan_and_default_recipe_agree():
 def test_the_end_of_training_compares_kept_and_fresh_chains(pbmc, monkeypatch):
     """Chains that give a wrong log Z at every validation are found out by the fresh estimate."""
     from scvi_qbm.logz import LogPartition
-    from scvi_qbm.prior import _boltzmann as prior
+    from scvi_qbm.prior import log_z as prior
 
     honest = prior.bar_from_chains
 
@@ -250,7 +250,7 @@ def test_load_of_every_option(pbmc, tmp_path):
     model = fitted(pbmc, setup={"batch_key": "batch"}, **options)
     model.save(tmp_path / "model", save_anndata=True)
     loaded = scvi_qbm.QBMVI.load(tmp_path / "model")
-    assert loaded.module.prior.sampler.n_sweeps == 3
+    assert loaded.module.negative_phase.sampler.n_sweeps == 3
     assert loaded.module.z_encoder.relaxation_beta == 6.0
     np.testing.assert_array_equal(
         loaded.get_latent_representation(), model.get_latent_representation()

@@ -52,7 +52,7 @@ def test_before_training(adata, capsys):
         "relaxation_beta": 3.0, "gene_likelihood": "nb",
         "dispersion": "gene", "library": "observed",
     }  # fmt: skip
-    sampler = model.module.prior.sampler
+    sampler = model.module.negative_phase.sampler
     prior = out["prior"].to_dict()
     assert math.isclose(prior.pop("log_z"), 6 * math.log(2), rel_tol=1e-6)
     assert prior == {

@@ -12,7 +12,6 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 import scvi_qbm
 from scvi_qbm.model._training import _default_epochs
-from scvi_qbm.prior import BoltzmannPrior
 from scvi_qbm.runner import KeepBest
 
 
@@ -229,53 +228,6 @@ def test_best_of_warmup_gives_way():
     assert not KeepBest().restore(target)
 
 
-@pytest.mark.parametrize("sampler", ["parallel_tempering", "gibbs"])
-def test_chains_go_on_where_they_were_saved(sampler, monkeypatch):
-    torch.manual_seed(0)
-    prior = BoltzmannPrior(8, sampler)
-    prior.W_upper.data = torch.randn(8, 8).triu(1)
-    q = torch.rand(20, 8)
-    for _ in range(40):
-        prior.surrogate(q)
-    prior.refresh_log_z()
-    prior.surrogate(q)
-    state = prior.training_state()
-    last = prior.sampler.spins(prior._chains).copy()
-    other = BoltzmannPrior(8, sampler)
-    other.load_state_dict(prior.state_dict())
-    other.load_training_state(torch.load(_saved(state), weights_only=True))
-    first = None
-    for _ in range(60):  # an adaptation of the ladder among them
-        torch.manual_seed(1)
-        one = prior._collect()
-        torch.manual_seed(1)
-        np.testing.assert_array_equal(one, other._collect())
-        first = one if first is None else first
-    assert float(prior.log_z) == float(other.log_z)
-    torch.manual_seed(2)
-    expected = prior.refresh_log_z()
-    torch.manual_seed(2)
-    assert other.refresh_log_z() == expected
-    apart = BoltzmannPrior(8, sampler)
-    apart.load_state_dict(prior.state_dict())
-    monkeypatch.setattr("scvi_qbm.prior._boltzmann._rank", lambda: 1)
-    apart.load_training_state(state)
-    np.testing.assert_array_equal(apart.sampler.spins(apart._chains), last)
-    torch.manual_seed(3)
-    assert (apart._collect() != first).mean() > 0.05
-    with pytest.raises(ValueError, match="8 units, this model 5"):
-        BoltzmannPrior(5, sampler).load_training_state(state)
-
-
-def _saved(state):
-    import io
-
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    buffer.seek(0)
-    return buffer
-
-
 def test_resume_from_a_checkpoint(pbmc, tmp_path):
     model = made(pbmc)
     checkpoint = ModelCheckpoint(dirpath=tmp_path, save_last=True, monitor="elbo_validation")
@@ -284,9 +236,9 @@ def test_resume_from_a_checkpoint(pbmc, tmp_path):
         max_epochs=12, callbacks=[checkpoint], enable_checkpointing=True,
         check_val_every_n_epoch=1, **options,
     )  # fmt: skip
-    chains = model.module.prior._chains
+    chains = model.module.negative_phase.draws.chains
     saved = torch.load(checkpoint.last_model_path, weights_only=True)
-    kept = saved["scvi_qbm_prior"]["chains"]["chains"]
+    kept = saved["scvi_qbm_prior"]["draws"]["chains"]["plain"]
     assert kept["n_chains"] == chains.n_chains and saved["optimizer_states"]
     seen = {}
 
@@ -295,7 +247,7 @@ def test_resume_from_a_checkpoint(pbmc, tmp_path):
             if seen:
                 return
             seen["epoch"] = trainer.current_epoch
-            seen["steps"] = pl_module.module.prior._steps
+            seen["steps"] = pl_module.module.negative_phase.draws.steps
             groups = trainer.optimizers[0].state_dict()["state"]
             seen["optimizer"] = int(groups[0]["step"])
 

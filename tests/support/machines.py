@@ -1,9 +1,12 @@
 """Machines and samplers to test with."""
 
+import io
+
 import numpy as np
 import torch
 
 from scvi_qbm.ising import Ising
+from scvi_qbm.prior import BoltzmannPrior, NegativePhase
 from scvi_qbm.samplers import ChainSampler
 from scvi_qbm.samplers.exact import all_states
 
@@ -52,3 +55,17 @@ class Stuck(ChainSampler):
 
     def _sample(self, ising, beta, n_samples, entropy):
         return np.ones((n_samples, ising.n_spins)), {}
+
+
+def phase_of(n, sampler="parallel_tempering", options=None, *, seed=0, sd=0.8, double=False):
+    """A negative phase whose prior has peaked random parameters; without ``sd``, zeros."""
+    prior = BoltzmannPrior(n).double() if double else BoltzmannPrior(n)
+    return NegativePhase(fill(prior, seed, sd) if sd else prior, sampler, options)
+
+
+def saved(state):
+    """What comes back from a file with no pickled objects."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=True)

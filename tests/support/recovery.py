@@ -40,7 +40,7 @@ def result(model):
     return {
         "weights": {k: v.detach().clone() for k, v in model.module.state_dict().items()},
         "log Z": (float(prior.log_z), float(prior.log_z_se)),
-        "chains": prior.training_state() if hasattr(prior, "training_state") else None,
+        "chains": phase.state() if (phase := model.module.negative_phase) else None,
         "history": dict(model.history),
         "split": [model.train_indices, model.validation_indices, model.test_indices],
         "next": [torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()],

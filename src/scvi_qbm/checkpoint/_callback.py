@@ -11,7 +11,6 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from . import _state
-from ._chains import load_own_chains
 from ._file import CheckpointError, read_checkpoint, write_checkpoint
 from ._settings import differences
 from ._snapshot import FORMAT, RUN_KEY, loader_kind, snapshot
@@ -209,7 +208,6 @@ class TrainingCheckpoint(Callback):
         # Else Lightning would not update schedulers that watch a metric when this epoch ends.
         trainer.fit_loop._restarting = False
         trainer._logger_connector._first_loop_iter = batch_idx == 0
-        load_own_chains(pl_module.module.prior, rank["chains"])
         _state.load_epoch_state(rank["epoch"], trainer, pl_module)
         _state.load_generators(rank["generators"], device)
 
@@ -294,7 +292,6 @@ class TrainingCheckpoint(Callback):
             assert self.found is not None
             rank = self.found["ranks"][trainer.global_rank]
             pl_module.load_resumed_prior()
-            load_own_chains(pl_module.module.prior, rank["chains"])
             _state.load_generators(rank["generators"], trainer.strategy.root_device)
             return
         loop, finished = trainer.fit_loop, None

@@ -10,7 +10,6 @@ from scvi.dataloaders import DataSplitter
 from scvi_qbm.plan import PRIOR_KEY
 
 from . import _state
-from ._chains import own_chains
 
 __all__ = ["FORMAT", "RUN_KEY", "loader_kind", "snapshot"]
 
@@ -33,7 +32,6 @@ def snapshot(
     mine = {
         "settings": settings,
         "prior": checkpoint.pop(PRIOR_KEY, None),
-        "chains": own_chains(pl_module.module.prior),
         "generators": generators,
         "epoch_start": generators if finished else epoch_start,
         "epoch": {} if finished else _state.epoch_state(trainer, pl_module),

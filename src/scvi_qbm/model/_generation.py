@@ -14,8 +14,8 @@ from scvi import REGISTRY_KEYS
 from scvi.module._constants import MODULE_KEYS
 from torch.nn.functional import logsigmoid
 
+from scvi_qbm.prior.negative_phase import correct
 from scvi_qbm.samplers import Sampler, get_sampler
-from scvi_qbm.samplers.corrected import Corrected
 
 __all__ = ["GenerationMixin"]
 
@@ -59,9 +59,7 @@ class GenerationMixin:
         """
         if n_samples < 1:
             raise ValueError(f"`n_samples` must be at least 1, got {n_samples}.")
-        chosen = get_sampler(sampler, **(sampler_options or {}))
-        if chosen.law == "heuristic":
-            chosen = Corrected(chosen, n_sweeps=max(10, self.module.n_latent // 10))
+        chosen = correct(get_sampler(sampler, **(sampler_options or {})), self.module.n_latent)
         if seed is None:
             seed = int(torch.randint(2**31 - 1, ()).item())
         return chosen.sample(self.prior.ising, n_samples=n_samples, seed=seed).binary

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
-from collections.abc import Callable
 from typing import Any, Literal
 
 # rich 15 no longer loads this submodule by itself, and scvi-tools 1.4.2 counts on it.
+import pandas as pd
 import rich.pretty  # noqa: F401
 from anndata import AnnData
 from scvi import REGISTRY_KEYS
@@ -20,9 +21,9 @@ from scvi.data.fields import (
     NumericalObsField,
 )
 from scvi.model import SCVI
-from torch import Tensor
 
 from scvi_qbm._checks import check_expression, check_setup_keys
+from scvi_qbm._signature import full_signature
 from scvi_qbm.module import QBMVAE
 from scvi_qbm.recipes import get_recipe
 from scvi_qbm.relaxations import get_relaxation
@@ -32,33 +33,34 @@ from ._data import DataMixin
 from ._expression import ExpressionMixin
 from ._generation import GenerationMixin
 from ._landscape import LandscapeMixin
-from ._latent import LatentMixin
-from ._posterior import PosteriorMixin
-from ._saving import SavingMixin
-from ._summary import SummaryMixin
+from ._representation import RepresentationMixin
+from ._summary import show, summarise
 from ._training import TrainingMixin
 
 __all__ = ["QBMVI"]
 
-_LIKELIHOODS = ("nb", "zinb", "poisson", "normal")
+_KNOWN = {
+    "gene_likelihood": ("nb", "zinb", "poisson", "normal"),
+    "normal_variance": ("learned", "fixed"),
+}
+_SAID = (
+    "n_hidden", "n_latent", "n_layers", "dropout_rate", "gene_likelihood", "prior", "relaxation",
+    "sampler",
+)  # fmt: skip
 
 
 class QBMVI(
     TrainingMixin,
-    SavingMixin,
     DataMixin,
-    LatentMixin,
-    PosteriorMixin,
+    RepresentationMixin,
     ExpressionMixin,
     LandscapeMixin,
     GenerationMixin,
-    SummaryMixin,
     SCVI,
 ):
     """Single-cell variational inference with a Boltzmann-machine prior over binary latents.
 
     A drop-in for :class:`scvi.model.SCVI`: the same set-up, training and downstream methods.
-    Arguments left at None take their value from ``recipe``.
 
     Parameters
     ----------
@@ -66,30 +68,16 @@ class QBMVI(
         AnnData registered with :meth:`setup_anndata`.
     registry
         Registry of a data module, for training without ``adata``.
-    n_hidden
-        Units per hidden layer. Default recipe: 128.
-    n_latent
-        Binary latent units. Default recipe: 64.
-    n_layers
-        Hidden layers of encoder and decoder. Default recipe: 1.
-    dropout_rate
-        Dropout of the encoder.
-    dispersion
-        As :class:`scvi.model.SCVI`.
-    gene_likelihood
-        ``"nb"`` (default recipe), ``"zinb"``, ``"poisson"`` for counts; ``"normal"`` for
-        log-normalised values, with a free mean (upstream's is library size times softmax).
-    use_observed_lib_size
-        As :class:`scvi.model.SCVI`.
     recipe
-        ``"default"``, or ``"paper"``: the architecture and optimisation of "Quantum-Boosted
-        High-Fidelity Deep Learning" (256 latents, two linear layers, spike-and-exponential with
-        beta 0.5, squared error on log-normalised values, Adam 1e-2 and 1e-3, patience 10).
+        ``"default"``: 64 binary units, negative binomial likelihood, one hidden layer of 128.
+        ``"paper"``: the architecture and optimisation of "Quantum-Boosted High-Fidelity Deep
+        Learning" (256 units, two linear layers, squared error on log-normalised values).
+        Arguments that are given go before it.
     relaxation
-        ``"spike_exponential"`` (default recipe) or ``"overlapping_exponential"``, see
+        ``"spike_exponential"`` (both recipes) or ``"overlapping_exponential"``, see
         :func:`scvi_qbm.relaxations.list_relaxations`.
     relaxation_beta
-        Sharpness of the relaxation. All recipes: 0.5.
+        Sharpness of the relaxation; its own default (the paper's 0.5) if None.
     prior
         ``"boltzmann"``, or ``"bernoulli"``: independent units with learned biases, the twin to
         compare with.
@@ -100,17 +88,13 @@ class QBMVI(
     normal_variance
         For ``gene_likelihood="normal"``: ``"learned"`` per gene, or ``"fixed"``, which makes the
         reconstruction term the squared error.
-    encode_covariates, deeply_inject_covariates, batch_representation
-        As :class:`scvi.module.VAE`.
-    use_batch_norm, use_layer_norm
-        ``"encoder"``, ``"decoder"``, ``"both"`` or ``"none"``. Default recipe: batch norm in both.
-    extra_payload_autotune
-        As :class:`scvi.module.VAE`.
-    extra_encoder_kwargs, extra_decoder_kwargs, batch_embedding_kwargs
-        As :class:`scvi.module.VAE`; the encoder's go to :class:`scvi.nn.FCLayers`.
-    var_activation
-        Accepted so that scripts written for SCVI run, with a warning: a binary posterior has no
-        variance of its own to activate.
+    **kwargs
+        As :class:`scvi.model.SCVI` and :class:`scvi.module.VAE`: ``n_hidden``, ``n_latent``
+        (binary units, >= 2), ``n_layers``, ``dropout_rate``, ``dispersion``,
+        ``gene_likelihood``, ``use_observed_lib_size``, ``encode_covariates``,
+        ``batch_representation``, ``use_batch_norm`` and so on. ``gene_likelihood="normal"`` is
+        for log-normalised values and has a free mean (upstream's is library size times softmax).
+        ``latent_distribution`` and ``var_activation`` have no effect: the posterior is binary.
 
     Raises
     ------
@@ -137,13 +121,7 @@ class QBMVI(
         self,
         adata: AnnData | None = None,
         registry: dict | None = None,
-        n_hidden: int | None = None,
-        n_latent: int | None = None,
-        n_layers: int | None = None,
-        dropout_rate: float = 0.1,
-        dispersion: Literal["gene", "gene-batch", "gene-label", "gene-cell"] = "gene",
-        gene_likelihood: Literal["nb", "zinb", "poisson", "normal"] | None = None,
-        use_observed_lib_size: bool = True,
+        *,
         recipe: str = "default",
         relaxation: str | None = None,
         relaxation_beta: float | None = None,
@@ -151,92 +129,77 @@ class QBMVI(
         sampler: str | Sampler = "parallel_tempering",
         sampler_options: dict[str, Any] | None = None,
         normal_variance: Literal["learned", "fixed"] | None = None,
-        encode_covariates: bool = False,
-        deeply_inject_covariates: bool = True,
-        batch_representation: Literal["one-hot", "embedding"] = "one-hot",
-        use_batch_norm: Literal["encoder", "decoder", "none", "both"] | None = None,
-        use_layer_norm: Literal["encoder", "decoder", "none", "both"] | None = None,
-        extra_payload_autotune: bool = False,
-        extra_encoder_kwargs: dict[str, Any] | None = None,
-        extra_decoder_kwargs: dict[str, Any] | None = None,
-        batch_embedding_kwargs: dict[str, Any] | None = None,
-        var_activation: Callable[[Tensor], Tensor] | None = None,
+        **kwargs: Any,
     ) -> None:
-        if var_activation is not None:
-            warnings.warn(
-                "`var_activation` has no effect: the posterior is binary and has no variance of "
-                "its own.",
-                UserWarning,
-                stacklevel=2,
-            )
-        defaults = get_recipe(recipe).model
+        for name in ("latent_distribution", "var_activation"):
+            if kwargs.pop(name, None) is not None:
+                warnings.warn(
+                    f"`{name}` has no effect: the posterior is binary and has no variance of its "
+                    "own.",
+                    UserWarning,
+                    stacklevel=2,
+                )
+        unknown = kwargs.keys() - inspect.signature(self._module_cls).parameters.keys()
+        if unknown:
+            raise TypeError(f"{type(self).__name__} has no argument {', '.join(sorted(unknown))}.")
         # Resolved here and saved resolved: a later change of a recipe cannot break old models.
-        n_hidden = defaults["n_hidden"] if n_hidden is None else n_hidden
-        n_latent = defaults["n_latent"] if n_latent is None else n_latent
-        n_layers = defaults["n_layers"] if n_layers is None else n_layers
-        gene_likelihood = gene_likelihood or defaults["gene_likelihood"]
-        relaxation = relaxation or defaults["relaxation"]
+        given = {"relaxation": relaxation, "normal_variance": normal_variance, **kwargs}
+        arguments = get_recipe(recipe).model | {k: v for k, v in given.items() if v is not None}
         if relaxation_beta is None:
-            own = relaxation == defaults["relaxation"]
-            relaxation_beta = (
-                defaults["relaxation_beta"] if own else get_relaxation(relaxation).default_beta
-            )
-        if relaxation_beta <= 0:
-            raise ValueError(f"`relaxation_beta` must be positive, got {relaxation_beta}.")
-        normal_variance = normal_variance or defaults["normal_variance"]
-        use_batch_norm = use_batch_norm or defaults["use_batch_norm"]
-        use_layer_norm = use_layer_norm or defaults["use_layer_norm"]
-
-        if gene_likelihood not in _LIKELIHOODS:
-            raise ValueError(
-                f"Unknown gene_likelihood {gene_likelihood!r}. Available: "
-                f"{', '.join(_LIKELIHOODS)}."
-            )
-        if normal_variance not in ("learned", "fixed"):
-            raise ValueError(
-                f"Unknown normal_variance {normal_variance!r}. Available: learned, fixed."
-            )
-        if adata is None and registry is not None and not use_observed_lib_size:
+            relaxation_beta = get_relaxation(arguments["relaxation"]).default_beta
+        arguments |= {
+            "relaxation_beta": relaxation_beta,
+            "prior": prior,
+            "sampler": sampler,
+            "sampler_options": sampler_options,
+        }
+        _check_arguments(arguments)
+        if (
+            adata is None
+            and registry is not None
+            and not kwargs.get("use_observed_lib_size", True)
+        ):
             raise ValueError(
                 "use_observed_lib_size=False needs the data at hand, for the mean library size of "
                 "each batch: leave it out with a data module, or pass adata."
             )
-        super().__init__(
-            adata,
-            registry,
-            n_hidden=n_hidden,
-            n_latent=n_latent,
-            n_layers=n_layers,
-            dropout_rate=dropout_rate,
-            dispersion=dispersion,
-            gene_likelihood=gene_likelihood,
-            use_observed_lib_size=use_observed_lib_size,
-            log_variational=gene_likelihood != "normal",
-            relaxation=relaxation,
-            relaxation_beta=relaxation_beta,
-            prior=prior,
-            sampler=sampler,
-            sampler_options=sampler_options,
-            normal_variance=normal_variance,
-            encode_covariates=encode_covariates,
-            deeply_inject_covariates=deeply_inject_covariates,
-            batch_representation=batch_representation,
-            use_batch_norm=use_batch_norm,
-            use_layer_norm=use_layer_norm,
-            extra_payload_autotune=extra_payload_autotune,
-            extra_encoder_kwargs=extra_encoder_kwargs,
-            extra_decoder_kwargs=extra_decoder_kwargs,
-            batch_embedding_kwargs=batch_embedding_kwargs,
-        )
+        super().__init__(adata, registry, **arguments)
         self._check_data(empty_is_fine=True)
+        said = ", ".join(f"{k}: {arguments[k]}" for k in _SAID)
         self._model_summary_string = (
-            f"QBMVI model with the following parameters: \nn_hidden: {n_hidden}, n_latent: "
-            f"{n_latent}, n_layers: {n_layers}, dropout_rate: {dropout_rate}, dispersion: "
-            f"{dispersion}, gene_likelihood: {gene_likelihood}, prior: {prior}, relaxation: "
-            f"{relaxation}, sampler: {sampler}, recipe: {recipe}."
+            f"{type(self).__name__} model with the following parameters: \n{said}, "
+            f"recipe: {recipe}."
         )
         self.recipe_ = recipe
-        self.init_params_ = self._get_init_params(locals())
+        # By name, as load() builds modules from these names.
+        self.init_params_ = {"kwargs": {}, "non_kwargs": {"recipe": recipe, **arguments}}
+
+    def summary(self, *, silent: bool = False) -> pd.Series:
+        """What the model is, what it was trained on, and how that went, in one table.
+
+        How to read it: ``negative_elbo`` is ``reconstruction`` + ``kl`` (log Z is in the KL), as
+        last seen in training; lower is better, and only on held-out cells does it compare models.
+        Its error bar is ``log_z_se``. ``verdict`` says in words whether the samples that trained
+        the Boltzmann machine followed its law, see
+        :class:`~scvi_qbm.prior.NegativePhaseReport`.
+
+        Parameters
+        ----------
+        silent
+            Do not print it.
+
+        Returns
+        -------
+        pandas.Series
+            Plain values, always the same entries, by part and name: ``summary["prior", "log_z"]``.
+            Parts are ``data``, ``model``, ``prior``, ``training``, ``train`` and ``held_out``
+            (nats a cell), ``negative_phase`` (energies in nats). None or NaN where something does
+            not apply or is not known.
+        """
+        out = summarise(self)
+        if not silent:
+            show(out)
+        return out
 
     def _check_data(self, *, empty_is_fine: bool = False) -> None:
         if self.adata is None or self.minified_data_type is not None:
@@ -327,3 +290,16 @@ class QBMVI(
         manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
         manager.register_fields(adata, **kwargs)
         cls.register_manager(manager)
+
+
+def _check_arguments(arguments: dict[str, Any]) -> None:
+    for name, known in _KNOWN.items():
+        if arguments[name] not in known:
+            raise ValueError(f"Unknown {name} {arguments[name]!r}. Available: {', '.join(known)}.")
+    if arguments["relaxation_beta"] <= 0:
+        raise ValueError(
+            f"`relaxation_beta` must be positive, got {arguments['relaxation_beta']}."
+        )
+
+
+QBMVI.__signature__ = full_signature(QBMVI)  # type: ignore[attr-defined]

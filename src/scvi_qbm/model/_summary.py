@@ -12,10 +12,8 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from scvi_qbm.prior import BernoulliPrior, NegativePhaseReport
+from scvi_qbm.prior import NegativePhaseReport
 from scvi_qbm.samplers.corrected import Corrected
-
-__all__ = ["SummaryMixin"]
 
 _HEADINGS = {
     "train": "training cells, last epoch (nats a cell)",
@@ -31,133 +29,114 @@ _NATS = ("log_z", "log_z_se", "strongest_coupling")
 _REPORT = [f for f in NegativePhaseReport._fields if f not in ("log_z", "log_z_se", "n_steps")]
 
 
-class SummaryMixin:
-    """:meth:`summary`."""
+def summarise(model: Any) -> pd.Series:
+    """What a model is, what it was trained on, and how that went; see ``QBMVI.summary``."""
+    # A query comes with its reference's history, until it is trained itmodel.
+    history = (model.history or {}) if model.is_trained else {}
+    parts = {
+        "data": _data(model),
+        "model": _model(model),
+        "prior": _prior(model),
+        "training": _training(model, history),
+        "train": {k: _last(history, f"{v}_train") for k, v in _BOUND.items()},
+        "held_out": {k: _last(history, f"{v}_validation") for k, v in _BOUND.items()},
+        "negative_phase": _negative_phase(model, history),
+    }
+    rows = {(part, name): v for part, values in parts.items() for name, v in values.items()}
+    out = pd.Series(rows, dtype=object, name=type(model).__name__)
+    out.index.names = ["part", "name"]
+    return out
 
-    def summary(self, *, silent: bool = False) -> pd.Series:
-        """What the model is, what it was trained on, and how that went, in one table.
 
-        How to read it: ``negative_elbo`` is ``reconstruction`` + ``kl`` (log Z is in the KL), as
-        last seen in training; lower is better, and only on held-out cells does it compare models.
-        Its error bar is ``log_z_se``. ``verdict`` says in words whether the samples that trained
-        the Boltzmann machine followed its law, see
-        :class:`~scvi_qbm.prior.NegativePhaseReport`.
+def _data(model: Any) -> dict[str, Any]:
+    stats = model.summary_stats
+    return {
+        "cells": stats.get("n_cells"),
+        "genes": stats.get("n_vars"),
+        "batches": stats.get("n_batch"),
+        "labels": stats.get("n_labels"),
+        "categorical_covariates": stats.get("n_extra_categorical_covs", 0),
+        "continuous_covariates": stats.get("n_extra_continuous_covs", 0),
+        "layer": model.registry_.get("setup_args", {}).get("layer") or "X",
+        "minified": model.adata is not None and model.minified_data_type is not None,
+    }
 
-        Parameters
-        ----------
-        silent
-            Do not print it.
 
-        Returns
-        -------
-        pandas.Series
-            Plain values, always the same entries, by part and name: ``summary["prior", "log_z"]``.
-            Parts are ``data``, ``model``, ``prior``, ``training``, ``train`` and ``held_out``
-            (nats a cell), ``negative_phase`` (energies in nats). None or NaN where something does
-            not apply or is not known.
-        """
-        # A query comes with its reference's history, until it is trained itself.
-        history = (self.history or {}) if self.is_trained else {}
-        parts = {
-            "data": self._summarise_data(),
-            "model": self._summarise_model(),
-            "prior": self._summarise_prior(),
-            "training": self._summarise_training(history),
-            "train": {k: _last(history, f"{v}_train") for k, v in _BOUND.items()},
-            "held_out": {k: _last(history, f"{v}_validation") for k, v in _BOUND.items()},
-            "negative_phase": self._summarise_negative_phase(history),
-        }
-        rows = {(part, name): v for part, values in parts.items() for name, v in values.items()}
-        out = pd.Series(rows, dtype=object, name=type(self).__name__)
-        out.index.names = ["part", "name"]
-        if not silent:
-            _print(out)
-        return out
+def _model(model: Any) -> dict[str, Any]:
+    given, module = model.init_params_["non_kwargs"], model.module
+    library = "observed" if module.use_observed_lib_size else "latent"
+    library = "size factor" if module.use_size_factor_key else library
+    names = ("n_latent", "n_hidden", "n_layers", "dropout_rate")
+    return {
+        "recipe": model.recipe_,
+        **{name: given[name] for name in names},
+        "n_parameters": sum(p.numel() for p in module.parameters()),
+        "relaxation": given["relaxation"],
+        "relaxation_beta": given["relaxation_beta"],
+        "gene_likelihood": module.gene_likelihood,
+        "dispersion": module.dispersion,
+        "library": None if module.gene_likelihood == "normal" else library,
+    }
 
-    def _summarise_data(self) -> dict[str, Any]:
-        stats = self.summary_stats
-        return {
-            "cells": stats.get("n_cells"),
-            "genes": stats.get("n_vars"),
-            "batches": stats.get("n_batch"),
-            "labels": stats.get("n_labels"),
-            "categorical_covariates": stats.get("n_extra_categorical_covs", 0),
-            "continuous_covariates": stats.get("n_extra_continuous_covs", 0),
-            "layer": self.registry_.get("setup_args", {}).get("layer") or "X",
-            "minified": self.adata is not None and self.minified_data_type is not None,
-        }
 
-    def _summarise_model(self) -> dict[str, Any]:
-        given, module = self.init_params_["non_kwargs"], self.module
-        library = "observed" if module.use_observed_lib_size else "latent"
-        library = "size factor" if module.use_size_factor_key else library
-        names = ("n_latent", "n_hidden", "n_layers", "dropout_rate")
-        return {
-            "recipe": self.recipe_,
-            **{name: given[name] for name in names},
-            "n_parameters": sum(p.numel() for p in module.parameters()),
-            "relaxation": given["relaxation"],
-            "relaxation_beta": given["relaxation_beta"],
-            "gene_likelihood": module.gene_likelihood,
-            "dispersion": module.dispersion,
-            "library": None if module.gene_likelihood == "normal" else library,
-        }
+def _prior(model: Any) -> dict[str, Any]:
+    prior = model.module.prior
+    sampler = getattr(model.module.negative_phase, "sampler", None)
+    source = getattr(sampler, "source", sampler)
+    law = getattr(source, "law", None)
+    if isinstance(sampler, Corrected):
+        law = f"{law}, finished by Gibbs sweeps"
+    log_z = model.get_log_partition()
+    return {
+        "kind": "boltzmann" if model.module.negative_phase else "bernoulli",
+        "units": prior.n_latent,
+        "sampler": getattr(source, "name", None),
+        "law": law,
+        "n_chains": getattr(sampler, "n_chains", None),
+        "n_sweeps": getattr(sampler, "n_sweeps", None),
+        "frozen": prior.is_frozen,
+        "strongest_coupling": float(np.abs(model.prior.W).max()),
+        "log_z": log_z.value,
+        "log_z_se": log_z.standard_error,
+    }
 
-    def _summarise_prior(self) -> dict[str, Any]:
-        prior = self.module.prior
-        sampler = getattr(prior, "sampler", None)
-        source = getattr(sampler, "source", sampler)
-        law = getattr(source, "law", None)
-        if isinstance(sampler, Corrected):
-            law = f"{law}, finished by Gibbs sweeps"
-        log_z = self.get_log_partition()
-        return {
-            "kind": "bernoulli" if isinstance(prior, BernoulliPrior) else "boltzmann",
-            "units": prior.n_latent,
-            "sampler": getattr(source, "name", None),
-            "law": law,
-            "n_chains": getattr(sampler, "n_chains", None),
-            "n_sweeps": getattr(sampler, "n_sweeps", None),
-            "frozen": not prior.h.requires_grad,
-            "strongest_coupling": float(np.abs(self.prior.W).max()),
-            "log_z": log_z.value,
-            "log_z_se": log_z.standard_error,
-        }
 
-    def _summarise_training(self, history: dict[str, pd.DataFrame]) -> dict[str, Any]:
-        cells = {"cells": self.train_indices, "cells_held_out": self.validation_indices}
-        return {
-            "trained": bool(self.is_trained),
-            "epochs": len(history.get("elbo_train", ())),
-            **{name: None if of is None else len(of) for name, of in cells.items()},
-            "device": str(self.device),
-        }
+def _training(model: Any, history: dict[str, pd.DataFrame]) -> dict[str, Any]:
+    cells = {"cells": model.train_indices, "cells_held_out": model.validation_indices}
+    return {
+        "trained": bool(model.is_trained),
+        "epochs": len(history.get("elbo_train", ())),
+        **{name: None if of is None else len(of) for name, of in cells.items()},
+        "device": str(model.device),
+    }
 
-    def _summarise_negative_phase(self, history: dict[str, pd.DataFrame]) -> dict[str, Any]:
-        report: dict[str, Any] = {name: _last(history, name) for name in _REPORT}
-        return report | {"verdict": self._verdict(history)}
 
-    def _verdict(self, history: dict[str, pd.DataFrame]) -> str:
-        if isinstance(self.module.prior, BernoulliPrior):
-            return "exact: units without couplings need no samples"
-        if "energy_gap" not in history:
-            frozen = not self.module.prior.h.requires_grad
-            return "not looked at: the machine is frozen" if frozen else "not looked at yet"
-        fields = [name for name in NegativePhaseReport._fields if name in history]
-        looks = pd.concat([history[name].iloc[:, 0].rename(name) for name in fields], axis=1)
-        looks = looks[looks["energy_gap"].notna()]
-        # As training, which warns of three in a row: one may be noise.
-        reports = [NegativePhaseReport(**look) for look in looks.tail(3).to_dict("records")]
-        report = reports[-1]
-        told = (
-            f"training samples lie {report.energy_gap:+.1f} (se {report.energy_gap_se:.1f}) nats "
-            f"from equilibrium, log Z drifted by {report.log_z_drift:+.1f} nats between estimates"
-        )
-        if report.is_honest:
-            return f"honest: {told}"
-        if len(reports) < 3 or any(earlier.is_honest for earlier in reports):
-            return f"in doubt, which may be noise: {told}, but not in all of the last three looks"
-        return f"not honest: {told}, so the prior's gradient is biased"
+def _negative_phase(model: Any, history: dict[str, pd.DataFrame]) -> dict[str, Any]:
+    report: dict[str, Any] = {name: _last(history, name) for name in _REPORT}
+    return report | {"verdict": _verdict(model, history)}
+
+
+def _verdict(model: Any, history: dict[str, pd.DataFrame]) -> str:
+    if model.module.negative_phase is None:
+        return "exact: units without couplings need no samples"
+    if "energy_gap" not in history:
+        frozen = model.module.prior.is_frozen
+        return "not looked at: the machine is frozen" if frozen else "not looked at yet"
+    fields = [name for name in NegativePhaseReport._fields if name in history]
+    looks = pd.concat([history[name].iloc[:, 0].rename(name) for name in fields], axis=1)
+    looks = looks[looks["energy_gap"].notna()]
+    # As training, which warns of three in a row: one may be noise.
+    reports = [NegativePhaseReport(**look) for look in looks.tail(3).to_dict("records")]
+    report = reports[-1]
+    told = (
+        f"training samples lie {report.energy_gap:+.1f} (se {report.energy_gap_se:.1f}) nats "
+        f"from equilibrium, log Z drifted by {report.log_z_drift:+.1f} nats between estimates"
+    )
+    if report.is_honest:
+        return f"honest: {told}"
+    if len(reports) < 3 or any(earlier.is_honest for earlier in reports):
+        return f"in doubt, which may be noise: {told}, but not in all of the last three looks"
+    return f"not honest: {told}, so the prior's gradient is biased"
 
 
 def _last(history: dict[str, pd.DataFrame], name: str) -> float:
@@ -174,7 +153,7 @@ def _text(name: str, value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def _print(summary: pd.Series) -> None:
+def show(summary: pd.Series) -> None:
     """What is known, under the names that the entries have."""
     table = Table(title=summary.name, show_header=False, box=box.SIMPLE)
     for part, rows in summary.dropna().groupby(level="part", sort=False):

@@ -13,7 +13,7 @@ from scvi.train._config import merge_kwargs
 from scvi_qbm.checkpoint import TrainingCheckpoint, run_settings
 from scvi_qbm.data import OnDiskDataSplitter, QBMDataSplitter, reads_from_disk
 from scvi_qbm.plan import QBMTrainingPlan
-from scvi_qbm.recipes import get_recipe, kl_warmup
+from scvi_qbm.recipes import get_recipe, resolve_plan
 from scvi_qbm.runner import QBMTrainRunner
 
 __all__ = ["TrainingMixin"]
@@ -33,12 +33,9 @@ class TrainingMixin:
     def train(  # type: ignore[override]
         self,
         max_epochs: int | None = None,
-        accelerator: str = "auto",
-        devices: int | list[int] | str = "auto",
+        *,
         train_size: float | None = None,
         validation_size: float | None = None,
-        shuffle_set_split: bool = True,
-        load_sparse_tensor: bool = False,
         batch_size: int | None = None,
         early_stopping: bool | None = None,
         datasplitter_kwargs: dict[str, Any] | None = None,
@@ -48,7 +45,7 @@ class TrainingMixin:
         trainer_config: Any = None,
         checkpoint_dir: str | os.PathLike[str] | None = None,
         checkpoint_every_n_steps: int = 1000,
-        **trainer_kwargs: Any,
+        **kwargs: Any,
     ) -> None:
         """Train the model; early stopping on ``elbo_validation`` (log Z included) is on.
 
@@ -56,21 +53,19 @@ class TrainingMixin:
         ----------
         max_epochs
             At most so many epochs; scvi-tools' heuristic (400 up to 20,000 cells) if None.
-        accelerator, devices, train_size, validation_size, shuffle_set_split, load_sparse_tensor
+        train_size, validation_size, datasplitter_kwargs, datamodule
             As :meth:`scvi.model.SCVI.train`.
         batch_size
             Cells per step. The recipe's (128; paper: 256) if None.
         early_stopping
             On by default wherever cells are held out (not with a ``datamodule``), with the
             recipe's patience of 10, watching from the end of the KL warm-up on.
-        datasplitter_kwargs
-            As :meth:`scvi.model.SCVI.train`.
         plan_config, plan_kwargs
             Override the recipe; see :class:`~scvi_qbm.plan.QBMTrainingPlan`. An ``lr`` without a
-            ``bm_lr`` scales both. Of a config object, the fields that differ from its defaults.
+            ``bm_lr`` sets both. Of a config object, the fields that differ from its defaults.
             Unless given, the KL warm-up takes half of the epochs at most.
-        datamodule, trainer_config
-            As :meth:`scvi.model.SCVI.train`.
+        trainer_config
+            As :meth:`scvi.model.SCVI.train`; the fields that differ from its defaults.
         checkpoint_dir
             Keep the run in ``last.ckpt`` there. If it is there already, training goes on from it,
             in the middle of an epoch and to the bit: weights, log Z, chains, history and split are
@@ -78,9 +73,11 @@ class TrainingMixin:
             once; with a larger ``max_epochs`` it goes on. See the page on training.
         checkpoint_every_n_steps
             Steps of the optimiser between two checkpoints.
-        **trainer_kwargs
-            As :meth:`scvi.model.SCVI.train`. With ``enable_checkpointing`` or Lightning's
-            ``ModelCheckpoint``, ``ckpt_path`` resumes with optimiser, warm-up and chains.
+        **kwargs
+            As :meth:`scvi.model.SCVI.train`: ``accelerator``, ``devices``,
+            ``shuffle_set_split``, ``load_sparse_tensor``, and the trainer's. With
+            ``enable_checkpointing`` or Lightning's ``ModelCheckpoint``, ``ckpt_path`` resumes with
+            optimiser, warm-up and chains.
 
         Raises
         ------
@@ -102,39 +99,23 @@ class TrainingMixin:
         :class:`~scvi_qbm.prior.NegativePhaseReport`.
         """
         recipe = get_recipe(self.recipe_)
-        given = merge_kwargs(_changed(plan_config), plan_kwargs, name="plan")
-        plan = recipe.plan | given
-        if "lr" in given and "bm_lr" not in given:
-            plan["bm_lr"] = given["lr"] * recipe.plan["bm_lr"] / recipe.plan["lr"]
-        if given.get("n_steps_kl_warmup") and "n_epochs_kl_warmup" not in given:
-            plan["n_epochs_kl_warmup"] = None
-        trainer_kwargs = merge_kwargs(_changed(trainer_config), trainer_kwargs, name="trainer")
+        kwargs = merge_kwargs(_changed(trainer_config), kwargs, name="trainer")
         # What train() has a name for counts from a config where it was not given by name.
-        max_epochs = trainer_kwargs.pop("max_epochs", None) if max_epochs is None else max_epochs
-        configured = trainer_kwargs.pop("early_stopping", None)
-        early_stopping = configured if early_stopping is None else early_stopping
-        configured = trainer_kwargs.pop("accelerator", "auto")
-        accelerator = configured if accelerator == "auto" else accelerator
-        configured = trainer_kwargs.pop("devices", "auto")
-        devices = configured if devices == "auto" else devices
-        if "n_epochs_kl_warmup" not in given:
-            data = self.adata if datamodule is None else datamodule
-            n_epochs = _default_epochs(data) if max_epochs is None else max_epochs
-            plan["n_epochs_kl_warmup"] = kl_warmup(plan.get("n_epochs_kl_warmup"), n_epochs)
+        from_config = kwargs.pop("max_epochs", None), kwargs.pop("early_stopping", None)
+        max_epochs = from_config[0] if max_epochs is None else max_epochs
+        if max_epochs is None:
+            max_epochs = self._default_epochs(datamodule)
+        early_stopping = from_config[1] if early_stopping is None else early_stopping
         if early_stopping is None:
-            n_cells = self.adata.n_obs if datamodule is None else 0
-            share = 1 - (train_size or 0.9) if validation_size is None else validation_size
-            held_out = int(n_cells * share + 1e-9) > 0
-            external = (datasplitter_kwargs or {}).get("external_indexing")
-            if external is not None:
-                held_out = len(external) > 1 and len(external[1]) > 0
-            early_stopping = held_out and datamodule is None
+            held_out = self._holds_out(train_size, validation_size, datasplitter_kwargs)
+            early_stopping = datamodule is None and held_out
+        given = merge_kwargs(_changed(plan_config), plan_kwargs, name="plan")
+        plan = resolve_plan(self.recipe_, given, max_epochs)
         if early_stopping:
+            patience = recipe.train["early_stopping_patience"]
+            kwargs.setdefault("early_stopping_patience", patience)
             warmup = plan.get("n_epochs_kl_warmup") or 0
-            trainer_kwargs.setdefault(
-                "early_stopping_patience", recipe.train["early_stopping_patience"]
-            )
-            trainer_kwargs.setdefault("early_stopping_warmup_epochs", warmup)
+            kwargs.setdefault("early_stopping_warmup_epochs", warmup)
         self._check_data()
         if self.minified_data_type is not None:
             warnings.warn(
@@ -143,45 +124,41 @@ class TrainingMixin:
                 UserWarning,
                 stacklevel=2,
             )
+        arguments = {
+            "max_epochs": max_epochs,
+            "train_size": train_size,
+            "validation_size": validation_size,
+            "batch_size": batch_size or recipe.train["batch_size"],
+            "early_stopping": early_stopping,
+            "datasplitter_kwargs": datasplitter_kwargs or {},
+            "plan_kwargs": plan,
+        }
         if checkpoint_dir is not None:
-            if trainer_kwargs.get("ckpt_path") is not None:
+            if kwargs.get("ckpt_path") is not None:
                 raise ValueError("Pass `checkpoint_dir` or `ckpt_path`, not both.")
-            data = self.adata if datamodule is None else datamodule
-            settings = run_settings(
-                self,
-                max_epochs=_default_epochs(data) if max_epochs is None else max_epochs,
-                train_size=train_size,
-                validation_size=validation_size,
-                shuffle_set_split=shuffle_set_split,
-                batch_size=batch_size or recipe.train["batch_size"],
-                early_stopping=early_stopping,
-                datasplitter_kwargs=datasplitter_kwargs or {},
-                plan_kwargs=plan,
-                trainer=trainer_kwargs,
-            )
-            trainer_kwargs["checkpoint"] = TrainingCheckpoint(
+            settings = run_settings(self, **arguments, trainer=dict(kwargs))
+            kwargs["checkpoint"] = TrainingCheckpoint(
                 checkpoint_dir, checkpoint_every_n_steps, settings
             )
-        super().train(
-            max_epochs=max_epochs,
-            accelerator=accelerator,
-            devices=devices,
-            train_size=train_size,
-            validation_size=validation_size,
-            shuffle_set_split=shuffle_set_split,
-            load_sparse_tensor=load_sparse_tensor,
-            batch_size=batch_size or recipe.train["batch_size"],
-            early_stopping=early_stopping,
-            datasplitter_kwargs=datasplitter_kwargs,
-            plan_kwargs=plan,
-            datamodule=datamodule,
-            **trainer_kwargs,
-        )
+        super().train(datamodule=datamodule, **arguments, **kwargs)
 
+    def _default_epochs(self, datamodule: Any) -> int | None:
+        """scvi-tools' heuristic; None where nobody knows the number of cells."""
+        n_cells = getattr(self.adata if datamodule is None else datamodule, "n_obs", None)
+        return None if n_cells is None else get_max_epochs_heuristic(int(n_cells))
 
-def _default_epochs(data: Any) -> int:
-    n_cells = getattr(data, "n_obs", None)
-    return 400 if n_cells is None else get_max_epochs_heuristic(int(n_cells))
+    def _holds_out(
+        self,
+        train_size: float | None,
+        validation_size: float | None,
+        datasplitter_kwargs: dict[str, Any] | None,
+    ) -> bool:
+        """Whether there are cells to validate on."""
+        external = (datasplitter_kwargs or {}).get("external_indexing")
+        if external is not None:
+            return len(external) > 1 and len(external[1]) > 0
+        share = 1 - (train_size or 0.9) if validation_size is None else validation_size
+        return int(self.adata.n_obs * share + 1e-9) > 0
 
 
 def _changed(config: Any) -> Any:

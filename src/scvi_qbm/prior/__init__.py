@@ -1,4 +1,4 @@
-r"""The Boltzmann-machine prior over binary codes, and its negative phase.
+r"""The prior over binary codes, and the negative phase that trains it.
 
 .. math:: p(z) = e^{-E(z)} / Z, \qquad E(z) = h^\top z + \tfrac12 z^\top W z, \quad
           z \in \{0, 1\}^n.
@@ -9,8 +9,9 @@ The machine's own gradient is that of :math:`E(q) - \langle E \rangle_p`: the se
 negative phase, needs samples of p and gets them from persistent chains.
 """
 
-from ._binary import BernoulliPrior
-from ._boltzmann import BoltzmannPrior
-from ._report import NegativePhaseReport
+from .bernoulli import BernoulliPrior
+from .boltzmann import BoltzmannPrior
+from .log_z import NegativePhaseReport
+from .negative_phase import NegativePhase
 
-__all__ = ["BernoulliPrior", "BoltzmannPrior", "NegativePhaseReport"]
+__all__ = ["BernoulliPrior", "BoltzmannPrior", "NegativePhase", "NegativePhaseReport"]

@@ -19,7 +19,7 @@ from scvi_qbm.benchmark.methods.common import (
     need_batches,
 )
 from scvi_qbm.benchmark.metrics.extras import require
-from scvi_qbm.recipes import get_recipe, kl_warmup
+from scvi_qbm.recipes import get_recipe, resolve_plan
 
 __all__ = ["autozi", "drvi", "ldvae", "scanvi", "scpoli", "scvi_model", "sysvi"]
 
@@ -36,14 +36,13 @@ def _training(optimiser: str, max_epochs: int | None) -> dict[str, Any]:
         return {"max_epochs": max_epochs, "plan_kwargs": {"n_epochs_kl_warmup": warmup}}
     if optimiser != "qbmvi":
         raise ValueError(f"Unknown optimiser {optimiser!r}. Available: default, qbmvi.")
-    recipe = get_recipe("default")
-    warmup = kl_warmup(recipe.plan["n_epochs_kl_warmup"], max_epochs)
+    plan = resolve_plan("default", {}, max_epochs)
     return {
         "max_epochs": max_epochs,
-        "plan_kwargs": {"n_epochs_kl_warmup": warmup} | {k: recipe.plan[k] for k in ("lr", "eps")},
+        "plan_kwargs": plan,
         "early_stopping": True,
-        "early_stopping_warmup_epochs": warmup or 0,
-        **recipe.train,
+        "early_stopping_warmup_epochs": plan["n_epochs_kl_warmup"] or 0,
+        **get_recipe("default").train,
     }
 
 

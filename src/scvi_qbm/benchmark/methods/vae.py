@@ -13,7 +13,7 @@ from scvi.model import SCVI
 from scvi_qbm.benchmark.methods.common import MethodResult, bare, fit, log_normalised
 from scvi_qbm.model import QBMVI
 from scvi_qbm.module import ExpressionVAE
-from scvi_qbm.recipes import get_recipe, kl_warmup
+from scvi_qbm.recipes import get_recipe, resolve_plan
 
 __all__ = ["GaussianTwin", "gaussian_twin", "qbmvi"]
 
@@ -125,8 +125,9 @@ def gaussian_twin(
     data = _input(adata, layer, batch_key, kwargs["gene_likelihood"])
     started = time.perf_counter()
     GaussianTwin.setup_anndata(data, batch_key=batch_key)
-    plan = {k: v for k, v in chosen.plan.items() if k != "bm_lr"}
-    warmup = plan["n_epochs_kl_warmup"] = kl_warmup(plan["n_epochs_kl_warmup"], max_epochs)
+    plan = resolve_plan(recipe, {}, max_epochs)
+    plan.pop("bm_lr", None)
+    warmup = plan["n_epochs_kl_warmup"]
     stopping = {"early_stopping": True, "early_stopping_warmup_epochs": warmup or 0}
     return fit(
         GaussianTwin(data, **kwargs),

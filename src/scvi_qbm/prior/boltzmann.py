@@ -1,4 +1,4 @@
-"""What both priors share, and the one with independent units."""
+"""The Boltzmann machine as a prior: parameters, energy, divergence. Nothing is drawn here."""
 
 from __future__ import annotations
 
@@ -8,22 +8,31 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.functional import logsigmoid, softplus
+from torch.nn.functional import logsigmoid
 
 from scvi_qbm.ising import Ising
 
-from ._report import NegativePhaseReport
-
-__all__ = ["BernoulliPrior", "BinaryPrior"]
+__all__ = ["BinaryPrior", "BoltzmannPrior"]
 
 
-def _entropy_term(logits: Tensor) -> Tensor:
+def _negative_entropy(logits: Tensor) -> Tensor:
     q = torch.sigmoid(logits)
     return (q * logsigmoid(logits) + (1 - q) * logsigmoid(-logits)).sum(-1)
 
 
 class BinaryPrior(nn.Module):
-    """What both priors share: biases h and the KL of a factorised posterior."""
+    r"""A prior over binary units :math:`z \in \{0, 1\}^n` with biases h.
+
+    Parameters
+    ----------
+    n_latent
+        Number of binary units, >= 2.
+
+    Raises
+    ------
+    ValueError
+        If ``n_latent`` < 2.
+    """
 
     h: nn.Parameter
     log_z: Tensor
@@ -35,8 +44,11 @@ class BinaryPrior(nn.Module):
             raise ValueError(f"`n_latent` must be at least 2, got {n_latent}.")
         self.n_latent = n_latent
         self.h = nn.Parameter(torch.zeros(n_latent))
-        self.register_buffer("log_z", torch.tensor(n_latent * math.log(2.0)))
-        self.register_buffer("log_z_se", torch.tensor(0.0))
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether the parameters stay as they are, as in query mapping (scArches)."""
+        return not self.h.requires_grad
 
     def energy(self, z: Tensor, *, detach: bool = False) -> Tensor:
         """Energy of codes, in nats.
@@ -105,15 +117,18 @@ class BinaryPrior(nn.Module):
         torch.Tensor
             In nats, shape ``(...)``.
         """
-        return _entropy_term(logits) + self.energy(torch.sigmoid(logits), detach=True) + self.log_z
+        negative_entropy = _negative_entropy(logits)
+        return negative_entropy + self.energy(torch.sigmoid(logits), detach=True) + self.log_z
 
-    def surrogate(self, q: Tensor) -> Tensor:
-        r"""A scalar whose gradient is that of :math:`E_q[-\log p]`.
+    def surrogate(self, q: Tensor, negatives: Tensor | None = None) -> Tensor:
+        r"""A scalar whose gradient in the prior's parameters is that of :math:`E_q[-\log p]`.
 
         Parameters
         ----------
         q
             Posterior probabilities, ``(n_cells, n_latent)``, detached.
+        negatives
+            Samples of the prior, 0 and 1, ``(n_samples, n_latent)``, where it needs them.
 
         Returns
         -------
@@ -122,38 +137,14 @@ class BinaryPrior(nn.Module):
         """
         raise NotImplementedError
 
-    def prefetch(self) -> None:
-        """Start drawing negative samples in the background, if the prior needs any."""
-
-    def cancel(self) -> None:
-        """Give up what is drawn in the background, if anything is."""
-
-    def refresh_log_z(
-        self, *, final: bool = False, over_ranks: bool = True
-    ) -> NegativePhaseReport | None:
-        """Bring ``log_z`` up to date with the parameters.
-
-        Parameters
-        ----------
-        final
-            Whether this is the value that is reported in the end.
-        over_ranks
-            Average over the ranks of distributed training, which must all call this.
-
-        Returns
-        -------
-        NegativePhaseReport | None
-            None where log Z is exact.
-        """
-        raise NotImplementedError
-
     def parameters_numpy(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Couplings and biases as arrays, zeros for the couplings.
+        """Couplings and biases as arrays, in nats.
 
         Returns
         -------
         W : numpy.ndarray
-            float64 ``(n_latent, n_latent)``.
+            float64 ``(n_latent, n_latent)``, symmetric with zero diagonal, a copy; zeros for
+            independent units.
         h : numpy.ndarray
             float64 ``(n_latent,)``, a copy.
         """
@@ -171,46 +162,50 @@ class BinaryPrior(nn.Module):
         return Ising.from_boltzmann(*self.parameters_numpy())
 
 
-class BernoulliPrior(BinaryPrior):
-    """Independent units: the W = 0 twin, with learned biases and everything in closed form.
+class BoltzmannPrior(BinaryPrior):
+    r"""A fully connected Boltzmann machine.
+
+    .. math:: p(z) = e^{-E(z)} / Z, \qquad E(z) = h^\top z + \tfrac12 z^\top W z
+
+    ``log_z`` and its standard error ``log_z_se`` are buffers that
+    :class:`~scvi_qbm.prior.NegativePhase` keeps up to date.
 
     Parameters
     ----------
     n_latent
         Number of binary units, >= 2.
-
-    Raises
-    ------
-    ValueError
-        If ``n_latent`` < 2.
     """
 
-    def _exact_log_z(self) -> Tensor:
-        return softplus(-self.h).sum()
+    W_upper: nn.Parameter
 
-    def surrogate(self, q: Tensor) -> Tensor:
-        """E(q) + log Z, averaged over cells: here the loss itself, in nats; ``log_z`` is updated.
+    def __init__(self, n_latent: int) -> None:
+        super().__init__(n_latent)
+        self.register_buffer("log_z", torch.tensor(n_latent * math.log(2.0)))
+        self.register_buffer("log_z_se", torch.tensor(0.0))
+        # Only the strict upper triangle is used and gets gradients.
+        self.W_upper = nn.Parameter(torch.zeros(n_latent, n_latent))
 
-        Parameters
-        ----------
-        q
-            Posterior probabilities, ``(n_cells, n_latent)``, detached.
+    @property
+    def W(self) -> Tensor:
+        """Couplings in nats, ``(n_latent, n_latent)``, symmetric with zero diagonal."""
+        upper = self.W_upper.triu(1)
+        return upper + upper.T
 
-        Returns
-        -------
-        torch.Tensor
-            A scalar for backpropagation.
-        """
-        log_z = self._exact_log_z()
-        self.log_z.copy_(log_z.detach())
-        return self.energy(q).mean() + log_z
+    def energy(self, z: Tensor, *, detach: bool = False) -> Tensor:
+        upper = self.W_upper.detach() if detach else self.W_upper
+        return super().energy(z, detach=detach) + ((z @ upper.triu(1)) * z).sum(-1)
 
-    def refresh_log_z(self, *, final: bool = False, over_ranks: bool = True) -> None:
-        """Set ``log_z`` to its closed form; there is no negative phase to report on.
+    def local_field(self, z: Tensor) -> Tensor:
+        return super().local_field(z) + z @ self.W.detach().to(z)
 
-        Parameters
-        ----------
-        final, over_ranks
-            Not used: the value is exact, and the same on every rank.
-        """
-        self.log_z.copy_(self._exact_log_z().detach())
+    def surrogate(self, q: Tensor, negatives: Tensor | None = None) -> Tensor:
+        assert negatives is not None
+        negatives = negatives.to(q)
+        # Linear in the parameters, so the moments are the gradient: no graph through the energies.
+        first = q.mean(0) - negatives.mean(0)
+        second = q.T @ q / len(q) - negatives.T @ negatives / len(negatives)
+        return self.h @ first + (self.W_upper * second.triu(1)).sum()
+
+    def parameters_numpy(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        upper = np.triu(self.W_upper.detach().cpu().double().numpy(), 1)
+        return upper + upper.T, super().parameters_numpy()[1]

@@ -1,25 +1,29 @@
-"""Latent representations of the cells, in memory or in a file."""
+"""What the model knows of each cell's code: representations, posteriors, abundance."""
 
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
+import pandas as pd
 import torch
 from anndata import AnnData
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scvi.data._utils import _validate_adata_dataloader_input
 from scvi.module._constants import MODULE_KEYS
 from scvi.utils import track
 from torch import Tensor
+from torch.distributions import Bernoulli, Categorical, Independent, MixtureSameFamily
+from torch.nn.functional import logsigmoid
 
 from scvi_qbm._checks import as_positions
 from scvi_qbm._files import replacing
 
-__all__ = ["LatentMixin", "Representation"]
+__all__ = ["Representation", "RepresentationMixin"]
 
 Representation = Literal["probabilities", "logits", "zeta", "binary", "evidence"]
 
@@ -32,8 +36,8 @@ def _check_representation(representation: str) -> None:
         )
 
 
-class LatentMixin:
-    """Methods that read the code of each cell."""
+class RepresentationMixin:
+    """Methods that read the posterior of the cells' binary units."""
 
     @torch.inference_mode()
     def get_latent_representation(  # type: ignore[override]
@@ -166,6 +170,129 @@ class LatentMixin:
                 codes = _represent(qz, representation, self.module.prior).cpu()
                 file.write(codes.numpy().astype(np.float32).tobytes())
 
+    @torch.inference_mode()
+    def get_aggregated_posterior(
+        self,
+        adata: AnnData | None = None,
+        indices: ArrayLike | None = None,
+        batch_size: int | None = None,
+        dof: float | None = None,
+    ) -> MixtureSameFamily:
+        """Mixture of the cells' posteriors over binary codes.
+
+        Parameters
+        ----------
+        adata, indices, batch_size
+            As :meth:`scvi.model.SCVI.get_aggregated_posterior`.
+        dof
+            Not used: binary codes have no tails to fatten.
+
+        Returns
+        -------
+        torch.distributions.MixtureSameFamily
+            Product laws with equal weights, one a cell; ``log_prob`` takes codes, 0 and
+            1, shape ``(..., n_latent)``, and gives nats.
+        """
+        if indices is not None and len(np.atleast_1d(indices)) == 0:
+            indices = None
+        cells = {"indices": indices, "batch_size": batch_size}
+        logits = self.get_latent_representation(adata, representation="logits", **cells)
+        law = Bernoulli(logits=torch.from_numpy(logits).to(self.device))
+        weights = Categorical(logits=torch.zeros(law.batch_shape[0], device=self.device))
+        return MixtureSameFamily(weights, Independent(law, 1))
+
+    @torch.inference_mode()
+    def differential_abundance(
+        self,
+        adata: AnnData | None = None,
+        adata_sub: AnnData | None = None,
+        sample_key: str | None = None,
+        batch_size: int = 128,
+        num_cells_posterior: int | None = None,
+        dof: float | None = None,
+    ) -> None:
+        r"""How likely each cell's code is in each sample; large differences mark abundance.
+
+        ``adata_sub.obsm["da_log_probs"]`` gets a data frame, cells by samples:
+        :math:`\log \frac1M \sum_m \exp E_{q(z|x)} \log q(z | x_m)` over the sample's cells m, in
+        nats. A cell is left out of its own sample's
+        mixture: posteriors are so sharp that every cell would otherwise be at home in its own
+        sample only. NaN where it is alone there.
+
+        Parameters
+        ----------
+        adata
+            The data whose samples are compared. Defaults to the model's.
+        adata_sub
+            The cells to score, if not those of ``adata``; known there by their names. The column
+            name ``sample_key`` is taken here too, its place before scvi-tools 1.5.
+        sample_key
+            Column of ``adata.obs`` that names the samples.
+        batch_size
+            Cells at once.
+        num_cells_posterior
+            At most so many cells a sample, drawn at random.
+        dof
+            Not used, see :meth:`get_aggregated_posterior`.
+
+        Raises
+        ------
+        KeyError
+            If ``sample_key`` is not in ``adata.obs``.
+        ValueError
+            If ``adata_sub`` is given and names of cells in ``adata`` are not unique.
+        """
+        if isinstance(adata_sub, str):
+            adata_sub, sample_key = None, adata_sub
+        adata = self._validate_anndata(adata)
+        if sample_key not in adata.obs:
+            raise KeyError(
+                f"sample_key={sample_key!r} is not in adata.obs. Available: "
+                f"{', '.join(map(repr, adata.obs))}."
+            )
+        queries, *components = self._log_density(adata, batch_size)
+        if adata_sub is None:
+            adata_sub, places = adata, np.arange(adata.n_obs)
+        else:
+            if not adata.obs_names.is_unique:
+                raise ValueError(
+                    "adata.obs_names are not unique, and adata_sub's cells are known by their "
+                    "names: adata.obs_names_make_unique() first."
+                )
+            queries = self._log_density(adata_sub, batch_size)[0]
+            places = adata.obs_names.get_indexer(adata_sub.obs_names)
+        samples = adata.obs[sample_key]
+        names = samples.dropna().unique()
+        if samples.isna().any():
+            warnings.warn(
+                f"{samples.isna().sum()} cells have no {sample_key!r} and belong to no sample.",
+                UserWarning,
+                stacklevel=2,
+            )
+        out = np.empty((adata_sub.n_obs, len(names)))
+        for column, name in enumerate(track(names, description="Abundance")):
+            members = np.flatnonzero((samples == name).to_numpy())
+            if num_cells_posterior is not None and num_cells_posterior < len(members):
+                members = np.random.choice(members, num_cells_posterior, replace=False)
+            out[:, column] = _log_mixture(
+                queries,
+                torch.from_numpy(places),
+                components,
+                torch.from_numpy(members),
+                batch_size,
+            )
+        adata_sub.obsm["da_log_probs"] = pd.DataFrame(
+            out, index=adata_sub.obs_names, columns=names
+        )
+
+    def _log_density(self, adata: AnnData, batch_size: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, components and offsets: E log q(z|x_m) = queries @ components.T + offsets."""
+        logits = self.get_latent_representation(
+            adata, batch_size=batch_size, representation="logits"
+        )
+        components = torch.from_numpy(logits).double().to(self.device)
+        return torch.sigmoid(components), components, logsigmoid(-components).sum(1)
+
 
 def _represent(qz: Any, representation: str, prior: Any) -> Tensor:
     if representation == "logits":
@@ -178,3 +305,25 @@ def _represent(qz: Any, representation: str, prior: Any) -> Tensor:
         # Where the bound is stationary, logit q = log-likelihood ratio - local field.
         return torch.sigmoid(qz.logits + prior.local_field(qz.probs))
     return qz.probs
+
+
+def _log_mixture(
+    queries: Tensor,
+    places: Tensor,
+    laws: Sequence[Tensor],
+    members: Tensor,
+    batch_size: int,
+) -> NDArray[np.float64]:
+    """Log-density of every query in the mixture of ``members``; a cell at its place left out."""
+    components, offsets = (x[members] for x in laws)
+    places, members = places.to(components.device), members.to(components.device)
+    out = []
+    for start in range(0, len(queries), batch_size):
+        rows = slice(start, start + batch_size)
+        density = queries[rows] @ components.T + offsets
+        own = places[rows, None] == members
+        density = density.masked_fill(own, -torch.inf)
+        n_others = (len(members) - own.sum(1)).double()
+        n_others[n_others == 0] = torch.nan  # alone in its sample: nothing to compare with
+        out.append(torch.logsumexp(density, 1) - torch.log(n_others))
+    return torch.cat(out).cpu().numpy()
