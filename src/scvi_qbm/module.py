@@ -101,18 +101,6 @@ class ExpressionVAE(VAE):
 
     @auto_move_data
     def generative(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Decode continuous codes, see :meth:`scvi.module.VAE.generative`.
-
-        Parameters
-        ----------
-        *args, **kwargs
-            As there: codes, library sizes (log), batch and covariates.
-
-        Returns
-        -------
-        dict[str, Any]
-            As there; ``px`` is a law of ``scvi_qbm.distributions``.
-        """
         z = kwargs["z"] if "z" in kwargs else args[0]
         with _unchecked(z.device):
             out = super().generative(*args, **kwargs)
@@ -252,31 +240,6 @@ class QBMVAE(ExpressionVAE):
         y: Tensor | None = None,
         transform_batch: Tensor | None = None,
     ) -> dict[str, Any]:
-        """Decode continuous codes, see :meth:`scvi.module.VAE.generative`.
-
-        Parameters
-        ----------
-        z
-            Continuous codes in [0, 1], ``([n_samples,] n_cells, n_latent)``.
-        library
-            Log library sizes, ``([n_samples,] n_cells, 1)``; zeros for ``normal``.
-        batch_index
-            Batch of each cell, ``(n_cells, 1)``.
-        cont_covs, cat_covs
-            Continuous and categorical covariates, ``(n_cells, n_covariates)``.
-        size_factor
-            Size factors, ``(n_cells, 1)``, used instead of the library with ``size_factor_key``.
-        y
-            Label of each cell, ``(n_cells, 1)``.
-        transform_batch
-            Decode as if every cell were of this batch.
-
-        Returns
-        -------
-        dict[str, Any]
-            ``px``, the likelihood; ``pl``, the prior of a latent library size or None; ``pz``,
-            None: a Boltzmann machine is not a torch distribution.
-        """
         out = super().generative(
             z, library, batch_index, cont_covs, cat_covs, size_factor, y, transform_batch
         )

@@ -82,13 +82,6 @@ class QBMTrainingPlan(TrainingPlan):
         self._dishonest = 0
 
     def get_optimizer_creator(self) -> Any:
-        """The optimiser's constructor, handed the groups ``vae`` and ``bm``.
-
-        Returns
-        -------
-        Callable
-            Parameters in, optimiser out, as scvi-tools calls it.
-        """
         create = super().get_optimizer_creator()
         return lambda params: create(self._parameter_groups(params))
 
@@ -111,25 +104,6 @@ class QBMTrainingPlan(TrainingPlan):
         return None if self.module.prior.is_frozen else self.module.negative_phase
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
-        """One step; negative samples are drawn beside the forward pass.
-
-        Parameters
-        ----------
-        batch
-            A minibatch of tensors by registry key.
-        batch_idx
-            Its number in the epoch.
-
-        Returns
-        -------
-        torch.Tensor | dict
-            As :class:`scvi.train.TrainingPlan`.
-
-        Raises
-        ------
-        ValueError
-            If the loss is not finite.
-        """
         if self._negative_phase is not None:
             self._negative_phase.submit()
         try:
@@ -214,22 +188,18 @@ class QBMTrainingPlan(TrainingPlan):
             self._resumed = None
 
     def on_train_start(self) -> None:
-        """Put chains of a checkpoint in place: after the weights, whose loading forgets them."""
         super().on_train_start()
         self.load_resumed_prior()
 
     def on_validation_epoch_start(self) -> None:
-        """Bring log Z up to date, so that ``elbo_validation`` is never stale."""
         self._refresh_log_z()
 
     def on_train_epoch_end(self) -> None:
-        """Bring log Z up to date now and then where validation does not."""
         due = (self.current_epoch + 1) % self.log_z_every_n_epochs == 0
         if due and self._log_z_epoch != self.current_epoch:
             self._refresh_log_z()
 
     def on_train_end(self) -> None:
-        """Estimate log Z afresh, with fresh chains and a small error."""
         super().on_train_end()
         if self._negative_phase is None:
             return

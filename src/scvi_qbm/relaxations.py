@@ -96,20 +96,6 @@ class BinaryRelaxation(Distribution, abc.ABC):
         return out
 
     def expand(self, batch_shape: torch.Size, _instance: BinaryRelaxation | None = None):
-        """The same law with batch dimensions expanded to ``batch_shape``.
-
-        Parameters
-        ----------
-        batch_shape
-            The new batch shape.
-        _instance
-            torch's: what a subclass that overrides this method hands in to be filled.
-
-        Returns
-        -------
-        BinaryRelaxation
-            A view: memory is shared with this law.
-        """
         new = self._get_checked_instance(type(self), _instance)
         new.logits, new.beta = self.logits.expand(batch_shape), self.beta.expand(batch_shape)
         if self._probs is not None:
@@ -160,16 +146,6 @@ class BinaryRelaxation(Distribution, abc.ABC):
             In nats; sum over units for the log-probability of a code.
         """
         return z * logsigmoid(self.logits) + (1 - z) * logsigmoid(-self.logits)
-
-    def binary_entropy(self) -> Tensor:
-        """Entropy of z, elementwise.
-
-        Returns
-        -------
-        torch.Tensor
-            In nats, from 0 to log 2, shape of the logits.
-        """
-        return -self.binary_log_prob(self.probs)
 
     def _uniform(self, sample_shape: torch.Size) -> Tensor:
         shape = self._extended_shape(torch.Size(sample_shape))
@@ -235,18 +211,6 @@ class BinaryRelaxation(Distribution, abc.ABC):
         raise NotImplementedError(f"{type(self).__name__} does not implement sample_binary.")
 
     def rsample(self, sample_shape: torch.Size = _SCALAR) -> Tensor:
-        r"""Draw :math:`\zeta` with gradients to the logits.
-
-        Parameters
-        ----------
-        sample_shape
-            Put before the batch shape.
-
-        Returns
-        -------
-        torch.Tensor
-            In [0, 1], ``(*sample_shape, *batch_shape)``.
-        """
         return self.icdf(self._uniform(sample_shape))
 
     @abc.abstractmethod
@@ -310,18 +274,6 @@ class SpikeExponential(BinaryRelaxation):
     default_beta = 0.5
 
     def icdf(self, value: Tensor) -> Tensor:
-        r"""Inverse CDF of :math:`\zeta`: 0 up to the level 1 - q, then the exponential's.
-
-        Parameters
-        ----------
-        value
-            Levels in [0, 1], a shape that broadcasts with the logits.
-
-        Returns
-        -------
-        torch.Tensor
-            :math:`\zeta` in [0, 1]; its gradient is zero at the spike.
-        """
         q = self.probs.clamp_min(1e-7)
         # (rho + q - 1) / q without its cancellation at small q.
         return self._icdf_on((1 - (1 - value) / q).clamp_min(0.0))
@@ -334,33 +286,9 @@ class SpikeExponential(BinaryRelaxation):
 
     @torch.no_grad()
     def sample_binary(self, value: Tensor) -> Tensor:
-        r"""Say which z made :math:`\zeta`, which is certain: off at the spike, on elsewhere.
-
-        Parameters
-        ----------
-        value
-            :math:`\zeta` in [0, 1], any shape.
-
-        Returns
-        -------
-        torch.Tensor
-            0 and 1, float, shape of ``value``; without gradients.
-        """
         return (value > 0).to(self.logits.dtype)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log-density of the exponential part; at 0 the log-mass of the spike.
-
-        Parameters
-        ----------
-        value
-            Points of [0, 1], a shape that broadcasts with the logits.
-
-        Returns
-        -------
-        torch.Tensor
-            In nats, elementwise.
-        """
         if self._validate_args:
             self._validate_sample(value)
         slab = torch.log(self.beta) + self.beta * value - torch.log(torch.expm1(self.beta))
@@ -398,18 +326,6 @@ class OverlappingExponential(BinaryRelaxation):
     default_beta = 8.0
 
     def icdf(self, value: Tensor) -> Tensor:
-        r"""Inverse CDF of :math:`\zeta`: the root of a quadratic in :math:`e^{-\beta\zeta}`.
-
-        Parameters
-        ----------
-        value
-            Levels in [0, 1], a shape that broadcasts with the logits.
-
-        Returns
-        -------
-        torch.Tensor
-            :math:`\zeta` in [0, 1], with implicit gradients to the logits.
-        """
         q = self.probs
         with torch.no_grad():
             d = torch.exp(-self.beta)
@@ -440,34 +356,10 @@ class OverlappingExponential(BinaryRelaxation):
 
     @torch.no_grad()
     def sample_binary(self, value: Tensor) -> Tensor:
-        r"""Draw z given :math:`\zeta`: the log-odds of on are logits + beta (2 zeta - 1).
-
-        Parameters
-        ----------
-        value
-            :math:`\zeta` in [0, 1], a shape that broadcasts with the logits.
-
-        Returns
-        -------
-        torch.Tensor
-            0 and 1, float; without gradients.
-        """
         on = torch.sigmoid(self.logits + self.beta * (2 * value - 1))
         return (torch.rand_like(on) < on).to(on.dtype)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        r"""Log-density of :math:`\zeta`, both units' states summed over.
-
-        Parameters
-        ----------
-        value
-            Points of [0, 1], a shape that broadcasts with the logits.
-
-        Returns
-        -------
-        torch.Tensor
-            In nats, elementwise.
-        """
         if self._validate_args:
             self._validate_sample(value)
         return torch.log(self._density(value))

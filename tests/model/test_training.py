@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 import scvi_qbm
-from scvi_qbm.model._training import _default_epochs
+from scvi_qbm.model._training import TrainingMixin
 from scvi_qbm.runner import KeepBest
 
 
@@ -64,8 +64,9 @@ def test_warmup_is_half_of_the_epochs_at_most(pbmc, options, warmup):
 
 
 def test_default_epochs():
-    assert _default_epochs(SimpleNamespace(n_obs=1_000_000)) == 8
-    assert _default_epochs(SimpleNamespace()) == 400
+    model, epochs = SimpleNamespace(adata=None), TrainingMixin._default_epochs
+    assert epochs(model, SimpleNamespace(n_obs=1_000_000)) == 8
+    assert epochs(model, SimpleNamespace()) is None
 
 
 def test_warmup_in_steps_takes_the_place_of_epochs(pbmc):
