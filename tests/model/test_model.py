@@ -168,19 +168,6 @@ def test_parameter_groups(pbmc):
     assert isinstance(sgd, torch.optim.SGD) and len(sgd.param_groups) == 2
 
 
-def test_plan_and_default_recipe_agree():
-    from inspect import signature
-
-    from scvi_qbm.plan import QBMTrainingPlan
-
-    defaults = {k: p.default for k, p in signature(QBMTrainingPlan).parameters.items()}
-    plan = RECIPES["default"].plan
-    assert {k: defaults[k] for k in plan if k != "bm_lr"} == {
-        k: v for k, v in plan.items() if k != "bm_lr"
-    }
-    assert defaults["bm_lr"] is None and plan["bm_lr"] == plan["lr"] / 5
-
-
 def test_the_end_of_training_compares_kept_and_fresh_chains(pbmc, monkeypatch):
     """Chains that give a wrong log Z at every validation are found out by the fresh estimate."""
     from scvi_qbm.logz import LogPartition
