@@ -10,8 +10,8 @@ import torch
 
 from scvi_qbm.ising import Ising
 from scvi_qbm.prior._plain import to_arrays, to_tensors
+from scvi_qbm.samplers import engine
 from scvi_qbm.samplers.corrected import CorrectedState
-from scvi_qbm.samplers.engine import saved as _saved
 
 __all__ = ["load_own_chains", "own_chains"]
 
@@ -24,7 +24,7 @@ def own_chains(prior: Any) -> dict[str, Any] | None:
     if not isinstance(state, CorrectedState):
         return None
     return {
-        "chains": to_tensors(_saved.pack(state.chains)),
+        "chains": to_tensors(engine.pack(state.chains)),
         "target": [
             torch.from_numpy(state.target.J.copy()),
             torch.from_numpy(state.target.b.copy()),
@@ -52,7 +52,7 @@ def load_own_chains(prior: Any, saved: dict[str, Any] | None) -> None:
     entropy = np.random.default_rng()
     entropy.bit_generator.state = json.loads(saved["entropy"])
     prior._chains = CorrectedState(
-        _saved.unpack(to_arrays(saved["chains"])),
+        engine.unpack(to_arrays(saved["chains"])),
         Ising(J, b, offset=saved["offset"]),
         entropy,
         **saved["numbers"],

@@ -19,8 +19,7 @@ from scvi_qbm.ising import Ising
 from scvi_qbm.logz import LogPartition, bar_from_chains, log_partition
 from scvi_qbm.samplers import ChainSampler, Sampler, get_sampler
 from scvi_qbm.samplers.corrected import Corrected, CorrectedState
-from scvi_qbm.samplers.engine.chains import Chains, adopt, pool, processors, run
-from scvi_qbm.samplers.engine.saved import pack, unpack
+from scvi_qbm.samplers.engine import Chains, pack, pool, processors, run, unpack
 from scvi_qbm.samplers.exact import boltzmann_law
 from scvi_qbm.samplers.parallel_tempering import ParallelTempering
 from scvi_qbm.samplers.torch_tempering import TorchTempering
@@ -410,7 +409,7 @@ class BoltzmannPrior(BinaryPrior):
             if self._device is not None and isinstance(self._chains, Chains):
                 # The model has come back from an accelerator.
                 if (states := self._device.spins()) is not None:
-                    adopt(self._chains, states)
+                    self._chains.adopt(states)
                 self._device = None
         else:
             self._chains = sampler.retarget(self._chains, ising)
@@ -467,7 +466,7 @@ class BoltzmannPrior(BinaryPrior):
         gap, gap_se = self._energy_gap(energies + ising.offset)
         if isinstance(self._chains, Chains):
             # Modes that the training chains miss reach them here, and their gradient next.
-            adopt(self._chains, chains.states())
+            self._chains.adopt(chains.states())
         n_steps, self._since = self._since, 0
         if (on_device := self._on_device()) is not None:
             n_steps = on_device.anchor(self.W, self.h, chains.states())

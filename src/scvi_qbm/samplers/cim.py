@@ -1,20 +1,21 @@
-"""Simulated coherent Ising machines, as samplers; their equations stand in _cim_dynamics.py."""
+"""Simulated coherent Ising machines, as samplers; their equations: ``engine/cim_dynamics.py``."""
 
 from __future__ import annotations
 
-import abc
+import dataclasses
 import math
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scvi_qbm.ising import Ising
+from scvi_qbm.samplers import engine
 from scvi_qbm.samplers.engine import cim_dynamics as dynamics
-from scvi_qbm.samplers.engine.blas import one_blas_thread
-from scvi_qbm.samplers.engine.chains import checked_threads, pool
 
-from .base import Law, Sampler, positive_int
+from .base import Law, Sampler
+from .checks import one_of, positive, positive_int
 
 __all__ = [
     "AmplitudeCorrectedCIM",
@@ -33,6 +34,7 @@ _REPLICAS = 64
 _MAX_SIGMA, _SATURATION = 1.5, 0.85
 
 
+@dataclass(eq=False)
 class CIM(Sampler):
     """What the simulated machines share: the injected field, replicas, and the read-out of signs.
 
@@ -44,7 +46,11 @@ class CIM(Sampler):
     Parameters
     ----------
     n_steps
-        Euler steps of a run, each of ``dt`` cavity decay times.
+        Euler steps of a run.
+    dt
+        Length of a step in cavity decay times.
+    gain
+        Net gain (pump minus loss) at the start and after 90 % of the run.
     fields
         How linear terms enter. ``"ancilla"``: as couplings to one more spin, by whose sign the
         state is multiplied. ``"scaled"``: injected directly, times the root-mean-square
@@ -66,24 +72,28 @@ class CIM(Sampler):
     """
 
     law: ClassVar[Law] = "heuristic"
+    #: The equations of motion.
+    model: ClassVar[type[dynamics.Dynamics]]
 
-    def __init__(
-        self,
-        n_steps: int = 1000,
-        fields: str = "ancilla",
-        trajectories: int = 0,
-        n_threads: int | None = None,
-    ) -> None:
-        self.n_steps = positive_int(n_steps, "n_steps")
-        if fields not in _FIELDS:
-            raise ValueError(f"`fields` must be one of {_FIELDS}, got {fields!r}.")
-        self.fields = fields
-        self.trajectories = positive_int(trajectories, "trajectories", 0)
-        self.n_threads = checked_threads(n_threads)
+    n_steps: int = 1000
+    dt: float = 0.1
+    gain: tuple[float, float] = (-2.0, 0.0)
+    fields: str = "ancilla"
+    trajectories: int = 0
+    n_threads: int | None = None
 
-    @abc.abstractmethod
+    def __post_init__(self) -> None:
+        self.n_steps = positive_int(self.n_steps, "n_steps")
+        self.dt, self.gain = positive(self.dt, "dt"), _pair(self.gain, "gain")
+        self.fields = one_of(self.fields, _FIELDS, "fields")
+        self.trajectories = positive_int(self.trajectories, "trajectories", 0)
+        self.n_threads = engine.checked_threads(self.n_threads)
+
     def _dynamics(self, beta: float, strength: float) -> tuple[dynamics.Dynamics, float]:
         """Fresh dynamics, and the coupling strength; ``strength`` is the normalised one."""
+        known = {field.name for field in dataclasses.fields(self.model)}
+        constants = {name: value for name, value in vars(self).items() if name in known}
+        return self.model(**constants), strength
 
     def _sample(
         self, ising: Ising, beta: float, n_samples: int, entropy: np.random.SeedSequence
@@ -105,11 +115,8 @@ class CIM(Sampler):
             return _run(fresh, J, h, self.n_steps, seeds[k], min(followed, _REPLICAS))
 
         # One BLAS thread a block: ours are over blocks, and more would only wait for each other.
-        with one_blas_thread():
-            if self.n_threads > 1 and n_blocks > 1:
-                parts = list(pool(self.n_threads).map(run, range(n_blocks)))
-            else:
-                parts = [run(k) for k in range(n_blocks)]
+        with engine.one_blas_thread():
+            parts = engine.spread(run, range(n_blocks), engine.checked_threads(self.n_threads))
         spins = np.concatenate([part[0] for part in parts])[:n_samples]
         if ancilla:
             spins = spins[:, :-1] * spins[:, -1:]
@@ -180,12 +187,7 @@ def _pair(value: tuple[float, float], name: str) -> tuple[float, float]:
     return first, last
 
 
-def _positive(value: float, name: str) -> float:
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"`{name}` must be positive, got {value}.")
-    return float(value)
-
-
+@dataclass(eq=False)
 class MeanFieldCIM(CIM):
     r"""Mean-field coherent Ising machine with noise, whose temperature follows ``beta``.
 
@@ -198,16 +200,10 @@ class MeanFieldCIM(CIM):
 
     Parameters
     ----------
-    n_steps
+    n_steps, dt, gain, fields, trajectories, n_threads
         See :class:`CIM`.
-    dt
-        Step in cavity decay times.
-    gain
-        Net gain (pump minus loss) at the start and after 90 % of the run.
     sigma
         Noise amplitude, >= 0; matched to ``beta`` by default, which a number overrides.
-    fields, trajectories, n_threads
-        See :class:`CIM`.
 
     Raises
     ------
@@ -222,34 +218,30 @@ class MeanFieldCIM(CIM):
     """
 
     name: ClassVar[str] = "cim"
+    model: ClassVar[type[dynamics.Dynamics]] = dynamics.MeanField
 
-    def __init__(
-        self,
-        n_steps: int = 1500,
-        dt: float = 0.02,
-        gain: tuple[float, float] = (0.0, 2.0),
-        sigma: float | None = None,
-        fields: str = "ancilla",
-        trajectories: int = 0,
-        n_threads: int | None = None,
-    ) -> None:
-        super().__init__(n_steps, fields, trajectories, n_threads)
-        self.dt, self.gain = _positive(dt, "dt"), _pair(gain, "gain")
-        if sigma is not None and not (math.isfinite(sigma) and sigma >= 0):
-            raise ValueError(f"`sigma` must be >= 0, got {sigma}.")
-        if sigma is None and self.gain[1] <= 0:
+    n_steps: int = 1500
+    dt: float = 0.02
+    gain: tuple[float, float] = (0.0, 2.0)
+    sigma: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sigma is not None and not (math.isfinite(self.sigma) and self.sigma >= 0):
+            raise ValueError(f"`sigma` must be >= 0, got {self.sigma}.")
+        if self.sigma is None and self.gain[1] <= 0:
             raise ValueError("`sigma` can be matched to beta only if the final gain is positive.")
-        self.sigma = sigma
 
     def _dynamics(self, beta: float, strength: float) -> tuple[dynamics.Dynamics, float]:
         if self.sigma is not None:
-            return dynamics.MeanField(self.dt, self.gain, self.sigma), strength
+            return super()._dynamics(beta, strength)
         height = _SATURATION * self.gain[1]
         strength = min(strength, beta * _MAX_SIGMA**2 / (2 * height))
         sigma = math.sqrt(2 * strength * height / beta) if strength > 0 else _MAX_SIGMA
         return dynamics.MeanField(self.dt, self.gain, sigma), strength
 
 
+@dataclass(eq=False)
 class GaussianStateCIM(CIM):
     """Measurement-feedback coherent Ising machine on Gaussian states: the physics' own noise.
 
@@ -257,24 +249,13 @@ class GaussianStateCIM(CIM):
 
     Parameters
     ----------
-    n_steps
+    n_steps, dt, gain, fields, trajectories, n_threads
         See :class:`CIM`.
-    dt
-        Step in cavity decay times.
-    gain
-        Net gain (pump minus loss) at the start and after 90 % of the run.
     g
         Square root of the single-photon saturation: a pulse holds some 1 / g^2 photons. Larger
         is noisier.
     j
         Rate at which pulses are measured, in units of the cavity's decay rate.
-    fields, trajectories, n_threads
-        See :class:`CIM`.
-
-    Raises
-    ------
-    ValueError
-        If an option is unknown or out of range.
 
     References
     ----------
@@ -284,47 +265,29 @@ class GaussianStateCIM(CIM):
     """
 
     name: ClassVar[str] = "cim_gaussian"
+    model: ClassVar[type[dynamics.Dynamics]] = dynamics.GaussianState
     conformance: ClassVar[dict[str, Any]] = {"n_steps": 1000}
 
-    def __init__(
-        self,
-        n_steps: int = 2000,
-        dt: float = 0.02,
-        gain: tuple[float, float] = (-2.0, 0.0),
-        g: float = 0.2,
-        j: float = 1.0,
-        fields: str = "ancilla",
-        trajectories: int = 0,
-        n_threads: int | None = None,
-    ) -> None:
-        super().__init__(n_steps, fields, trajectories, n_threads)
-        self.dt, self.gain = _positive(dt, "dt"), _pair(gain, "gain")
-        self.g, self.j = _positive(g, "g"), _positive(j, "j")
+    n_steps: int = 2000
+    dt: float = 0.02
+    g: float = 0.2
+    j: float = 1.0
 
-    def _dynamics(self, beta: float, strength: float) -> tuple[dynamics.Dynamics, float]:
-        return dynamics.GaussianState(self.dt, self.gain, self.g, self.j), strength
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.g, self.j = positive(self.g, "g"), positive(self.j, "j")
 
 
+@dataclass(eq=False)
 class AmplitudeCorrectedCIM(CIM):
     """Coherent Ising machine with amplitude-heterogeneity correction (CAC); ignores ``beta``.
 
     Parameters
     ----------
-    n_steps
+    n_steps, dt, gain, fields, trajectories, n_threads
         See :class:`CIM`.
-    dt
-        Step in cavity decay times.
-    gain
-        Net gain (pump minus loss) at the start and after 90 % of the run.
     rate
         Rate of the error variables, which pull every amplitude to one height.
-    fields, trajectories, n_threads
-        See :class:`CIM`.
-
-    Raises
-    ------
-    ValueError
-        If an option is unknown or out of range.
 
     References
     ----------
@@ -333,42 +296,27 @@ class AmplitudeCorrectedCIM(CIM):
     """
 
     name: ClassVar[str] = "cim_cac"
-    _model: ClassVar[type[dynamics.AmplitudeCorrected]] = dynamics.AmplitudeCorrected
+    model: ClassVar[type[dynamics.Dynamics]] = dynamics.AmplitudeCorrected
 
-    def __init__(
-        self,
-        n_steps: int = 1000,
-        dt: float = 0.075,
-        gain: tuple[float, float] = (-1.5, 0.0),
-        rate: float = 0.3,
-        fields: str = "ancilla",
-        trajectories: int = 0,
-        n_threads: int | None = None,
-    ) -> None:
-        super().__init__(n_steps, fields, trajectories, n_threads)
-        self.dt, self.gain = _positive(dt, "dt"), _pair(gain, "gain")
-        self.rate = _positive(rate, "rate")
+    dt: float = 0.075
+    gain: tuple[float, float] = (-1.5, 0.0)
+    rate: float = 0.3
 
-    def _dynamics(self, beta: float, strength: float) -> tuple[dynamics.Dynamics, float]:
-        return self._model(self.dt, self.gain, self.rate), strength
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.rate = positive(self.rate, "rate")
 
 
+@dataclass(eq=False)
 class ChaoticFeedbackCIM(AmplitudeCorrectedCIM):
     """Coherent Ising machine with chaotic feedback control (CFC); ignores ``beta``.
 
     Parameters
     ----------
-    n_steps
+    n_steps, dt, gain, fields, trajectories, n_threads
         See :class:`CIM`.
-    dt, gain, rate
-        See :class:`AmplitudeCorrectedCIM`.
-    fields, trajectories, n_threads
-        See :class:`CIM`.
-
-    Raises
-    ------
-    ValueError
-        If an option is unknown or out of range.
+    rate
+        Rate of the error variables, which pull every injected field to one height.
 
     References
     ----------
@@ -376,39 +324,23 @@ class ChaoticFeedbackCIM(AmplitudeCorrectedCIM):
     """
 
     name: ClassVar[str] = "cim_cfc"
-    _model: ClassVar[type[dynamics.AmplitudeCorrected]] = dynamics.ChaoticFeedback
+    model: ClassVar[type[dynamics.Dynamics]] = dynamics.ChaoticFeedback
 
-    def __init__(
-        self,
-        n_steps: int = 1000,
-        dt: float = 0.1,
-        gain: tuple[float, float] = (-2.0, 0.0),
-        rate: float = 0.15,
-        fields: str = "ancilla",
-        trajectories: int = 0,
-        n_threads: int | None = None,
-    ) -> None:
-        super().__init__(n_steps, dt, gain, rate, fields, trajectories, n_threads)
+    dt: float = 0.1
+    gain: tuple[float, float] = (-2.0, 0.0)
+    rate: float = 0.15
 
 
+@dataclass(eq=False)
 class SeparatedFeedbackCIM(CIM):
     """Coherent Ising machine with separated feedback control (SFC); ignores ``beta``.
 
     Parameters
     ----------
-    n_steps
+    n_steps, dt, gain, fields, trajectories, n_threads
         See :class:`CIM`.
-    dt, gain
-        See :class:`AmplitudeCorrectedCIM`.
     k
         Weight of the injected field against its slow memory.
-    fields, trajectories, n_threads
-        See :class:`CIM`.
-
-    Raises
-    ------
-    ValueError
-        If an option is unknown or out of range.
 
     References
     ----------
@@ -416,20 +348,10 @@ class SeparatedFeedbackCIM(CIM):
     """
 
     name: ClassVar[str] = "cim_sfc"
+    model: ClassVar[type[dynamics.Dynamics]] = dynamics.SeparatedFeedback
 
-    def __init__(
-        self,
-        n_steps: int = 1000,
-        dt: float = 0.1,
-        gain: tuple[float, float] = (-2.0, 0.0),
-        k: float = 0.2,
-        fields: str = "ancilla",
-        trajectories: int = 0,
-        n_threads: int | None = None,
-    ) -> None:
-        super().__init__(n_steps, fields, trajectories, n_threads)
-        self.dt, self.gain = _positive(dt, "dt"), _pair(gain, "gain")
-        self.k = _positive(k, "k")
+    k: float = 0.2
 
-    def _dynamics(self, beta: float, strength: float) -> tuple[dynamics.Dynamics, float]:
-        return dynamics.SeparatedFeedback(self.dt, self.gain, self.k), strength
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.k = positive(self.k, "k")

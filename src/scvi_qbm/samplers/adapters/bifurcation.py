@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scvi_qbm.ising import Ising
-from scvi_qbm.samplers.base import Law, Sampler, positive_int
+from scvi_qbm.samplers.base import Law, Sampler
+from scvi_qbm.samplers.checks import one_of, positive, positive_int
 
 __all__ = ["SimulatedBifurcation"]
 
@@ -88,17 +89,15 @@ class SimulatedBifurcation(Sampler):
         heat_coefficient: float = 0.06,
     ) -> None:
         _require()
-        if mode not in ("ballistic", "discrete"):
-            raise ValueError(f"`mode` must be ballistic or discrete, got {mode!r}.")
-        self.mode = mode
+        self.mode = one_of(mode, ("ballistic", "discrete"), "mode")
         self.max_steps = positive_int(max_steps, "max_steps")
         self.heated = bool(heated)
-        self.time_step = _positive(time_step, "time_step")
-        self.pressure_slope = _positive(
+        self.time_step = positive(time_step, "time_step")
+        self.pressure_slope = positive(
             1 / (self.time_step * self.max_steps) if pressure_slope is None else pressure_slope,
             "pressure_slope",
         )
-        self.heat_coefficient = _positive(heat_coefficient, "heat_coefficient")
+        self.heat_coefficient = positive(heat_coefficient, "heat_coefficient")
 
     def _sample(
         self, ising: Ising, beta: float, n_samples: int, entropy: np.random.SeedSequence
@@ -177,10 +176,3 @@ def _check_energies(model: Ising, spins: NDArray[np.int8], integrated: NDArray[A
             "simulated-bifurcation integrated a model whose energies are not ours (off by up to "
             f"{error.max():.3g}): its conventions have changed."
         )
-
-
-def _positive(value: float, name: str) -> float:
-    out = float(value)
-    if not (np.isfinite(out) and out > 0):
-        raise ValueError(f"`{name}` must be finite and > 0, got {out}.")
-    return out

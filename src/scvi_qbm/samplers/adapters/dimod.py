@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scvi_qbm.ising import Ising
-from scvi_qbm.samplers.base import Law, Sampler, SampleSet, positive_int
+from scvi_qbm.samplers.base import Law, Sampler, SampleSet
+from scvi_qbm.samplers.checks import one_of, positive_int
 from scvi_qbm.samplers.registry import get_sampler
 
 __all__ = ["DWaveAnnealing", "Dimod", "OpenJijAnnealing", "to_dimod"]
@@ -238,12 +239,6 @@ def _hot_to_cold(beta_range: tuple[float, float], zero_allowed: bool) -> tuple[f
     return hot, cold
 
 
-def _one_of(value: str, choices: tuple[str, ...], name: str) -> str:
-    if value not in choices:
-        raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {value!r}.")
-    return value
-
-
 class DWaveAnnealing(Dimod):
     """D-Wave's simulated annealing, by default ending at the inverse temperature asked for.
 
@@ -287,12 +282,12 @@ class DWaveAnnealing(Dimod):
         proposal: Literal["Gibbs", "Metropolis"] = "Gibbs",
         randomize_order: bool = True,
     ) -> None:
-        _one_of(schedule, ("geometric", "linear"), "schedule")
+        one_of(schedule, ("geometric", "linear"), "schedule")
         parameters = {
             "num_sweeps": positive_int(n_sweeps, "n_sweeps"),
             "beta_range": _hot_to_cold(beta_range, schedule == "linear"),
             "beta_schedule_type": schedule,
-            "proposal_acceptance_criteria": _one_of(proposal, ("Gibbs", "Metropolis"), "proposal"),
+            "proposal_acceptance_criteria": one_of(proposal, ("Gibbs", "Metropolis"), "proposal"),
             "randomize_order": bool(randomize_order),
         }
         super().__init__("dwave.samplers:SimulatedAnnealingSampler", parameters=parameters)

@@ -15,17 +15,6 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = [
-    "AmplitudeCorrected",
-    "ChaoticFeedback",
-    "Dynamics",
-    "GaussianState",
-    "MeanField",
-    "SeparatedFeedback",
-    "normalisation",
-    "ramp",
-]
-
 F32 = NDArray[np.float32]
 Couple = Callable[[F32], F32]
 Noise = Callable[[], F32]
@@ -52,13 +41,8 @@ def ramp(t: float, start: float, end: float, fraction: float = 0.9) -> float:
 class Dynamics:
     """What the models share: amplitudes, their start, and the pump's ramp.
 
-    Parameters
-    ----------
-    dt
-        Step, in cavity decay times.
-    gain
-        Net gain (pump minus loss) at the start and after 90 % of the run. A free oscillator is
-        at threshold where it is 0.
+    ``dt`` is the step in cavity decay times, ``gain`` the net gain (pump minus loss) at the start
+    and after 90 % of the run. A free oscillator is at threshold where it is 0.
     """
 
     dt: float = 0.02
@@ -88,17 +72,11 @@ class MeanField(Dynamics):
     Langevin motion in :math:`V = \sum_i (x_i^4/4 - r x_i^2/2) + \xi E(x)` at temperature
     :math:`\sigma^2/2`. Were all amplitudes :math:`a`, its law over signs would be Boltzmann's at
     :math:`\beta = 2 \xi a^2/\sigma^2`; they are not, hence a heuristic.
-
-    References
-    ----------
-    Wang, Marandi, Wen, Byer and Yamamoto (2013), Phys. Rev. A 88, 063853; Tiunov, Ulanov and
-    Lvovsky (2019), Opt. Express 27, 10288.
     """
 
     sigma: float = 0.3
 
     def step(self, t: float, couple: Couple, noise: Noise) -> None:
-        """One Euler-Maruyama step."""
         x, dt = self.x, np.float32(self.dt)
         drift = couple(x)
         drift += (self._gain(t) - x * x) * x
@@ -113,11 +91,6 @@ class AmplitudeCorrected(Dynamics):
 
     :math:`\dot x = (r - x^2) x + e I`, :math:`\dot e = -\beta e (x^2 - \alpha)`, target
     :math:`\alpha` from 1 to 3.
-
-    References
-    ----------
-    Leleu, Yamamoto, McMahon and Aihara (2019), Phys. Rev. Lett. 122, 040607; Leleu et al. (2021),
-    Commun. Phys. 4, 266.
     """
 
     dt: float = 0.075
@@ -127,22 +100,25 @@ class AmplitudeCorrected(Dynamics):
     e: F32 = field(init=False, repr=False)
 
     def start(self, noise: Noise) -> None:
-        """Amplitudes near vacuum, errors at 1."""
         super().start(noise)
         self.e = np.ones_like(self.x)
 
     def step(self, t: float, couple: Couple, noise: Noise) -> None:
-        """One Euler step."""
         x, e, dt = self.x, self.e, np.float32(self.dt)
         alpha = ramp(t, *self.target)
+        injected = couple(x) * e
         square = x * x
-        drift = couple(x) * e
-        drift += (self._gain(t) - square) * x
-        e += dt * np.float32(-self.rate) * e * (square - np.float32(alpha))
+        held = self._held(square, injected)
+        drift = injected + (self._gain(t) - square) * x
+        e += dt * np.float32(-self.rate) * e * (held - np.float32(alpha))
         # A machine's gain is bounded, and unbounded errors overflow.
         np.clip(e, 1e-3, 1e3, out=e)
         x += dt * drift
         self._clip(1.5 * math.sqrt(alpha))
+
+    def _held(self, square: F32, injected: F32) -> F32:
+        """What the errors hold at the target."""
+        return square
 
 
 @dataclass
@@ -150,10 +126,6 @@ class ChaoticFeedback(AmplitudeCorrected):
     r"""Chaotic feedback control (CFC), whose errors hold the *injected field* at one height.
 
     :math:`z = e I`, :math:`\dot x = (r - x^2) x + z`, :math:`\dot e = -\beta e (z^2 - \alpha)`.
-
-    References
-    ----------
-    Reifenstein, Kako, Khoyratee, Leleu and Yamamoto (2021), Adv. Quantum Technol. 4, 2100077.
     """
 
     dt: float = 0.1
@@ -161,16 +133,8 @@ class ChaoticFeedback(AmplitudeCorrected):
     rate: float = 0.15
     target: tuple[float, float] = (1.0, 1.0)
 
-    def step(self, t: float, couple: Couple, noise: Noise) -> None:
-        """One Euler step."""
-        x, e, dt = self.x, self.e, np.float32(self.dt)
-        alpha = ramp(t, *self.target)
-        z = couple(x) * e
-        drift = (self._gain(t) - x * x) * x + z
-        e += dt * np.float32(-self.rate) * e * (z * z - np.float32(alpha))
-        np.clip(e, 1e-3, 1e3, out=e)
-        x += dt * drift
-        self._clip(1.5 * math.sqrt(alpha))
+    def _held(self, square: F32, injected: F32) -> F32:
+        return injected * injected
 
 
 @dataclass
@@ -179,10 +143,6 @@ class SeparatedFeedback(Dynamics):
 
     :math:`\dot x = (r - x^2) x + \tanh(c I) + k (I - e)`, :math:`\dot e = -\beta (e - I)`, with
     c from 1 to 3 and :math:`\beta` from 0.3 to 0.
-
-    References
-    ----------
-    Reifenstein, Kako, Khoyratee, Leleu and Yamamoto (2021), Adv. Quantum Technol. 4, 2100077.
     """
 
     dt: float = 0.1
@@ -193,12 +153,10 @@ class SeparatedFeedback(Dynamics):
     e: F32 = field(init=False, repr=False)
 
     def start(self, noise: Noise) -> None:
-        """Amplitudes near vacuum, memory empty."""
         super().start(noise)
         self.e = np.zeros_like(self.x)
 
     def step(self, t: float, couple: Couple, noise: Noise) -> None:
-        """One Euler step."""
         x, e, dt = self.x, self.e, np.float32(self.dt)
         injected = couple(x)
         drift = (self._gain(t) - x * x) * x
@@ -222,12 +180,6 @@ class GaussianState(Dynamics):
         \dot s &= 2 (r - 3 x^2) s - 2 j (s - 1/2)^2 + (1 + j) + 2 x^2
 
     with the net gain :math:`r = p - 1 - j`.
-
-    References
-    ----------
-    Kako, Leleu, Inui, Khoyratee, Reifenstein and Yamamoto (2020), Adv. Quantum Technol. 3,
-    2000045; Ng, Onodera, Kako, McMahon, Mabuchi and Yamamoto (2022), Phys. Rev. Research 4,
-    013009.
     """
 
     gain: tuple[float, float] = (-2.0, 0.0)
@@ -236,12 +188,10 @@ class GaussianState(Dynamics):
     s: F32 = field(init=False, repr=False)
 
     def start(self, noise: Noise) -> None:
-        """Vacuum: amplitudes 0, variance 1/2."""
         self.x = np.float32(0) * noise()
         self.s = np.full_like(self.x, 0.5)
 
     def step(self, t: float, couple: Couple, noise: Noise) -> None:
-        """One Euler-Maruyama step; measurement and back-action share their noise."""
         x, s, dt = self.x, self.s, np.float32(self.dt)
         j, gain = np.float32(self.j), self._gain(t)
         white = noise() * np.float32(self.g / math.sqrt(self.dt))

@@ -22,9 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scvi_qbm.samplers.adapters.kaiwu import worker
-
-__all__ = ["PYTHON_VARIABLE", "Replay", "append", "finish", "interpreter", "lock", "open_job"]
+from . import worker
 
 PYTHON_VARIABLE = "SCVI_QBM_KAIWU_PYTHON"
 
