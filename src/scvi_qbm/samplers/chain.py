@@ -17,6 +17,8 @@ from .checks import positive_int
 class LadderSampler(ChainSampler):
     """Gibbs chains, as ladders of one level; an algorithm overrides what it does otherwise."""
 
+    record_levels = False
+
     def __init__(
         self,
         n_chains: int = 64,
@@ -52,11 +54,13 @@ class LadderSampler(ChainSampler):
         engine.run(state, n_sweeps, n_threads=self.n_threads)
 
     def _collect(self, state: Any, n_samples: int) -> tuple[NDArray[np.int8], dict[str, Any]]:
-        return engine.collect(state, n_samples, self.n_sweeps, self.n_threads)
+        return engine.collect(
+            state, n_samples, self.n_sweeps, self.n_threads, levels=self.record_levels
+        )
 
     def _sample(
         self, ising: Ising, beta: float, n_samples: int, entropy: np.random.SeedSequence
     ) -> tuple[NDArray[np.int8], dict[str, Any]]:
         chains = self.step(self._start(ising.scaled(beta), entropy), self.n_burn_in)
         spins, info = self._collect(chains, n_samples)
-        return spins, {**info, "n_sweeps": self.n_sweeps, "n_burn_in": self.n_burn_in}
+        return spins, {**info, "n_burn_in": self.n_burn_in}

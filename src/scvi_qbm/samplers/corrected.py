@@ -17,37 +17,19 @@ from .chain import LadderSampler
 from .checks import positive_int
 from .registry import get_sampler
 
-__all__ = ["Corrected", "CorrectedState"]
+__all__ = ["Corrected"]
 
 _SEEDS = 2**62
 
 
 @dataclass
 class CorrectedState:
-    """Chains between redraws; the temperatures are those of the last draw.
+    """Chains between redraws: Gibbs chains at the ``target``, a model at inverse temperature 1.
 
-    Parameters
-    ----------
-    chains
-        Gibbs chains at the target.
-    target
-        What the chains should follow: the model at inverse temperature 1, its energies times the
-        beta asked for.
-    entropy
-        Source of the seeds of later draws.
-    beta_drawn
-        Effective inverse temperature of the heuristic's states, in units of the target's (1 is
-        right); infinite if all were local minima.
-    beta_corrected
-        The same after the Gibbs sweeps of the last step.
-    requested
-        Factor by which the next draw will ask for another beta than the target's, learned.
-    drawn_with
-        The factor of the last draw.
-    steps
-        Steps since the start.
-    info
-        What the heuristic reported of its last draw.
+    ``beta_drawn`` is the effective inverse temperature of the heuristic's last states, in units of
+    the target's (1 is right), infinite if all were local minima; ``beta_corrected`` that after the
+    Gibbs sweeps. ``requested`` is the factor, learned, by which the next draw will ask for another
+    beta than the target's, ``drawn_with`` that of the last draw. Seeds come from ``entropy``.
     """
 
     chains: engine.Chains
@@ -202,7 +184,6 @@ class Corrected(LadderSampler):
         spins, info = self._collect(state.chains, n_samples)
         return spins, {
             **info,
-            "n_sweeps": self.n_sweeps,
             "n_burn_in": self.n_burn_in,
             "beta_drawn": state.beta_drawn,
             "beta_corrected": effective_beta(state.target, spins)[0],

@@ -217,11 +217,6 @@ class ParallelTempering(LadderSampler):
         state.forget()
         return self.step(state, n_sweeps - tuning)
 
-    def _collect(self, state: Any, n_samples: int) -> tuple[NDArray[np.int8], dict[str, Any]]:
-        return engine.collect(
-            state, n_samples, self.n_sweeps, self.n_threads, levels=self.record_levels
-        )
-
     def _sample(
         self, ising: Ising, beta: float, n_samples: int, entropy: np.random.SeedSequence
     ) -> tuple[NDArray[np.int8], dict[str, Any]]:
@@ -243,7 +238,6 @@ class ParallelTempering(LadderSampler):
             )
         return spins, {
             **info,
-            "n_sweeps": self.n_sweeps,
             "n_burn_in": self.n_burn_in,
             "betas": beta * chains.ladder,
             "swap_rates": rates,

@@ -14,6 +14,8 @@ from scvi_qbm.ising import Ising
 from scvi_qbm.samplers.base import Law, Sampler
 from scvi_qbm.samplers.checks import one_of, positive, positive_int
 
+from .reads import energy_scale, n_distinct
+
 __all__ = ["SimulatedBifurcation"]
 
 # The package's constants and torch's generator are the process's.
@@ -109,7 +111,7 @@ class SimulatedBifurcation(Sampler):
         else:
             spins = self._minimise(ising, unit, n_samples, entropy)
         return spins, {
-            "n_distinct": len(np.unique(np.packbits(spins > 0, axis=1), axis=0)),
+            "n_distinct": n_distinct(spins),
             "n_steps": self.max_steps,
             "pressure_slope": self.pressure_slope,
         }
@@ -170,8 +172,7 @@ def _check_energies(model: Ising, spins: NDArray[np.int8], integrated: NDArray[A
     states[:, : model.n_spins] = spins
     theirs = model.offset - 0.5 * np.einsum("ai,ai->a", states @ integrated, states)
     error = np.abs(model.energy(spins) - theirs)
-    scale = np.abs(model.J).sum() / 2 + np.abs(model.b).sum() + abs(model.offset)
-    if not (error <= 1e-5 * scale).all():
+    if not (error <= 1e-5 * energy_scale(model)).all():
         raise RuntimeError(
             "simulated-bifurcation integrated a model whose energies are not ours (off by up to "
             f"{error.max():.3g}): its conventions have changed."

@@ -22,6 +22,8 @@ from scvi_qbm.samplers.base import Law, Sampler, SampleSet
 from scvi_qbm.samplers.checks import one_of, positive_int
 from scvi_qbm.samplers.registry import get_sampler
 
+from .reads import energy_scale, n_distinct
+
 __all__ = ["DWaveAnnealing", "Dimod", "OpenJijAnnealing", "to_dimod"]
 
 _PROBES, _PROBE_READS = 3, 16
@@ -170,7 +172,7 @@ class Dimod(Sampler):
         spins = np.concatenate(states)
         info = {
             "n_calls": n_calls,
-            "n_distinct": len(np.unique(np.packbits(spins > 0, axis=1), axis=0)),
+            "n_distinct": n_distinct(spins),
             "seeded": self._seeded,
         }
         return spins, info
@@ -201,9 +203,8 @@ class Dimod(Sampler):
         spins = spins.astype(np.int8)
         if answer.vartype.name == "BINARY":
             spins = (2 * spins - 1).astype(np.int8)
-        scale = np.abs(target.J).sum() / 2 + np.abs(target.b).sum() + abs(target.offset)
         error = np.abs(target.energy(spins) - np.asarray(record.energy, dtype=np.float64))
-        if not (error <= 1e-9 + 1e-6 * scale).all():
+        if not (error <= 1e-9 + 1e-6 * energy_scale(target)).all():
             raise RuntimeError(
                 f"{who} reports energies that are not those of its states (off by up to "
                 f"{error.max():.3g}): the sign of the energies or the order of the variables "

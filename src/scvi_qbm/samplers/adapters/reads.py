@@ -31,6 +31,16 @@ def machine_matrix(ising: Ising, scale: float = 1.0) -> F64:
     return 0.5 * scale * ising.to_ancilla()
 
 
+def n_distinct(spins: Reads) -> int:
+    """Number of different states."""
+    return len(np.unique(np.packbits(spins > 0, axis=1), axis=0))
+
+
+def energy_scale(ising: Ising) -> float:
+    """The largest that energies could be, for comparing them."""
+    return float(np.abs(ising.J).sum() / 2 + np.abs(ising.b).sum() + abs(ising.offset))
+
+
 def states(
     blocks: list[Reads],
     matrix: F64,
@@ -98,10 +108,10 @@ def audit(blocks: list[Reads], who: str) -> dict[str, Any]:
     meets = (equal_within + 1) / (pairs(sizes) + 1)
     telling = [x.tobytes() for x in labels if len(x) * np.log(meets) < np.log(1e-6)]
     repeated = len(set(telling)) < len(telling)
-    n_distinct = len(np.unique(reads * reads[:, -1:], axis=0))
+    distinct = n_distinct(reads * reads[:, -1:])
 
     faults = []
-    if n_distinct == 1 and len(ids) > 1 and reads.shape[1] > 2:
+    if distinct == 1 and len(ids) > 1 and reads.shape[1] > 2:
         faults.append(f"all {len(ids)} reads are the same state")
     elif sizes.max() > 1 and all((x == x[0]).all() for x in labels):
         faults.append("each call returned one state only")
@@ -111,7 +121,7 @@ def audit(blocks: list[Reads], who: str) -> dict[str, Any]:
         faults.append("two calls returned the same reads")
     for fault in faults:
         warnings.warn(f"Reads of {who}: {fault}.", RuntimeWarning, stacklevel=_STACK)
-    return {"n_distinct": n_distinct, "deduplicated": deduplicated, "repeated": repeated}
+    return {"n_distinct": distinct, "deduplicated": deduplicated, "repeated": repeated}
 
 
 def thin(reads: Reads, n_samples: int, rng: np.random.Generator) -> Reads:

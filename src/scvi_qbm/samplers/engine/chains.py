@@ -293,7 +293,11 @@ def collect(
             heading = chains.at_levels(chains.heading)
             cooling += (heading == 1).sum(axis=0)
             heating += (heading == 2).sum(axis=0)
-    info: dict[str, Any] = {"n_updates": chains.n_updates, "n_chains": chains.n_chains}
+    info: dict[str, Any] = {
+        "n_updates": chains.n_updates,
+        "n_chains": chains.n_chains,
+        "n_sweeps": n_sweeps,
+    }
     if levels:
         info["level_energies"] = tempered
         with np.errstate(invalid="ignore"):

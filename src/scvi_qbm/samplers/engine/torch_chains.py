@@ -344,8 +344,12 @@ def collect(
     # Without the constant, which R-hat and ESS do not see.
     J, b = (x.cpu().numpy() for x in (chains.J, chains.b))
     energies = -(spins * (0.5 * (spins @ J) + b)).sum(axis=-1, dtype=np.float64)
-    info = {"n_updates": chains.n_updates, "n_chains": chains.n_chains, **mixing(energies)}
-    return spins.reshape(-1, chains.n_spins)[:n_samples], info
+    return spins.reshape(-1, chains.n_spins)[:n_samples], {
+        "n_updates": chains.n_updates,
+        "n_chains": chains.n_chains,
+        "n_sweeps": n_sweeps,
+        **mixing(energies),
+    }
 
 
 def pack(chains: TorchChains) -> dict[str, Any]:
