@@ -9,6 +9,7 @@ from support.machines import peaked_ising
 from scvi_qbm.diagnostics import effective_beta
 from scvi_qbm.ising import Ising
 from scvi_qbm.samplers import cim, get_sampler
+from scvi_qbm.samplers.cim_base import normalisation, ramp
 from scvi_qbm.samplers.exact import all_energies
 
 MACHINES = ["cim", "cim_cac", "cim_cfc", "cim_gaussian", "cim_sfc"]
@@ -133,19 +134,17 @@ def test_starts():
 
 
 def test_ramp():
-    assert [cim.ramp(t, -1.0, 2.0) for t in (0.0, 0.45, 0.9, 0.95, 1.0)] == [-1, 0.5, 2, 2, 2]
-    assert cim.ramp(0.5, 1.0, 3.0, 1.0) == 2.0
+    assert [ramp(t, -1.0, 2.0) for t in (0.0, 0.45, 0.9, 0.95, 1.0)] == [-1, 0.5, 2, 2, 2]
+    assert ramp(0.5, 1.0, 3.0, 1.0) == 2.0
 
 
 def test_normalisation():
     """A mean local field of order one, and the literature's number on the Moebius ladder."""
-    assert cim.normalisation(moebius_ladder(16).J, np.zeros(16)) == pytest.approx(math.sqrt(2 / 3))
-    assert cim.normalisation(np.zeros((3, 3)), np.zeros(3)) == 1.0
+    assert normalisation(moebius_ladder(16).J, np.zeros(16)) == pytest.approx(math.sqrt(2 / 3))
+    assert normalisation(np.zeros((3, 3)), np.zeros(3)) == 1.0
     model = peaked_ising(9, 0)
     whole = model.to_ancilla()
-    assert cim.normalisation(model.J, model.b) == pytest.approx(
-        math.sqrt(2 * 9 / (whole**2).sum())
-    )
+    assert normalisation(model.J, model.b) == pytest.approx(math.sqrt(2 * 9 / (whole**2).sum()))
 
 
 # --- physics -----------------------------------------------------------------------------------
@@ -314,7 +313,7 @@ def test_noise_is_matched_to_beta(make, beta):
     model = make(14, 1)
     out = get_sampler("cim").sample(model, beta, 1024, seed=0)
     assert effective_beta(model, out.spins)[0] == pytest.approx(beta, rel=0.25)
-    weakened = out.info["coupling_strength"] < cim.normalisation(model.J, model.b)
+    weakened = out.info["coupling_strength"] < normalisation(model.J, model.b)
     assert weakened == (out.info["sigma"] == pytest.approx(1.5))
     assert out.info["sigma"] <= 1.5 + 1e-12
 
