@@ -26,8 +26,8 @@ from scvi_qbm.benchmark.instances import sherrington_kirkpatrick
 from scvi_qbm.diagnostics import effective_sample_size
 from scvi_qbm.ising import Ising
 from scvi_qbm.samplers import get_sampler
-from scvi_qbm.samplers.engine import torch_chains as _torch_chains
-from scvi_qbm.samplers.engine.torch_kernels import BLOCKS, full_precision, swap, sweep
+from scvi_qbm.samplers.engine import torch_chains
+from scvi_qbm.samplers.engine.torch_kernels import BLOCKS, full_precision
 
 UNITS, CHAINS, LEVELS = (64, 128, 256, 512, 1024), (16, 64, 256, 1024), 6
 # A CPU has had enough of it by then.
@@ -104,7 +104,7 @@ def speed(device: torch.device, rounds: int) -> list[dict[str, object]]:
                 chains.states()
 
             def sweeps(chains=chains, n_sweeps=n_sweeps) -> None:
-                _torch_chains.run(chains, n_sweeps)
+                torch_chains.run(chains, n_sweeps)
 
             def draw_on_host(host=host, states=states, ising=ising) -> None:
                 host.spins(host.step(host.retarget(states, ising)))
@@ -123,8 +123,8 @@ def speed(device: torch.device, rounds: int) -> list[dict[str, object]]:
                 axis=0,
             )
             with Kernels() as kernels, full_precision(device):
-                sweep(chains)
-                swap(chains)
+                chains.sweep()
+                chains.swap()
             n_lanes, a_sweep = n_chains * LEVELS, taken[1] / n_sweeps
             flop, traffic = work_of_a_sweep(n, n_lanes, chains.block)
             bound = max(flop / flops, traffic / bandwidth)
@@ -160,21 +160,21 @@ def blocks(device: torch.device, rounds: int) -> list[dict[str, object]]:
         warm = host.warm_up(host.init(ising, seed=0), 1500)
         sizes = [*BLOCKS, ising.n_spins]
         for block in sorted({size for size in sizes if size <= ising.n_spins}):
-            generator = _torch_chains.generator_on(device, np.random.SeedSequence(1))
-            chains = _torch_chains.start(ising, warm.ladder, 32, generator, warm.base)
+            generator = torch_chains.generator_on(device, np.random.SeedSequence(1))
+            chains = torch_chains.start(ising, warm.ladder, 32, generator, warm.base)
             chains.adopt(torch.from_numpy(warm.states()))
             chosen = chains.block
             chains.set_block(block)
-            _torch_chains.run(chains, 100)
+            torch_chains.run(chains, 100)
             kept, taken = [], 0.0
             for _ in range(200 * rounds):
-                taken += seconds(lambda c=chains: _torch_chains.run(c, 1), device, 1)
+                taken += seconds(lambda c=chains: torch_chains.run(c, 1), device, 1)
                 kept.append(chains.states())
             energies = ising.energy(torch.stack(kept).cpu().numpy()).T
             size = effective_sample_size(energies)
             with Kernels() as kernels, full_precision(device):
-                sweep(chains)
-                swap(chains)
+                chains.sweep()
+                chains.swap()
             shift = (chains.A - chains.J).diagonal().mean()
             rows.append(
                 {

@@ -22,8 +22,7 @@ from anndata import AnnData, read_h5ad
 
 from scvi_qbm import QBMVI
 from scvi_qbm.prior import BoltzmannPrior
-from scvi_qbm.samplers import get_sampler
-from scvi_qbm.samplers.engine import chains as _chains
+from scvi_qbm.samplers import engine, get_sampler
 
 
 def trained(adata: AnnData, max_epochs: int, *, stop: bool = False, **kwargs) -> QBMVI:
@@ -51,7 +50,7 @@ def barrier(data: Path) -> None:
         bases = {"uniform": 0 * means, "fields": ising.b, "half": fields / 2, "means": fields}
         for name, base in bases.items():
             entropy = np.random.SeedSequence(1)
-            chains = _chains.start(ising, np.linspace(0, 1, 20), 32, entropy, base)
+            chains = engine.start(ising, np.linspace(0, 1, 20), 32, entropy, base)
             chains = sampler.step(sampler.warm_up(chains, 1500), 500)
             total = (1 - chains.swap_rates).sum()
             print(f"{ising.n_spins} units, {name}: {total:.2f}, {chains.n_levels}", flush=True)

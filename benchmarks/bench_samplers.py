@@ -21,8 +21,7 @@ from numba import njit
 
 from scvi_qbm.benchmark.instances import sherrington_kirkpatrick
 from scvi_qbm.diagnostics import effective_sample_size
-from scvi_qbm.samplers import get_sampler
-from scvi_qbm.samplers.engine import chains as _chains
+from scvi_qbm.samplers import engine, get_sampler
 
 ROUNDS = 7
 
@@ -42,13 +41,13 @@ def table(title: str, rows: list[list[str]], header: list[str]) -> None:
 
 
 def our_rate(ising, beta: float, metropolis: bool) -> Callable[[], float]:
-    chains = _chains.start(ising, np.ones(1), 64, np.random.SeedSequence(0))
-    _chains.anneal(chains, np.full(200, beta), metropolis=metropolis)
+    chains = engine.start(ising, np.ones(1), 64, np.random.SeedSequence(0))
+    engine.anneal(chains, np.full(200, beta), metropolis=metropolis)
     betas = np.full(max(10, int(2e7 / (64 * ising.n_spins))), beta)
 
     def measure() -> float:
         before, start = chains.n_updates, time.perf_counter()
-        _chains.anneal(chains, betas, metropolis=metropolis)
+        engine.anneal(chains, betas, metropolis=metropolis)
         return (chains.n_updates - before) / (time.perf_counter() - start) / 1e9
 
     return measure
@@ -143,11 +142,11 @@ def threads() -> None:
     rows = []
     for n in (256, 1024):
         ising = sherrington_kirkpatrick(n, 0)
-        chains = _chains.start(ising, np.linspace(0, 1, 16), 32, np.random.SeedSequence(0))
+        chains = engine.start(ising, np.linspace(0, 1, 16), 32, np.random.SeedSequence(0))
 
         def measure(n_threads: int, chains=chains, n: int = n) -> float:
             before, start = chains.n_updates, time.perf_counter()
-            _chains.run(chains, max(50, 51_200 // n), n_threads=n_threads)
+            engine.run(chains, max(50, 51_200 // n), n_threads=n_threads)
             return (chains.n_updates - before) / (time.perf_counter() - start) / 1e9
 
         got = interleaved({str(t): functools.partial(measure, t) for t in (1, 2)}, 11)

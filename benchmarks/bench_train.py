@@ -21,7 +21,7 @@ from lightning.pytorch.callbacks import Callback
 from scipy import sparse
 
 from scvi_qbm import QBMVI
-from scvi_qbm.samplers.engine.chains import default_threads
+from scvi_qbm.samplers.engine import default_threads
 
 KANG = Path(__file__).parents[2] / "shared/data/pbmc_kang_ctrl_8donors.h5ad"
 

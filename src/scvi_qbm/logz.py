@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scvi_qbm.ising import Ising
-from scvi_qbm.samplers.engine import chains as _chains
+from scvi_qbm.samplers import engine
 from scvi_qbm.samplers.exact import all_energies
 from scvi_qbm.samplers.parallel_tempering import ParallelTempering
 
@@ -124,7 +124,7 @@ def _fermi(x: F64) -> F64:
 
 
 def bar_from_chains(
-    chains: _chains.Chains,
+    chains: engine.Chains,
     n_sweeps: int,
     *,
     target_se: float = 0.0,
@@ -162,7 +162,7 @@ def bar_from_chains(
         raise ValueError("The ladder must run from 0 to 1.")
     blocks: list[F64] = []
     while True:
-        trace = _chains.run(chains, n_sweeps, record=True, n_threads=n_threads)
+        trace = engine.run(chains, n_sweeps, record=True, n_threads=n_threads)
         assert trace is not None
         blocks.append(trace)
         everything = np.concatenate(blocks)
@@ -185,15 +185,15 @@ def _bar(ising: Ising, entropy: np.random.SeedSequence, n_sweeps: int | None) ->
 def _ais(ising: Ising, entropy: np.random.SeedSequence, n_sweeps: int | None) -> LogPartition:
     r"""Annealed importance sampling, uniform spins to the target in even steps of beta."""
     n_runs, n_steps = 256, n_sweeps or 2000
-    chains = _chains.start(ising, np.zeros(1), n_runs, entropy)
-    threads = _chains.default_threads()
+    chains = engine.start(ising, np.zeros(1), n_runs, entropy)
+    threads = engine.default_threads()
     log_weights = np.zeros(chains.energy.shape)
     levels = np.linspace(0.0, 1.0, n_steps + 1)
     for before, after in zip(levels[:-1], levels[1:], strict=True):
         log_weights -= (after - before) * chains.energy
         if after < 1.0:
             chains.lam[:] = after
-            _chains.run(chains, 1, n_threads=threads)
+            engine.run(chains, 1, n_threads=threads)
     used = np.take_along_axis(log_weights, chains.lane_at[:, :, 0], axis=1).ravel()[:n_runs]
     top = used.max()
     weights = np.exp(used - top)
@@ -250,6 +250,7 @@ def log_partition(
     --------
     >>> import numpy as np
     >>> from scvi_qbm.ising import Ising
+    from scvi_qbm.samplers import engine
     >>> free = Ising(np.zeros((3, 3)), np.zeros(3))
     >>> round(log_partition(free, method="exact").value, 4)  # 3 log 2
     2.0794

@@ -74,10 +74,8 @@ def test_a_step_stays_on_one_device(monkeypatch):
         if isinstance(value, torch.Tensor):
             setattr(chains, name, value.to("meta"))
     chains.generator = None
-    for module in (
-        "prior.log_z",
-        "samplers.engine.torch_kernels",
-    ):  # autocast knows no such device
+    # autocast knows no such device
+    for module in ("prior.log_z", "samplers.engine.torch_kernels"):
         name = f"scvi_qbm.{module}.full_precision"
         monkeypatch.setattr(name, lambda _: contextlib.nullcontext())
     torch_chains.run(chains, 2)

@@ -5,7 +5,7 @@ from support.machines import peaked_ising
 from scvi_qbm.diagnostics import total_variation
 from scvi_qbm.ising import Ising
 from scvi_qbm.samplers import Sampler, get_sampler
-from scvi_qbm.samplers.conformance import law_pvalues
+from scvi_qbm.samplers.conformance.law import law_pvalues
 from scvi_qbm.samplers.corrected import Corrected
 from scvi_qbm.samplers.exact import Exact, boltzmann_law
 

@@ -3,10 +3,10 @@ import numpy as np
 import pytest
 from support.machines import peaked_ising
 
-from scvi_qbm.samplers.engine import chains as _chains
-from scvi_qbm.samplers.engine.blas import one_blas_thread
+from scvi_qbm.samplers import engine
 from scvi_qbm.samplers.engine.rng import fill_symmetric, lane_states, next_uniform
 from scvi_qbm.samplers.engine.simd import add_rows, aligned_zeros
+from scvi_qbm.samplers.engine.threads import one_blas_thread
 
 
 def test_rng_is_xoshiro128plus():
@@ -101,7 +101,7 @@ def test_run_equals_its_slow_twin(n, with_base):
     model = peaked_ising(n, n, sd=1.5 / np.sqrt(n))
     base = np.random.default_rng(0).normal(size=n) * 0.3 if with_base else np.zeros(n)
     ladder = np.array([0.0, 0.3, 0.7, 1.0])
-    chains = _chains.start(model, ladder, 3, np.random.SeedSequence(5), base)
+    chains = engine.start(model, ladder, 3, np.random.SeedSequence(5), base)
     linear = model.b - base
     twins = []
     for chain in range(3):
@@ -114,7 +114,7 @@ def test_run_equals_its_slow_twin(n, with_base):
                 "lane_at": list(lanes),
             }
         )
-    trace = _chains.run(chains, 7, record=True)
+    trace = engine.run(chains, 7, record=True)
     accepted = np.zeros(3)
     for chain, twin in enumerate(twins):
         for t in range(7):
@@ -156,14 +156,14 @@ def test_kernel_has_the_enumerated_transition_matrix(metropolis):
     model = peaked_ising(n, 8, sd=1.0)
     matrix = naive.sweep_matrix(model, metropolis)
     weights = 1 << np.arange(n)
-    chains = _chains.start(model, np.ones(1), 4000, np.random.SeedSequence(2))
+    chains = engine.start(model, np.ones(1), 4000, np.random.SeedSequence(2))
     counts = np.zeros((8, 8))
     for _ in range(50):
         before = (chains.states() > 0) @ weights
         if metropolis:
-            _chains.anneal(chains, np.ones(1), metropolis=True)
+            engine.anneal(chains, np.ones(1), metropolis=True)
         else:
-            _chains.run(chains, 1)
+            engine.run(chains, 1)
         np.add.at(counts, (before, (chains.states() > 0) @ weights), 1)
     visits = counts.sum(axis=1, keepdims=True)
     se = np.sqrt(matrix * (1 - matrix) / np.maximum(visits, 1))
@@ -177,7 +177,7 @@ def test_tempering_leaves_the_joint_law_invariant():
 
     model = peaked_ising(3, 4, sd=1.2)
     ladder = np.array([0.0, 0.5, 1.0])
-    chains = _chains.start(model, ladder, 30_000, np.random.SeedSequence(1))
+    chains = engine.start(model, ladder, 30_000, np.random.SeedSequence(1))
     rng = np.random.default_rng(0)
     n_chunks, per_chunk, _ = chains.lane_at.shape
     for level, lam in enumerate(ladder):
@@ -186,8 +186,8 @@ def test_tempering_leaves_the_joint_law_invariant():
         lanes = chains.lane_at[:, :, level]
         for c in range(n_chunks):
             chains.spins[c][:, lanes[c]] = draw[c].T
-    _chains.refresh(chains)
-    _chains.run(chains, 4)
+    chains.refresh()
+    engine.run(chains, 4)
     for level, lam in enumerate(ladder):
         law = boltzmann_law(model, lam)
         seen = np.bincount((chains.states(level) > 0) @ [1, 2, 4], minlength=8) / 30_000
@@ -196,10 +196,10 @@ def test_tempering_leaves_the_joint_law_invariant():
 
 def test_fields_do_not_drift():
     model = peaked_ising(60, 1, sd=0.2)
-    chains = _chains.start(model, np.array([0.0, 0.5, 1.0]), 8, np.random.SeedSequence(1))
-    _chains.run(chains, 700)
+    chains = engine.start(model, np.array([0.0, 0.5, 1.0]), 8, np.random.SeedSequence(1))
+    engine.run(chains, 700)
     kept = chains.fields.copy(), chains.energy.copy()
-    _chains.refresh(chains)
+    chains.refresh()
     used = chains.lane_at.shape[1] * 3
     np.testing.assert_allclose(kept[0][:, :used], chains.fields[:, :used], atol=1e-3)
     np.testing.assert_allclose(kept[1][:, :used], chains.energy[:, :used], atol=1e-2)
@@ -207,9 +207,9 @@ def test_fields_do_not_drift():
 
 def test_relevel_keeps_states():
     model = peaked_ising(10, 1)
-    chains = _chains.start(model, np.linspace(0, 1, 5), 7, np.random.SeedSequence(1))
-    _chains.run(chains, 20)
-    new = _chains.relevel(chains, np.array([0.0, 0.45, 1.0]))
+    chains = engine.start(model, np.linspace(0, 1, 5), 7, np.random.SeedSequence(1))
+    engine.run(chains, 20)
+    new = chains.relevel(np.array([0.0, 0.45, 1.0]))
     np.testing.assert_array_equal(new.states(-1), chains.states(-1))
     np.testing.assert_array_equal(new.states(1), chains.states(2))
     assert new.n_levels == 3 and new.n_updates == chains.n_updates

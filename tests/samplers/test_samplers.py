@@ -8,7 +8,8 @@ from support.machines import peaked_ising
 from scvi_qbm.diagnostics import total_variation
 from scvi_qbm.ising import Ising
 from scvi_qbm.samplers import Sampler, get_sampler, registry
-from scvi_qbm.samplers.conformance import check_sampler, law_pvalues
+from scvi_qbm.samplers.conformance import check_sampler
+from scvi_qbm.samplers.conformance.law import law_pvalues
 from scvi_qbm.samplers.exact import all_energies, boltzmann_law
 
 BUILT_IN = sorted(registry._BUILT_IN)

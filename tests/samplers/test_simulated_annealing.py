@@ -4,9 +4,8 @@ import pytest
 from support.machines import peaked_ising
 
 from scvi_qbm.ising import Ising
-from scvi_qbm.samplers import get_sampler
+from scvi_qbm.samplers import engine, get_sampler
 from scvi_qbm.samplers.conformance import check_sampler
-from scvi_qbm.samplers.engine import chains as _chains
 from scvi_qbm.samplers.exact import all_energies
 from scvi_qbm.samplers.simulated_annealing import annealing_betas, field_scale
 
@@ -16,17 +15,17 @@ from scvi_qbm.samplers.simulated_annealing import annealing_betas, field_scale
 @pytest.mark.parametrize("refresh", [3, 256])
 def test_annealing_equals_its_slow_twin(n, refresh, metropolis, monkeypatch):
     """Every sweep at its own temperature, draw for draw, with and without refreshed fields."""
-    monkeypatch.setattr(_chains, "REFRESH", refresh)
+    monkeypatch.setattr(engine.chains, "REFRESH", refresh)
     model = peaked_ising(n, n, sd=1.5 / np.sqrt(n))
     betas = np.array([0.0, 0.2, 0.5, 0.9, 1.4, 2.0, 30.0])
     n_chains = 70  # two chunks
-    chains = _chains.start(model, np.ones(1), n_chains, np.random.SeedSequence(5))
+    chains = engine.start(model, np.ones(1), n_chains, np.random.SeedSequence(5))
     assert len(chains.spins) == 2
     spins = chains.states().astype(int)
     per_chunk = chains.lane_at.shape[1]
     lanes = [(chain, *divmod(chain, per_chunk)) for chain in (0, 1, 33, 35, 69)]
     rngs = {chain: naive.Xoshiro128Plus(chains.rng[c, :, r]) for chain, c, r in lanes}
-    _chains.anneal(chains, betas, metropolis=metropolis)
+    engine.anneal(chains, betas, metropolis=metropolis)
     for chain, chunk, lane in lanes:
         for beta in betas:
             naive.sweep(model.J, model.b, np.zeros(n), beta, spins[chain], rngs[chain], metropolis)

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import types
 import warnings
 
 import numpy as np
@@ -12,9 +11,8 @@ from support.machines import peaked_ising
 
 from scvi_qbm.ising import Ising
 from scvi_qbm.samplers import get_sampler
-from scvi_qbm.samplers.conformance import chi_square
-from scvi_qbm.samplers.engine import torch_chains as _torch_chains
-from scvi_qbm.samplers.engine import torch_kernels as _torch_kernels
+from scvi_qbm.samplers.conformance.law import chi_square
+from scvi_qbm.samplers.engine import torch_chains, torch_kernels
 from scvi_qbm.samplers.exact import all_energies, all_states, boltzmann_law
 
 CPU = torch.device("cpu")
@@ -22,7 +20,7 @@ LADDER = np.array([0.0, 0.35, 0.6, 1.0])
 
 
 def seeded(seed):
-    return _torch_chains.generator_on(CPU, np.random.SeedSequence(seed))
+    return torch_chains.generator_on(CPU, np.random.SeedSequence(seed))
 
 
 def level_laws(model, base, ladder=LADDER):
@@ -39,7 +37,7 @@ def at_equilibrium(model, base, n_chains, seed=0, ladder=LADDER, block=None):
     rng = np.random.default_rng(seed)
     drawn = [rng.choice(len(law), size=n_chains, p=law) for law in laws]
     spins = all_states(model.n_spins)[np.stack(drawn, axis=1).ravel()].T
-    chains = _torch_chains.start(model, ladder, n_chains, seeded(seed), base)
+    chains = torch_chains.start(model, ladder, n_chains, seeded(seed), base)
     chains.spins.copy_(torch.from_numpy(spins))
     if block is not None:
         chains.set_block(block)
@@ -59,7 +57,7 @@ def test_sweeps_and_swaps_leave_the_law_invariant(block):
     base = np.random.default_rng(3).normal(size=7) * 0.6
     chains = at_equilibrium(model, base, 20_000, block=block)
     before = chains.states().clone()
-    _torch_chains.run(chains, 4)
+    torch_chains.run(chains, 4)
     assert 0.02 < (chains.states() != before).float().mean() < 0.6
     assert min(pvalues(chains, model, base)) > 1e-4
 
@@ -69,7 +67,7 @@ def test_that_test_has_power(wrong):
     model, base = peaked_ising(7, 4, sd=0.9, field_sd=0.8), np.zeros(7)
     chains = at_equilibrium(model, base, 20_000, block=4)
     chains.retarget(wrong * chains.J, chains.b)
-    _torch_chains.run(chains, 4)
+    torch_chains.run(chains, 4)
     assert min(pvalues(chains, model, base)) < 1e-4
 
 
@@ -77,10 +75,10 @@ def test_a_block_of_one_spin_is_the_heat_bath():
     """Flip probabilities of each spin in turn, from one state."""
     model = peaked_ising(3, 1, sd=1.0)
     base = np.array([0.2, -0.1, 0.3])
-    chains = _torch_chains.start(model, np.array([0.5, 1.0]), 50_000, seeded(0), base)
+    chains = torch_chains.start(model, np.array([0.5, 1.0]), 50_000, seeded(0), base)
     chains.set_block(1)
     chains.spins.copy_(torch.tensor([1.0, -1.0, 1.0])[:, None])
-    _torch_kernels.sweep(chains)
+    chains.sweep()
     for lam, after in ((0.5, chains.spins[:, ::2]), (1.0, chains.spins[:, 1::2])):
         state = torch.tensor([1.0, -1.0, 1.0]).repeat(50_000, 1)
         for i in range(3):
@@ -94,7 +92,7 @@ def test_swap_rates_are_those_of_enumeration():
     model = peaked_ising(6, 2, sd=0.7)
     base = np.full(6, 0.2)
     chains = at_equilibrium(model, base, 20_000)
-    _torch_chains.run(chains, 6)
+    torch_chains.run(chains, 6)
     laws, U = level_laws(model, base)
     np.testing.assert_array_equal(chains.proposed, 3 * 20_000)
     for k in range(len(LADDER) - 1):
@@ -119,7 +117,7 @@ def test_round_trips_are_counted_as_on_the_host():
 def test_energies_differ_from_the_models_by_a_constant():
     model = peaked_ising(21, 0)
     base = np.random.default_rng(0).normal(size=21)
-    chains = _torch_chains.start(model, LADDER, 5, seeded(0), base)
+    chains = torch_chains.start(model, LADDER, 5, seeded(0), base)
     s = chains.spins.T.double().numpy()
     expected = model.energy(s) - model.offset + s @ base
     difference = chains.energies().double().numpy() - expected
@@ -129,12 +127,12 @@ def test_energies_differ_from_the_models_by_a_constant():
 @pytest.mark.parametrize(("n", "block"), [(64, 32), (70, 32), (9, 4), (5, 1)])
 def test_shifts_make_blocks_positive_definite(n, block):
     J = torch.tensor(peaked_ising(n, 1, sd=0.5).J).float()
-    blocks = _torch_kernels.diagonal_blocks(J, block)
-    shift = _torch_kernels.shifts(blocks)
+    blocks = torch_kernels.diagonal_blocks(J, block)
+    shift = torch_kernels.shifts(blocks)
     needed = -torch.linalg.eigvalsh(blocks.double())[:, 0]
     assert (shift > needed).all()
     assert (shift < 1.15 * needed + 1e-5).all()  # and not much more: it is paid in mixing
-    chains = _torch_chains.start(Ising(J.numpy(), np.zeros(n)), LADDER, 2, seeded(0))
+    chains = torch_chains.start(Ising(J.numpy(), np.zeros(n)), LADDER, 2, seeded(0))
     chains.set_block(block)
     square = torch.block_diag(*(chains.root @ chains.root.mT))[:n, :n]
     inside = torch.block_diag(*torch.ones_like(blocks))[:n, :n].bool()
@@ -145,7 +143,7 @@ def test_shifts_make_blocks_positive_definite(n, block):
 
 def test_strong_couplings_get_small_blocks():
     sizes = [
-        _torch_kernels.best_block(torch.tensor(peaked_ising(64, 0, sd=sd).J).float())
+        torch_kernels.best_block(torch.tensor(peaked_ising(64, 0, sd=sd).J).float())
         for sd in (0.01, 0.2, 3.0)
     ]
     assert sizes[0] == 64 and sizes[0] > sizes[1] > sizes[2] == 1
@@ -177,11 +175,11 @@ def test_retarget_and_adapt_lead_to_the_new_law(reference):
 )
 def test_relevel_takes_the_state_of_the_nearest_level(ladder, nearest):
     chains = at_equilibrium(peaked_ising(7, 0), np.full(7, 0.1), 50)
-    _torch_chains.run(chains, 3)
+    torch_chains.run(chains, 3)
     states = [chains.states(level).clone() for level in range(4)]
     kept = {name: getattr(chains, name).clone() for name in ("J", "b", "base", "mean_spins")}
     places = {k: v.data_ptr() for k, v in vars(chains).items() if isinstance(v, torch.Tensor)}
-    new = _torch_chains.relevel(chains, np.array(ladder))
+    new = chains.relevel(np.array(ladder))
     for level, old in enumerate(nearest):
         torch.testing.assert_close(new.states(level), states[old], atol=0, rtol=0)
     np.testing.assert_allclose(new.lam.view(50, len(ladder))[7], new.ladder)
@@ -198,7 +196,7 @@ def test_a_new_ladder_of_as_many_levels_has_the_law():
     sampler = get_sampler("torch_tempering", n_chains=10_000, n_levels=4, device="cpu")
     state = sampler.step(sampler.init(model, seed=1), 4)
     advance, ladder = state.advance, state.ladder.copy()
-    state = _torch_chains.relevel(state, ladder**2)
+    state = state.relevel(ladder**2)
     state = sampler.step(state, 40)
     assert state.advance is advance and np.abs(state.ladder - ladder).max() > 0.1
     assert chi_square(sampler.spins(state), boltzmann_law(model, 1.0)) > 1e-4
@@ -208,15 +206,15 @@ def test_a_new_ladder_of_as_many_levels_has_the_law():
 
 def test_a_rehearsal_is_undone():
     chains = at_equilibrium(peaked_ising(7, 0), np.full(7, 0.1), 50)
-    _torch_chains.run(chains, 3)
-    twin = _torch_chains.unpack(_torch_chains.pack(chains), chains.device)
-    with _torch_kernels.undone(chains):
+    torch_chains.run(chains, 3)
+    twin = torch_chains.unpack(torch_chains.pack(chains), chains.device)
+    with torch_kernels.undone(chains.generator, chains.changing):
         for _ in range(3):
-            _torch_kernels.sweep(chains)
-            _torch_kernels.swap(chains)
+            chains.sweep()
+            chains.swap()
         assert not torch.equal(chains.spins, twin.spins)
     for each in (chains, twin):
-        _torch_chains.run(each, 3)
+        torch_chains.run(each, 3)
     for name, value in vars(twin).items():
         if isinstance(value, torch.Tensor):
             torch.testing.assert_close(getattr(chains, name), value, atol=0, rtol=0)
@@ -244,11 +242,10 @@ def test_unmixed_chains_warn():
 
 
 def test_no_cuda_graph_means_plain_calls():
-    chains = types.SimpleNamespace(device=torch.device("cuda:0"))
     if torch.cuda.is_available():
         pytest.skip("here a graph is made")
     with pytest.warns(RuntimeWarning, match="No CUDA graph"):
-        assert callable(_torch_kernels.captured(chains))
+        assert torch_kernels.captured(plain, torch.device("cuda:0"), seeded(0), ()) is plain
 
 
 def test_nor_is_a_precision_chosen_through_the_newer_settings():
@@ -277,7 +274,7 @@ def test_the_graph_does_what_the_calls_do(n_levels, monkeypatch):
         with monkeypatch.context() as patch, warnings.catch_warnings():
             warnings.simplefilter("error")
             if not graph:
-                patch.setattr(_torch_kernels, "captured", plain)
+                patch.setattr(torch_kernels, "captured", plain)
             sampler = get_sampler("torch_tempering", n_levels=n_levels, device="cuda")
             chains = sampler.step(sampler.init(model, seed=0), 20)
             chains = sampler.step(sampler.adapt(chains), 20)
@@ -285,11 +282,7 @@ def test_the_graph_does_what_the_calls_do(n_levels, monkeypatch):
     torch.testing.assert_close(*states, atol=0, rtol=0)
 
 
-def plain(chains):
-    def advance():
-        _torch_kernels.sweep(chains)
-        _torch_kernels.swap(chains)
-
+def plain(advance, *_):
     return advance
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from scvi_qbm.ising import Ising
 from scvi_qbm.samplers import ChainSampler, Sampler
-from scvi_qbm.samplers.engine.chains import Chains, adopt, pool, processors
+from scvi_qbm.samplers.engine import Chains, pool, processors
 from scvi_qbm.samplers.engine.torch_chains import TorchChains, pack, unpack
 from scvi_qbm.samplers.parallel_tempering import ParallelTempering
 from scvi_qbm.samplers.torch_tempering import TorchTempering
@@ -126,7 +126,7 @@ class HostDraws:
         if self.chains is None:
             self.chains = sampler.init(ising, seed=seed)
             if self._first_spins is not None and isinstance(self.chains, Chains):
-                adopt(self.chains, self._first_spins)
+                self.chains.adopt(self._first_spins)
             self._first_spins = None
         else:
             self.chains = sampler.retarget(self.chains, ising)
@@ -148,7 +148,7 @@ class HostDraws:
     def anchor(self, spins: NDArray[np.int8]) -> None:
         self._settle()
         if isinstance(self.chains, Chains):
-            adopt(self.chains, spins)
+            self.chains.adopt(spins)
 
     def forget(self) -> None:
         self._settle()

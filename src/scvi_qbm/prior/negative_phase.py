@@ -20,7 +20,7 @@ from scvi_qbm.ising import Ising
 from scvi_qbm.logz import LogPartition
 from scvi_qbm.samplers import Sampler, get_sampler
 from scvi_qbm.samplers.corrected import Corrected, CorrectedState
-from scvi_qbm.samplers.engine.chains import run
+from scvi_qbm.samplers.engine import run
 from scvi_qbm.samplers.exact import boltzmann_law
 from scvi_qbm.samplers.torch_tempering import TorchTempering
 

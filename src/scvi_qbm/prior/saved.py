@@ -11,8 +11,7 @@ from torch import Tensor
 
 from scvi_qbm.ising import Ising
 from scvi_qbm.samplers.corrected import CorrectedState
-from scvi_qbm.samplers.engine.chains import Chains
-from scvi_qbm.samplers.engine.saved import pack, unpack
+from scvi_qbm.samplers.engine import Chains, pack, unpack
 
 _NUMBERS = ("beta_drawn", "beta_corrected", "requested", "drawn_with", "steps")
 

@@ -204,6 +204,11 @@ class ChainSampler(Sampler):
         -------
         Any
             The chains, to be used from here on.
+
+        Raises
+        ------
+        ValueError
+            If the model has another number of spins.
         """
 
     def adapt(self, state: Any) -> Any:
@@ -235,11 +240,3 @@ class ChainSampler(Sampler):
         numpy.ndarray
             int8 ``(n_chains, n_spins)``, -1 and +1.
         """
-
-
-def positive_int(value: int, name: str, minimum: int = 1) -> int:
-    """``value`` as an int of at least ``minimum``, or a ValueError that names the option."""
-    out = operator.index(value)
-    if out < minimum:
-        raise ValueError(f"`{name}` must be at least {minimum}, got {out}.")
-    return out

@@ -10,46 +10,29 @@ from numpy.typing import NDArray
 
 from scvi_qbm.diagnostics import effective_beta
 from scvi_qbm.ising import Ising
-from scvi_qbm.samplers.engine import chains as _chains
-from scvi_qbm.samplers.engine.blas import one_blas_thread
+from scvi_qbm.samplers import engine
 
-from .base import ChainSampler, Sampler, positive_int
+from .base import Sampler
+from .chain import LadderSampler
+from .checks import positive_int
 from .registry import get_sampler
 
-__all__ = ["Corrected", "CorrectedState"]
+__all__ = ["Corrected"]
 
 _SEEDS = 2**62
 
 
 @dataclass
 class CorrectedState:
-    """Chains between redraws; the temperatures are those of the last draw.
+    """Chains between redraws: Gibbs chains at the ``target``, a model at inverse temperature 1.
 
-    Parameters
-    ----------
-    chains
-        Gibbs chains at the target.
-    target
-        What the chains should follow: the model at inverse temperature 1, its energies times the
-        beta asked for.
-    entropy
-        Source of the seeds of later draws.
-    beta_drawn
-        Effective inverse temperature of the heuristic's states, in units of the target's (1 is
-        right); infinite if all were local minima.
-    beta_corrected
-        The same after the Gibbs sweeps of the last step.
-    requested
-        Factor by which the next draw will ask for another beta than the target's, learned.
-    drawn_with
-        The factor of the last draw.
-    steps
-        Steps since the start.
-    info
-        What the heuristic reported of its last draw.
+    ``beta_drawn`` is the effective inverse temperature of the heuristic's last states, in units of
+    the target's (1 is right), infinite if all were local minima; ``beta_corrected`` that after the
+    Gibbs sweeps. ``requested`` is the factor, learned, by which the next draw will ask for another
+    beta than the target's, ``drawn_with`` that of the last draw. Seeds come from ``entropy``.
     """
 
-    chains: _chains.Chains
+    chains: engine.Chains
     target: Ising
     entropy: np.random.Generator
     beta_drawn: float = float("nan")
@@ -60,7 +43,7 @@ class CorrectedState:
     info: dict[str, Any] = field(default_factory=dict)
 
 
-class Corrected(ChainSampler):
+class Corrected(LadderSampler):
     """States of a heuristic sampler, finished by Gibbs sweeps at the target temperature.
 
     A machine that minimises energies (CIM, annealers, dimod solvers, Kaiwu) finds valleys, with
@@ -126,51 +109,26 @@ class Corrected(ChainSampler):
         redraw_every: int = 50,
         n_threads: int | None = None,
     ) -> None:
+        super().__init__(n_chains, n_sweeps, n_burn_in, n_threads)
         self.source = get_sampler(sampler, **(sampler_options or {}))
         self.touches_global_state = self.source.touches_global_state  # type: ignore[misc]
-        self.n_chains = positive_int(n_chains, "n_chains")
-        self.n_sweeps = positive_int(n_sweeps, "n_sweeps")
-        self.n_burn_in = positive_int(n_burn_in, "n_burn_in", 0)
         self.redraw_every = positive_int(redraw_every, "redraw_every", 0)
-        self.n_threads = _chains.checked_threads(n_threads)
 
     def cancel(self) -> None:
-        """End what the heuristic is waiting for."""
         self.source.cancel()
 
-    def init(self, ising: Ising, beta: float = 1.0, seed: int | None = None) -> CorrectedState:
-        """Draw ``n_chains`` states from the heuristic and sweep them ``n_burn_in`` times.
-
-        Parameters
-        ----------
-        ising
-            The model.
-        beta
-            Inverse temperature, >= 0, in units of 1 / energy.
-        seed
-            Same seed, same chains. ``None`` draws fresh entropy.
-
-        Returns
-        -------
-        CorrectedState
-            The chains, and the temperatures of the draw.
-        """
-        return self._start(ising.scaled(beta), np.random.SeedSequence(seed), self.n_chains)
-
     def _start(
-        self, target: Ising, entropy: np.random.SeedSequence, n_chains: int
+        self, target: Ising, entropy: np.random.SeedSequence, n_chains: int | None = None
     ) -> CorrectedState:
         chain_entropy, draw_entropy = entropy.spawn(2)
-        chains = _chains.start(target, np.ones(1), n_chains, chain_entropy)
+        chains = engine.start(target, np.ones(1), n_chains or self.n_chains, chain_entropy)
         state = CorrectedState(chains, target, np.random.default_rng(draw_entropy))
         self._draw(state)
         return state
 
+    @engine.one_blas_thread()
     def _draw(self, state: CorrectedState) -> None:
-        with one_blas_thread():
-            self._redraw(state)
-
-    def _redraw(self, state: CorrectedState) -> None:
+        """Start the chains afresh from the heuristic's states, and learn its temperature."""
         seed = int(state.entropy.integers(_SEEDS))
         out = self.source.sample(state.target, state.requested, state.chains.n_chains, seed=seed)
         state.info, state.drawn_with = out.info, state.requested
@@ -183,32 +141,18 @@ class Corrected(ChainSampler):
         elif state.beta_drawn > 0 and error < 0.25 * state.beta_drawn:
             factor = state.beta_drawn**-0.5
         state.requested = float(np.clip(state.requested * factor, 0.25, 4.0))
-        _chains.adopt(state.chains, out.spins)
-        _chains.run(state.chains, self.n_burn_in, n_threads=self.n_threads)
-        state.beta_corrected = effective_beta(state.target, state.chains.states())[0]
+        state.chains.adopt(out.spins)
+        self._run(state.chains, self.n_burn_in)
+        self.adapt(state)
 
     def step(self, state: CorrectedState, n_sweeps: int | None = None) -> CorrectedState:
-        """Sweep every chain; from time to time start all afresh from the heuristic's states.
-
-        Parameters
-        ----------
-        state
-            The chains; advanced in place.
-        n_sweeps
-            The sampler's own ``n_sweeps`` by default.
-
-        Returns
-        -------
-        CorrectedState
-            The same state.
-        """
         state.steps += 1
         if self.redraw_every and state.steps % self.redraw_every == 0:
             self._draw(state)
-        sweeps = self.n_sweeps if n_sweeps is None else n_sweeps
-        _chains.run(state.chains, sweeps, n_threads=self.n_threads)
+        super().step(state.chains, n_sweeps)
         return state
 
+    @engine.one_blas_thread()
     def adapt(self, state: CorrectedState) -> CorrectedState:
         """Estimate the temperature of the corrected states anew.
 
@@ -222,62 +166,27 @@ class Corrected(ChainSampler):
         CorrectedState
             The same state.
         """
-        with one_blas_thread():
-            state.beta_corrected = effective_beta(state.target, state.chains.states())[0]
+        state.beta_corrected = effective_beta(state.target, state.chains.states())[0]
         return state
 
     def retarget(self, state: CorrectedState, ising: Ising, beta: float = 1.0) -> CorrectedState:
-        """Point the chains at another model of the same size, keeping their states.
-
-        Parameters
-        ----------
-        state
-            The chains; changed in place.
-        ising
-            A model of as many spins.
-        beta
-            Inverse temperature, >= 0, in units of 1 / energy.
-
-        Returns
-        -------
-        CorrectedState
-            The same state.
-
-        Raises
-        ------
-        ValueError
-            If the model has another number of spins.
-        """
         state.target = ising.scaled(beta)
-        _chains.retarget(state.chains, state.target)
+        state.chains.retarget(state.target)
         return state
 
     def spins(self, state: CorrectedState) -> NDArray[np.int8]:
-        """States of the chains.
-
-        Parameters
-        ----------
-        state
-            The chains.
-
-        Returns
-        -------
-        numpy.ndarray
-            int8 ``(n_chains, n_spins)``, -1 and +1; a copy.
-        """
         return state.chains.states()
 
     def _sample(
         self, ising: Ising, beta: float, n_samples: int, entropy: np.random.SeedSequence
     ) -> tuple[NDArray[np.int8], dict[str, Any]]:
         state = self._start(ising.scaled(beta), entropy, min(self.n_chains, n_samples))
-        spins, info = _chains.collect(state.chains, n_samples, self.n_sweeps, self.n_threads)
-        info |= {
-            "n_sweeps": self.n_sweeps,
+        spins, info = self._collect(state.chains, n_samples)
+        return spins, {
+            **info,
             "n_burn_in": self.n_burn_in,
             "beta_drawn": state.beta_drawn,
             "beta_corrected": effective_beta(state.target, spins)[0],
             "requested_beta": beta * state.drawn_with,
             "draw": state.info,
         }
-        return spins, info

@@ -11,9 +11,9 @@ from scvi_qbm.ising import Ising
 
 from .base import Law, Sampler
 
-__all__ = ["MAX_SPINS", "Exact", "all_energies", "all_states", "boltzmann_law"]
+__all__ = ["Exact", "all_energies", "all_states", "boltzmann_law"]
 
-#: Most spins that are enumerated, for 128 MB of energies.
+# For 128 MB of energies.
 MAX_SPINS = 24
 
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scvi_qbm.ising import Ising
-from scvi_qbm.samplers.engine import chains as _chains
+from scvi_qbm.samplers import engine
 
-from .base import ChainSampler, positive_int
+from .chain import LadderSampler
+from .checks import one_of, positive_int
 
-__all__ = ["ParallelTempering", "tuned_ladder"]
+__all__ = ["ParallelTempering"]
+
+F64 = NDArray[np.float64]
 
 MAX_LEVELS = 256
 _FIRST_LEVELS = 8
@@ -23,30 +26,30 @@ _REFERENCES = ("uniform", "fields", "magnetisation")
 _HORIZON, _LOOK_EVERY, _SHRINK = 100, 8, 0.95
 
 
-def tuned_ladder(
-    chains: _chains.Chains, swap_rate: float, n_levels: int | None = None
-) -> NDArray[np.float64]:
-    """Levels at which all neighbours would swap equally often, from the swap rates seen so far.
+class Ladders(Protocol):
+    """What the algorithm needs of its ladders: ``Chains`` (numba) or ``TorchChains``."""
+
+    ladder: F64
+
+    @property
+    def n_levels(self) -> int: ...
+    @property
+    def proposed(self) -> NDArray[Any]: ...
+    @property
+    def swap_rates(self) -> F64: ...
+    @property
+    def round_trips(self) -> int: ...
+    def relevel(self, ladder: F64) -> Ladders: ...
+    def follow_means(self, horizon: int) -> None: ...
+    def rebase(self, shrink: float) -> None: ...
+    def forget(self) -> None: ...
+
+
+def tuned_ladder(chains: Ladders, swap_rate: float, n_levels: int | None = None) -> F64:
+    """Levels from 0 to 1 at which all neighbours would swap equally often, by the rates so far.
 
     Rejection rates add up along the path to the communication barrier; equal steps of it are
-    equal swap rates.
-
-    Parameters
-    ----------
-    chains
-        Ladders with swap statistics.
-    swap_rate
-        Target acceptance, sets the number of levels where ``n_levels`` is None.
-    n_levels
-        Number of levels, if fixed.
-
-    Returns
-    -------
-    numpy.ndarray
-        Levels from 0 to 1, float64 ``(n_levels,)``; at most 256 where their number is not fixed.
-
-    References
-    ----------
+    equal swap rates. Without ``n_levels`` there are as many as ``swap_rate`` takes, at most 256.
     Syed et al. (2022), JRSS B 84, 321, section 5.
     """
     rejected = np.clip(1 - chains.swap_rates, 1e-4, 1.0)
@@ -62,7 +65,7 @@ def tuned_ladder(
     return np.asarray(levels, dtype=np.float64)
 
 
-class ParallelTempering(ChainSampler):
+class ParallelTempering(LadderSampler):
     r"""Replica exchange along a ladder of temperatures from infinite to the target.
 
     Each of ``n_chains`` independent ladders holds one replica a level of the path
@@ -139,96 +142,35 @@ class ParallelTempering(ChainSampler):
         n_threads: int | None = None,
         record_levels: bool = False,
     ) -> None:
-        self.n_chains = positive_int(n_chains, "n_chains")
-        self.n_sweeps = positive_int(n_sweeps, "n_sweeps")
-        self.n_burn_in = positive_int(n_burn_in, "n_burn_in", 0)
+        super().__init__(n_chains, n_sweeps, n_burn_in, n_threads)
         self.n_levels = None if n_levels is None else positive_int(n_levels, "n_levels", 2)
         if not 0 < swap_rate < 1:
             raise ValueError(f"`swap_rate` must be between 0 and 1, got {swap_rate}.")
         self.swap_rate = float(swap_rate)
-        if reference not in _REFERENCES:
-            raise ValueError(f"`reference` must be one of {_REFERENCES}, got {reference!r}.")
-        self.reference = reference
-        self.n_threads = _chains.checked_threads(n_threads)
+        self.reference = one_of(reference, _REFERENCES, "reference")
         self.record_levels = bool(record_levels)
 
-    def init(self, ising: Ising, beta: float = 1.0, seed: int | None = None) -> _chains.Chains:
-        """Start ``n_chains`` ladders at random states on evenly spaced levels.
-
-        Parameters
-        ----------
-        ising
-            The model.
-        beta
-            Inverse temperature, >= 0, in units of 1 / energy.
-        seed
-            Same seed, same chains. ``None`` draws fresh entropy.
-
-        Returns
-        -------
-        scvi_qbm.samplers.engine.chains.Chains
-            The ladders, neither tuned nor equilibrated; see :meth:`warm_up`.
-        """
-        return self._start(ising.scaled(beta), np.random.SeedSequence(seed))
-
-    def _start(self, target: Ising, entropy: np.random.SeedSequence) -> _chains.Chains:
+    def _start(self, target: Ising, entropy: np.random.SeedSequence) -> Any:
+        ladder = np.linspace(0.0, 1.0, self.n_levels or _FIRST_LEVELS)
         base = target.b if self.reference == "fields" else None
-        return _chains.start(target, self._first_ladder(), self.n_chains, entropy, base)
+        return self._ladders(target, ladder, entropy, base)
 
-    def _first_ladder(self) -> NDArray[np.float64]:
-        return np.linspace(0.0, 1.0, self.n_levels or _FIRST_LEVELS)
+    def _ladders(
+        self, target: Ising, ladder: F64, entropy: np.random.SeedSequence, base: F64 | None
+    ) -> Any:
+        return engine.start(target, ladder, self.n_chains, entropy, base)
 
-    def step(self, state: _chains.Chains, n_sweeps: int | None = None) -> _chains.Chains:
-        """Advance every ladder by sweeps, each followed by swaps of neighbouring levels.
-
-        Parameters
-        ----------
-        state
-            The ladders; advanced in place.
-        n_sweeps
-            The sampler's own ``n_sweeps`` by default.
-
-        Returns
-        -------
-        scvi_qbm.samplers.engine.chains.Chains
-            The same ladders.
-        """
-        left = self.n_sweeps if n_sweeps is None else n_sweeps
+    def step(self, state: Any, n_sweeps: int | None = None) -> Any:
         if self.reference != "magnetisation":
-            _chains.run(state, left, n_threads=self.n_threads)
-            return state
+            return super().step(state, n_sweeps)
+        left = self.n_sweeps if n_sweeps is None else n_sweeps
         while left > 0:
-            _chains.run(state, min(left, _LOOK_EVERY), n_threads=self.n_threads)
-            _chains.follow_means(state, _HORIZON)
+            self._run(state, min(left, _LOOK_EVERY))
+            state.follow_means(_HORIZON)
             left -= _LOOK_EVERY
         return state
 
-    def retarget(self, state: _chains.Chains, ising: Ising, beta: float = 1.0) -> _chains.Chains:
-        """Point the ladders at another model, keeping their states and levels.
-
-        Parameters
-        ----------
-        state
-            The ladders; changed in place.
-        ising
-            A model of as many spins.
-        beta
-            Inverse temperature, >= 0, in units of 1 / energy.
-
-        Returns
-        -------
-        scvi_qbm.samplers.engine.chains.Chains
-            The same ladders.
-
-        Raises
-        ------
-        ValueError
-            If the model has another number of spins.
-        """
-        _chains.retarget(state, ising.scaled(beta))
-        return state
-
-    def adapt(self, state: _chains.Chains) -> _chains.Chains:
+    def adapt(self, state: Ladders) -> Any:
         """Re-place the levels by the swap rates seen, and the reference by the spins seen.
 
         Parameters
@@ -238,35 +180,20 @@ class ParallelTempering(ChainSampler):
 
         Returns
         -------
-        scvi_qbm.samplers.engine.chains.Chains
+        Any
             The ladders, new ones if their levels moved; swap statistics start afresh.
         """
         if state.proposed.min(initial=1) == 0:
             return state
         ladder = tuned_ladder(state, self.swap_rate, self.n_levels)
         if len(ladder) != state.n_levels or np.abs(ladder - state.ladder).max() > 1e-3:
-            state = _chains.relevel(state, ladder)
+            state = state.relevel(ladder)
         if self.reference == "magnetisation":
-            _chains.rebase(state, np.arctanh(_SHRINK * state.mean_spins))
+            state.rebase(_SHRINK)
         state.forget()
         return state
 
-    def spins(self, state: _chains.Chains) -> NDArray[np.int8]:
-        """States at the target temperature.
-
-        Parameters
-        ----------
-        state
-            The chains.
-
-        Returns
-        -------
-        numpy.ndarray
-            int8 ``(n_chains, n_spins)``, -1 and +1; a copy.
-        """
-        return state.states()
-
-    def warm_up(self, state: _chains.Chains, n_sweeps: int) -> _chains.Chains:
+    def warm_up(self, state: Ladders, n_sweeps: int) -> Any:
         """Run and tune in rounds of doubling length, then half as long again on the final ladder.
 
         Parameters
@@ -278,7 +205,7 @@ class ParallelTempering(ChainSampler):
 
         Returns
         -------
-        scvi_qbm.samplers.engine.chains.Chains
+        Any
             The ladders, tuned; swaps and round trips are counted on the final levels only.
         """
         tuning = n_sweeps // 2
@@ -288,43 +215,35 @@ class ParallelTempering(ChainSampler):
             state = self.adapt(state)
         # Swaps and round trips count from here on, where the ladder stays as it is.
         state.forget()
-        if n_sweeps > tuning:
-            self.step(state, n_sweeps - tuning)
-        return state
-
-    def _gather(
-        self, chains: _chains.Chains, n_samples: int
-    ) -> tuple[NDArray[np.int8], dict[str, Any]]:
-        return _chains.collect(
-            chains, n_samples, self.n_sweeps, self.n_threads, levels=self.record_levels
-        )
+        return self.step(state, n_sweeps - tuning)
 
     def _sample(
         self, ising: Ising, beta: float, n_samples: int, entropy: np.random.SeedSequence
     ) -> tuple[NDArray[np.int8], dict[str, Any]]:
         chains = self.warm_up(self._start(ising.scaled(beta), entropy), self.n_burn_in)
-        spins, info = self._gather(chains, n_samples)
-        info |= {
-            "n_sweeps": self.n_sweeps,
-            "n_burn_in": self.n_burn_in,
-            "betas": beta * chains.ladder,
-            "swap_rates": chains.swap_rates,
-            "target_swap_rate": self.swap_rate if self.n_levels is None else None,
-            "barrier": float((1 - chains.swap_rates).sum()),
-            "round_trips": chains.round_trips,
-            # The hottest pair is tried every other sweep.
-            "round_trip_rate": chains.round_trips / max(2 * int(chains.proposed[0]), 1),
-        }
+        spins, info = self._collect(chains, n_samples)
+        proposed, rates, trips = chains.proposed, chains.swap_rates, chains.round_trips
+        barrier = float((1 - rates).sum())
         rhat = info.get("rhat_energy", np.nan)
-        blocked = np.nanmin(chains.swap_rates) < 0.02 and chains.proposed.min() > 100
+        blocked = np.nanmin(rates) < 0.02 and proposed.min() > 100
         # A round trip takes 4 (1 + barrier) sweeps at best; of many ladders not one made it.
-        stuck = chains.round_trips == 0 and chains.proposed.min() > 20 * (1 + info["barrier"])
+        stuck = trips == 0 and proposed.min() > 20 * (1 + barrier)
         if rhat > 1.1 or blocked or stuck:
             warnings.warn(
                 f"Parallel tempering has not mixed: R-hat of the energy {rhat:.2f} (wanted < "
-                f"1.1), lowest swap rate {np.nanmin(chains.swap_rates):.2f}, round trips "
-                f"{chains.round_trips}. Use more burn-in (n_burn_in) or sweeps (n_sweeps).",
+                f"1.1), lowest swap rate {np.nanmin(rates):.2f}, round trips "
+                f"{trips}. Use more burn-in (n_burn_in) or sweeps (n_sweeps).",
                 RuntimeWarning,
-                stacklevel=4,
+                stacklevel=3,
             )
-        return spins, info
+        return spins, {
+            **info,
+            "n_burn_in": self.n_burn_in,
+            "betas": beta * chains.ladder,
+            "swap_rates": rates,
+            "target_swap_rate": self.swap_rate if self.n_levels is None else None,
+            "barrier": barrier,
+            "round_trips": trips,
+            # The hottest pair is tried every other sweep.
+            "round_trip_rate": trips / max(2 * int(proposed[0]), 1),
+        }

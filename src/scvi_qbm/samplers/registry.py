@@ -11,16 +11,14 @@ from typing import Any, NamedTuple
 from .base import Sampler
 
 __all__ = [
-    "ENTRY_POINT_GROUP",
     "SamplerDescription",
-    "conformance_options",
     "describe_samplers",
     "get_sampler",
     "list_samplers",
     "register_sampler",
 ]
 
-#: Entry points of this group are samplers of installed packages.
+# Entry points of this group are samplers of installed packages.
 ENTRY_POINT_GROUP = "scvi_qbm.samplers"
 
 Target = str | Callable[..., Sampler]
@@ -41,7 +39,7 @@ _BUILT_IN: dict[str, Target] = {
     "parallel_tempering": "scvi_qbm.samplers.parallel_tempering:ParallelTempering",
     "simulated_annealing": "scvi_qbm.samplers.simulated_annealing:SimulatedAnnealing",
     "simulated_bifurcation": "scvi_qbm.samplers.adapters.bifurcation:SimulatedBifurcation",
-    "solve": "scvi_qbm.samplers.adapters.kaiwu.adapter:SolveAdapter",
+    "solve": "scvi_qbm.samplers.adapters.solve:SolveAdapter",
     "torch_tempering": "scvi_qbm.samplers.torch_tempering:TorchTempering",
 }
 _registered: dict[str, Target] = {}
@@ -94,6 +92,8 @@ def register_sampler(name: str, target: Target, *, overwrite: bool = False) -> N
 
 
 def _load(name: str) -> Callable[..., Sampler]:
+    if name not in list_samplers():
+        raise ValueError(f"Unknown sampler {name!r}. Available: {', '.join(list_samplers())}.")
     target: Any = _registered.get(name) or _BUILT_IN.get(name)
     if target is None:
         return _plugins()[name].load()  # type: ignore[no-any-return]
@@ -136,8 +136,6 @@ def get_sampler(name: str | Sampler, **options: Any) -> Sampler:
         if options:
             raise TypeError("Options cannot be given with a sampler instance.")
         return name
-    if name not in list_samplers():
-        raise ValueError(f"Unknown sampler {name!r}. Available: {', '.join(list_samplers())}.")
     factory = _load(name)
     known = inspect.signature(factory).parameters
     takes_any = any(p.kind is p.VAR_KEYWORD for p in known.values())
@@ -151,25 +149,7 @@ def get_sampler(name: str | Sampler, **options: Any) -> Sampler:
 
 
 def conformance_options(name: str) -> dict[str, Any]:
-    """Options with which the conformance kit makes a sampler: its class's ``conformance``.
-
-    Parameters
-    ----------
-    name
-        One of :func:`list_samplers`.
-
-    Returns
-    -------
-    dict[str, Any]
-        Options for :func:`get_sampler`; empty for the defaults.
-
-    Raises
-    ------
-    ValueError
-        If no sampler has that name; the message lists those there are.
-    """
-    if name not in list_samplers():
-        raise ValueError(f"Unknown sampler {name!r}. Available: {', '.join(list_samplers())}.")
+    """Options with which the conformance kit makes a sampler: its class's ``conformance``."""
     return dict(getattr(_load(name), "conformance", {}))
 
 

@@ -8,11 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scvi_qbm.ising import Ising
-from scvi_qbm.samplers.engine import chains as _chains
+from scvi_qbm.samplers import engine
 
-from .base import Law, Sampler, positive_int
+from .base import Law, Sampler
+from .checks import one_of, positive_int
 
-__all__ = ["SimulatedAnnealing", "annealing_betas"]
+__all__ = ["SimulatedAnnealing"]
 
 _SCHEDULES = ("geometric", "linear")
 _ENDS = ("target", "ground")
@@ -35,21 +36,9 @@ def field_scale(ising: Ising) -> float:
 def annealing_betas(
     hot: float, cold: float, n_sweeps: int, schedule: str = "geometric"
 ) -> NDArray[np.float64]:
-    """Inverse temperatures from hot to cold.
+    """Inverse temperatures of ``n_sweeps`` sweeps; a single one is at ``cold``.
 
-    Parameters
-    ----------
-    hot, cold
-        First and last inverse temperature, 0 <= hot <= cold.
-    n_sweeps
-        Number of steps; a single one is at ``cold``.
-    schedule
-        ``"geometric"`` or ``"linear"``; from ``hot`` = 0 always linear.
-
-    Returns
-    -------
-    numpy.ndarray
-        float64 ``(n_sweeps,)``.
+    From ``hot`` = 0 they are always linear.
     """
     if n_sweeps == 1:
         return np.array([cold])
@@ -105,13 +94,9 @@ class SimulatedAnnealing(Sampler):
         n_threads: int | None = None,
     ) -> None:
         self.n_sweeps = positive_int(n_sweeps, "n_sweeps")
-        if end not in _ENDS:
-            raise ValueError(f"`end` must be one of {_ENDS}, got {end!r}.")
-        if schedule not in _SCHEDULES:
-            raise ValueError(f"`schedule` must be one of {_SCHEDULES}, got {schedule!r}.")
-        if acceptance not in _ACCEPTANCES:
-            raise ValueError(f"`acceptance` must be one of {_ACCEPTANCES}, got {acceptance!r}.")
-        self.acceptance = acceptance
+        self.end = one_of(end, _ENDS, "end")
+        self.schedule = one_of(schedule, _SCHEDULES, "schedule")
+        self.acceptance = one_of(acceptance, _ACCEPTANCES, "acceptance")
         if beta_range is not None:
             hot, cold = (float(x) for x in beta_range)
             if not (0 <= hot <= cold and np.isfinite(cold)):
@@ -119,8 +104,8 @@ class SimulatedAnnealing(Sampler):
             if schedule == "geometric" and hot == 0:
                 raise ValueError("A geometric schedule cannot start at 0; use schedule='linear'.")
             beta_range = (hot, cold)
-        self.end, self.beta_range, self.schedule = end, beta_range, schedule
-        self.n_threads = _chains.checked_threads(n_threads)
+        self.beta_range = beta_range
+        self.n_threads = engine.checked_threads(n_threads)
 
     def betas(self, ising: Ising, beta: float = 1.0) -> NDArray[np.float64]:
         """The inverse temperature of every sweep.
@@ -153,9 +138,9 @@ class SimulatedAnnealing(Sampler):
         self, ising: Ising, beta: float, n_samples: int, entropy: np.random.SeedSequence
     ) -> tuple[NDArray[np.int8], dict[str, Any]]:
         betas = self.betas(ising, beta)
-        chains = _chains.start(ising, np.ones(1), n_samples, entropy)
+        chains = engine.start(ising, np.ones(1), n_samples, entropy)
         metropolis = self.acceptance == "metropolis"
-        _chains.anneal(chains, betas, self.n_threads, metropolis=metropolis)
+        engine.anneal(chains, betas, self.n_threads, metropolis=metropolis)
         info = {
             "n_updates": chains.n_updates,
             "n_sweeps": self.n_sweeps,

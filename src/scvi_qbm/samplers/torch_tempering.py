@@ -9,11 +9,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from scvi_qbm.diagnostics import effective_sample_size, split_rhat
 from scvi_qbm.ising import Ising
-from scvi_qbm.samplers.engine import torch_chains as _torch_chains
+from scvi_qbm.samplers.engine import torch_chains
 
-from .parallel_tempering import _HORIZON, _LOOK_EVERY, _SHRINK, ParallelTempering, tuned_ladder
+from .parallel_tempering import ParallelTempering
 
 __all__ = ["TorchTempering"]
 
@@ -32,19 +31,8 @@ class TorchTempering(ParallelTempering):
 
     Parameters
     ----------
-    n_chains
-        Independent ladders; each gives one state of the target at a time.
-    n_sweeps
-        Sweeps (each followed by swaps) between kept samples.
-    n_burn_in
-        Sweeps before the first kept sample, the tuning of the ladder included.
-    n_levels
-        Number of temperatures; tuned to ``swap_rate`` by default.
-    swap_rate
-        Target acceptance of swaps, in (0, 1).
-    reference
-        What the ladder starts from at :math:`\lambda = 0`: ``"uniform"``, ``"fields"`` or
-        ``"magnetisation"``.
+    n_chains, n_sweeps, n_burn_in, n_levels, swap_rate, reference
+        As in :class:`~scvi_qbm.samplers.parallel_tempering.ParallelTempering`.
     device
         ``"cpu"``, ``"cuda"``, or another that torch knows; a CUDA device where there is one by
         default. Same seed, same device, same states.
@@ -80,58 +68,20 @@ class TorchTempering(ParallelTempering):
         super().__init__(n_chains, n_sweeps, n_burn_in, n_levels, swap_rate, reference)
         self.device = _checked(device)
 
-    def _start(self, target: Ising, entropy: np.random.SeedSequence) -> Any:
-        generator = _torch_chains.generator_on(self.device, entropy)
-        base = target.b if self.reference == "fields" else None
-        return _torch_chains.start(target, self._first_ladder(), self.n_chains, generator, base)
+    def _ladders(
+        self,
+        target: Ising,
+        ladder: NDArray[np.float64],
+        entropy: np.random.SeedSequence,
+        base: NDArray[np.float64] | None,
+    ) -> Any:
+        generator = torch_chains.generator_on(self.device, entropy)
+        return torch_chains.start(target, ladder, self.n_chains, generator, base)
 
-    def step(self, state: Any, n_sweeps: int | None = None) -> Any:
-        """Advance every ladder by sweeps, each followed by swaps; does not wait for the device.
-
-        Parameters
-        ----------
-        state
-            The ladders; advanced in place.
-        n_sweeps
-            The sampler's own ``n_sweeps`` by default.
-
-        Returns
-        -------
-        scvi_qbm.samplers.engine.torch_chains.TorchChains
-            The same ladders.
-        """
-        left = self.n_sweeps if n_sweeps is None else n_sweeps
-        if self.reference != "magnetisation":
-            _torch_chains.run(state, left)
-            return state
-        while left > 0:
-            _torch_chains.run(state, min(left, _LOOK_EVERY))
-            state.follow_means(_HORIZON)
-            left -= _LOOK_EVERY
-        return state
+    def _run(self, state: Any, n_sweeps: int) -> None:
+        torch_chains.run(state, n_sweeps)
 
     def retarget(self, state: Any, ising: Ising, beta: float = 1.0) -> Any:
-        """Point the ladders at another model, keeping their states and levels.
-
-        Parameters
-        ----------
-        state
-            The ladders; changed in place.
-        ising
-            A model of as many spins.
-        beta
-            Inverse temperature, >= 0, in units of 1 / energy.
-
-        Returns
-        -------
-        scvi_qbm.samplers.engine.torch_chains.TorchChains
-            The same ladders.
-
-        Raises
-        ------
-        ValueError
-            If the model has another number of spins.
-        """
         J, b = (beta * torch.from_numpy(x.copy()) for x in (ising.J, ising.b))
         self.retarget_tensors(state, J, b)
         state.choose_block()
@@ -152,7 +102,7 @@ class TorchTempering(ParallelTempering):
 
         Returns
         -------
-        scvi_qbm.samplers.engine.torch_chains.TorchChains
+        Any
             The same ladders.
 
         Raises
@@ -168,64 +118,19 @@ class TorchTempering(ParallelTempering):
         return state
 
     def adapt(self, state: Any) -> Any:
-        """Re-place the levels by the swap rates seen, and the reference by the spins seen.
-
-        The one method of training's that waits for the device.
-
-        Parameters
-        ----------
-        state
-            The ladders. Without swaps of every pair since the last call they stay as they are.
-
-        Returns
-        -------
-        scvi_qbm.samplers.engine.torch_chains.TorchChains
-            The ladders, new ones if there are more levels or fewer; swap statistics start afresh.
-        """
+        # The one method of training's that waits for the device.
         state.check()
-        if state.proposed.min(initial=1) == 0:
-            return state
-        ladder = tuned_ladder(state, self.swap_rate, self.n_levels)
-        if len(ladder) != state.n_levels or np.abs(ladder - state.ladder).max() > 1e-3:
-            state = _torch_chains.relevel(state, ladder)
-        if self.reference == "magnetisation":
-            state.base.copy_(torch.atanh(_SHRINK * state.mean_spins))
-        state.choose_block()
-        state.forget()
-        return state
+        if state.proposed.min(initial=1) > 0:
+            state.choose_block()
+        return super().adapt(state)
 
     def spins(self, state: Any) -> NDArray[np.int8]:
-        """States at the target temperature, on the host.
-
-        Parameters
-        ----------
-        state
-            The chains.
-
-        Returns
-        -------
-        numpy.ndarray
-            int8 ``(n_chains, n_spins)``, -1 and +1; a copy.
-        """
         out: NDArray[np.int8] = state.states().to("cpu", torch.int8).numpy()
         return out
 
-    def _gather(self, chains: Any, n_samples: int) -> tuple[NDArray[np.int8], dict[str, Any]]:
-        kept = []
-        for _ in range(-(-n_samples // self.n_chains)):
-            _torch_chains.run(chains, self.n_sweeps)
-            kept.append(chains.states().to(torch.int8))
-        chains.check()
-        spins = torch.stack(kept).cpu().numpy()
-        info = {"n_updates": chains.n_updates, "n_chains": self.n_chains}
-        info["device"] = str(self.device)
-        if len(spins) >= 4:
-            # Without the constant, which neither of them sees.
-            J, b = (x.cpu().numpy() for x in (chains.J, chains.b))
-            energies = -(spins * (0.5 * (spins @ J) + b)).sum(axis=-1, dtype=np.float64).T
-            info["rhat_energy"] = split_rhat(energies)
-            info["ess_energy"] = effective_sample_size(energies)
-        return spins.reshape(-1, chains.n_spins)[:n_samples], info
+    def _collect(self, state: Any, n_samples: int) -> tuple[NDArray[np.int8], dict[str, Any]]:
+        spins, info = torch_chains.collect(state, n_samples, self.n_sweeps)
+        return spins, {**info, "device": str(self.device)}
 
 
 def _checked(device: str | torch.device | None) -> torch.device:

@@ -11,7 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scvi_qbm.ising import Ising
-from scvi_qbm.samplers.base import Law, Sampler, positive_int
+from scvi_qbm.samplers.base import Law, Sampler
+from scvi_qbm.samplers.checks import one_of, positive, positive_int
+
+from .reads import energy_scale, n_distinct
 
 __all__ = ["SimulatedBifurcation"]
 
@@ -88,17 +91,15 @@ class SimulatedBifurcation(Sampler):
         heat_coefficient: float = 0.06,
     ) -> None:
         _require()
-        if mode not in ("ballistic", "discrete"):
-            raise ValueError(f"`mode` must be ballistic or discrete, got {mode!r}.")
-        self.mode = mode
+        self.mode = one_of(mode, ("ballistic", "discrete"), "mode")
         self.max_steps = positive_int(max_steps, "max_steps")
         self.heated = bool(heated)
-        self.time_step = _positive(time_step, "time_step")
-        self.pressure_slope = _positive(
+        self.time_step = positive(time_step, "time_step")
+        self.pressure_slope = positive(
             1 / (self.time_step * self.max_steps) if pressure_slope is None else pressure_slope,
             "pressure_slope",
         )
-        self.heat_coefficient = _positive(heat_coefficient, "heat_coefficient")
+        self.heat_coefficient = positive(heat_coefficient, "heat_coefficient")
 
     def _sample(
         self, ising: Ising, beta: float, n_samples: int, entropy: np.random.SeedSequence
@@ -110,7 +111,7 @@ class SimulatedBifurcation(Sampler):
         else:
             spins = self._minimise(ising, unit, n_samples, entropy)
         return spins, {
-            "n_distinct": len(np.unique(np.packbits(spins > 0, axis=1), axis=0)),
+            "n_distinct": n_distinct(spins),
             "n_steps": self.max_steps,
             "pressure_slope": self.pressure_slope,
         }
@@ -171,16 +172,8 @@ def _check_energies(model: Ising, spins: NDArray[np.int8], integrated: NDArray[A
     states[:, : model.n_spins] = spins
     theirs = model.offset - 0.5 * np.einsum("ai,ai->a", states @ integrated, states)
     error = np.abs(model.energy(spins) - theirs)
-    scale = np.abs(model.J).sum() / 2 + np.abs(model.b).sum() + abs(model.offset)
-    if not (error <= 1e-5 * scale).all():
+    if not (error <= 1e-5 * energy_scale(model)).all():
         raise RuntimeError(
             "simulated-bifurcation integrated a model whose energies are not ours (off by up to "
             f"{error.max():.3g}): its conventions have changed."
         )
-
-
-def _positive(value: float, name: str) -> float:
-    out = float(value)
-    if not (np.isfinite(out) and out > 0):
-        raise ValueError(f"`{name}` must be finite and > 0, got {out}.")
-    return out

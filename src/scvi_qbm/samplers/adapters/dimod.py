@@ -18,8 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scvi_qbm.ising import Ising
-from scvi_qbm.samplers.base import Law, Sampler, SampleSet, positive_int
+from scvi_qbm.samplers.base import Law, Sampler, SampleSet
+from scvi_qbm.samplers.checks import one_of, positive_int
 from scvi_qbm.samplers.registry import get_sampler
+
+from .reads import energy_scale, n_distinct
 
 __all__ = ["DWaveAnnealing", "Dimod", "OpenJijAnnealing", "to_dimod"]
 
@@ -169,7 +172,7 @@ class Dimod(Sampler):
         spins = np.concatenate(states)
         info = {
             "n_calls": n_calls,
-            "n_distinct": len(np.unique(np.packbits(spins > 0, axis=1), axis=0)),
+            "n_distinct": n_distinct(spins),
             "seeded": self._seeded,
         }
         return spins, info
@@ -200,9 +203,8 @@ class Dimod(Sampler):
         spins = spins.astype(np.int8)
         if answer.vartype.name == "BINARY":
             spins = (2 * spins - 1).astype(np.int8)
-        scale = np.abs(target.J).sum() / 2 + np.abs(target.b).sum() + abs(target.offset)
         error = np.abs(target.energy(spins) - np.asarray(record.energy, dtype=np.float64))
-        if not (error <= 1e-9 + 1e-6 * scale).all():
+        if not (error <= 1e-9 + 1e-6 * energy_scale(target)).all():
             raise RuntimeError(
                 f"{who} reports energies that are not those of its states (off by up to "
                 f"{error.max():.3g}): the sign of the energies or the order of the variables "
@@ -236,12 +238,6 @@ def _hot_to_cold(beta_range: tuple[float, float], zero_allowed: bool) -> tuple[f
             f"schedule; got {beta_range}."
         )
     return hot, cold
-
-
-def _one_of(value: str, choices: tuple[str, ...], name: str) -> str:
-    if value not in choices:
-        raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {value!r}.")
-    return value
 
 
 class DWaveAnnealing(Dimod):
@@ -287,12 +283,12 @@ class DWaveAnnealing(Dimod):
         proposal: Literal["Gibbs", "Metropolis"] = "Gibbs",
         randomize_order: bool = True,
     ) -> None:
-        _one_of(schedule, ("geometric", "linear"), "schedule")
+        one_of(schedule, ("geometric", "linear"), "schedule")
         parameters = {
             "num_sweeps": positive_int(n_sweeps, "n_sweeps"),
             "beta_range": _hot_to_cold(beta_range, schedule == "linear"),
             "beta_schedule_type": schedule,
-            "proposal_acceptance_criteria": _one_of(proposal, ("Gibbs", "Metropolis"), "proposal"),
+            "proposal_acceptance_criteria": one_of(proposal, ("Gibbs", "Metropolis"), "proposal"),
             "randomize_order": bool(randomize_order),
         }
         super().__init__("dwave.samplers:SimulatedAnnealingSampler", parameters=parameters)

@@ -7,8 +7,6 @@ packed into chunks of about 64 lanes, the unit of SIMD width, cache use and thre
 
 from __future__ import annotations
 
-import os
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,10 +15,11 @@ from numpy.typing import NDArray
 
 from scvi_qbm.diagnostics import effective_sample_size, split_rhat
 from scvi_qbm.ising import Ising
-from scvi_qbm.samplers.base import positive_int
-from scvi_qbm.samplers.engine.kernels import anneal_chunk, refresh_chunk, run_chunk
-from scvi_qbm.samplers.engine.rng import lane_states
-from scvi_qbm.samplers.engine.simd import aligned_zeros
+
+from .kernels import anneal_chunk, refresh_chunk, run_chunk
+from .rng import lane_states
+from .simd import aligned_zeros
+from .threads import spread
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -28,36 +27,11 @@ F64 = NDArray[np.float64]
 LANES = 64
 REFRESH = 256
 
-_pools: dict[tuple[int, int], ThreadPoolExecutor] = {}
-
-
-def default_threads() -> int:
-    """``OMP_NUM_THREADS`` if set, else the processors this process may use."""
-    declared = os.environ.get("OMP_NUM_THREADS", "")
-    return int(declared) if declared.isdigit() and int(declared) > 0 else processors()
-
-
-def checked_threads(n_threads: int | None) -> int:
-    """``n_threads`` if given and positive, else the default."""
-    if n_threads is None:
-        return default_threads()
-    return positive_int(n_threads, "n_threads")
-
-
-def processors() -> int:
-    """Processors this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def pool(n_threads: int) -> ThreadPoolExecutor:
-    """Threads of this process, made on first use."""
-    # Keyed by process: a forked child inherits the object but not its threads.
-    key = (os.getpid(), n_threads)
-    if key not in _pools:
-        _pools[key] = ThreadPoolExecutor(n_threads, thread_name_prefix="scvi-qbm")
-    return _pools[key]
+_ARRAYS = (
+    "spins", "fields", "energy", "lam", "rng", "lane_at", "heading", "accepted", "proposed",
+    "mean_spins",
+)  # fmt: skip
+_NUMBERS = ("n_means", "round_trips", "sweeps", "n_updates")
 
 
 def _round_up(value: int, multiple: int) -> int:
@@ -70,7 +44,7 @@ class Chains:
 
     ``spins`` float32 (n_chunks, n, W), ``fields`` float32 (n_chunks, W, stride), ``energy``
     float64 (n_chunks, W), ``lam`` float32 (n_chunks, W), ``rng`` uint32 (n_chunks, 4, W),
-    ``lane_at`` and ``heading`` int64: see ``_kernels``.
+    ``lane_at`` and ``heading`` int64: see ``kernels.py``.
     """
 
     ising: Ising
@@ -131,6 +105,57 @@ class Chains:
         out = picked.transpose(0, 2, 1).reshape(-1, self.ising.n_spins)[: self.n_chains]
         return out.astype(np.int8)
 
+    def retarget(self, ising: Ising) -> None:
+        """Point the chains at another model of the same size."""
+        n = ising.n_spins
+        if n != self.ising.n_spins:
+            raise ValueError(
+                f"The chains hold {self.ising.n_spins} spins, the new model has {n}: start anew."
+            )
+        self.ising = ising
+        self.J[:, :n] = ising.J
+        self.linear[:] = ising.b - self.base
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Recompute fields and energies from the spins, removing float32 drift."""
+        used = self.lane_at.shape[1] * self.n_levels
+        # Not numpy's matmul: BLAS threads that spin beside torch's make training crawl.
+        for spins, fields, energy in zip(self.spins, self.fields, self.energy, strict=True):
+            refresh_chunk(self.J, self.linear, spins, fields, energy, used)
+
+    def relevel(self, ladder: F64) -> Chains:
+        """The same ladders on other levels: each takes the state of the nearest old level."""
+        new = start(self.ising, ladder, self.n_chains, self.entropy, self.base)
+        nearest = np.abs(self.ladder[None, :] - new.ladder[:, None]).argmin(axis=1)
+        stacked = np.stack([self.states(level) for level in nearest], axis=1)
+        n_chunks, per_chunk = new.lane_at.shape[:2]
+        used = per_chunk * new.n_levels
+        padded = np.resize(stacked, (n_chunks * per_chunk, *stacked.shape[1:]))
+        new.spins[:, :, :used] = padded.reshape(n_chunks, used, -1).transpose(0, 2, 1)
+        new.sweeps, new.n_updates = self.sweeps, self.n_updates
+        new.mean_spins, new.n_means = self.mean_spins, self.n_means
+        new.refresh()
+        return new
+
+    def follow_means(self, horizon: int) -> None:
+        """Average the spins of the target level over the last ``horizon`` calls or so."""
+        self.n_means = min(self.n_means + 1, horizon)
+        self.mean_spins += (self.states().mean(axis=0) - self.mean_spins) / self.n_means
+
+    def rebase(self, shrink: float) -> None:
+        """Have independent spins of the mean spins seen, shrunk, at lam = 0; lam = 1 stays."""
+        self.base = np.arctanh(shrink * self.mean_spins)
+        self.retarget(self.ising)
+
+    def adopt(self, spins: NDArray[np.int8]) -> None:
+        """Put states, int8 (any number, n), at the target level of the ladders, cyclically."""
+        n_chunks, per_chunk = self.lane_at.shape[:2]
+        placed = np.resize(spins, (n_chunks, per_chunk, self.ising.n_spins))
+        for c in range(n_chunks):
+            self.spins[c][:, self.lane_at[c, :, -1]] = placed[c].T
+        self.refresh()
+
 
 def start(
     ising: Ising,
@@ -139,20 +164,9 @@ def start(
     entropy: np.random.SeedSequence,
     base: F64 | None = None,
 ) -> Chains:
-    """Ladders at independent random states (the law at lam = 0).
+    """Ladders at independent random states: the law at lam = 0, spins in the fields ``base``.
 
-    Parameters
-    ----------
-    ising
-        Target at lam = 1; scale it by beta first.
-    ladder
-        Increasing levels in [0, 1].
-    n_chains
-        Number of independent ladders.
-    entropy
-        Source of the lanes' random states.
-    base
-        Fields of the law at lam = 0, (n,); zero by default.
+    The target at lam = 1 is ``ising``: scale it by beta first.
     """
     n, n_levels = ising.n_spins, len(ladder)
     per_chunk = max(1, min(n_chains, LANES // n_levels))
@@ -194,37 +208,14 @@ def start(
         entropy=next_entropy,
         mean_spins=np.zeros(n),
     )
-    retarget(chains, ising)
+    chains.retarget(ising)
     return chains
 
 
-def retarget(chains: Chains, ising: Ising) -> None:
-    """Point the chains at another model of the same size."""
-    n = ising.n_spins
-    if n != chains.ising.n_spins:
-        raise ValueError(
-            f"The chains hold {chains.ising.n_spins} spins, the new model has {n}: start anew."
-        )
-    chains.ising = ising
-    chains.J[:, :n] = ising.J
-    chains.linear[:] = ising.b - chains.base
-    refresh(chains)
-
-
-def refresh(chains: Chains) -> None:
-    """Recompute fields and energies from the spins, removing float32 drift."""
-    used = chains.lane_at.shape[1] * chains.n_levels
-    # Not numpy's matmul: BLAS threads that spin beside torch's make training crawl.
-    for spins, fields, energy in zip(chains.spins, chains.fields, chains.energy, strict=True):
-        refresh_chunk(chains.J, chains.linear, spins, fields, energy, used)
-
-
 def run(chains: Chains, n_sweeps: int, *, record: bool = False, n_threads: int = 1) -> F64 | None:
-    """Advance all ladders by ``n_sweeps`` sweeps with a swap after each.
+    """Advance all ladders by sweeps with a swap after each.
 
-    Returns
-    -------
-    With ``record``, the energies ``U`` by level, float64 (n_sweeps, n_chains, n_levels).
+    With ``record`` returns the energies ``U`` by level, float64 (n_sweeps, n_chains, n_levels).
     """
     n_chunks, per_chunk, n_levels = chains.lane_at.shape
     shape = (n_chunks, n_sweeps if record else 0, per_chunk, n_levels)
@@ -254,18 +245,14 @@ def run(chains: Chains, n_sweeps: int, *, record: bool = False, n_threads: int =
             )
             for c in range(n_chunks)
         ]
-        if n_threads > 1 and n_chunks > 1:
-            trips = list(pool(n_threads).map(lambda args: run_chunk(*args), pieces))
-        else:
-            trips = [run_chunk(*args) for args in pieces]
-        chains.round_trips += sum(trips)
+        chains.round_trips += sum(spread(lambda args: run_chunk(*args), pieces, n_threads))
         for start_at in (0, 1):
             swaps = (block + 1 - (parity != start_at)) // 2
             chains.proposed[start_at::2] += swaps * per_chunk * n_chunks
         chains.sweeps += block
         done += block
         if block == REFRESH:
-            refresh(chains)
+            chains.refresh()
     chains.accepted += accepted.sum(axis=0)
     chains.n_updates += n_sweeps * n_chunks * per_chunk * n_levels * chains.ising.n_spins
     if not record:
@@ -282,49 +269,9 @@ def anneal(chains: Chains, betas: F64, n_threads: int = 1, *, metropolis: bool =
         state = chains.spins[c], chains.fields[c], chains.energy[c], chains.lam[c], chains.rng[c]
         anneal_chunk(chains.J, base, chains.linear, betas, *state, used, REFRESH, metropolis)
 
-    if n_threads > 1 and len(chains.spins) > 1:
-        list(pool(n_threads).map(work, range(len(chains.spins))))
-    else:
-        for c in range(len(chains.spins)):
-            work(c)
+    spread(work, range(len(chains.spins)), n_threads)
     chains.sweeps += len(betas)
     chains.n_updates += len(betas) * used * len(chains.spins) * chains.ising.n_spins
-
-
-def relevel(chains: Chains, ladder: F64) -> Chains:
-    """The same ladders on other levels: each takes the state of the nearest old level."""
-    new = start(chains.ising, ladder, chains.n_chains, chains.entropy, chains.base)
-    nearest = np.abs(chains.ladder[None, :] - new.ladder[:, None]).argmin(axis=1)
-    used = new.lane_at.shape[1] * new.n_levels
-    stacked = np.stack([chains.states(level) for level in nearest], axis=1)
-    n_chunks, per_chunk = new.lane_at.shape[:2]
-    padded = np.resize(stacked, (n_chunks * per_chunk, *stacked.shape[1:]))
-    new.spins[:, :, :used] = padded.reshape(n_chunks, used, -1).transpose(0, 2, 1)
-    new.sweeps, new.n_updates = chains.sweeps, chains.n_updates
-    new.mean_spins, new.n_means = chains.mean_spins, chains.n_means
-    refresh(new)
-    return new
-
-
-def rebase(chains: Chains, base: F64) -> None:
-    """Change the law at lam = 0 to independent spins in the fields ``base``; lam = 1 stays."""
-    chains.base = np.array(base, dtype=np.float64)
-    retarget(chains, chains.ising)
-
-
-def follow_means(chains: Chains, horizon: int) -> None:
-    """Average the spins of the target level over the last ``horizon`` calls or so."""
-    chains.n_means = min(chains.n_means + 1, horizon)
-    chains.mean_spins += (chains.states().mean(axis=0) - chains.mean_spins) / chains.n_means
-
-
-def adopt(chains: Chains, spins: NDArray[np.int8]) -> None:
-    """Put states, int8 (any number, n), at the target level of the ladders, cyclically."""
-    n_chunks, per_chunk = chains.lane_at.shape[:2]
-    placed = np.resize(spins, (n_chunks, per_chunk, chains.ising.n_spins))
-    for c in range(n_chunks):
-        chains.spins[c][:, chains.lane_at[c, :, -1]] = placed[c].T
-    refresh(chains)
 
 
 def collect(
@@ -346,13 +293,73 @@ def collect(
             heading = chains.at_levels(chains.heading)
             cooling += (heading == 1).sum(axis=0)
             heating += (heading == 2).sum(axis=0)
-    info: dict[str, Any] = {"n_updates": chains.n_updates, "n_chains": chains.n_chains}
+    info: dict[str, Any] = {
+        "n_updates": chains.n_updates,
+        "n_chains": chains.n_chains,
+        "n_sweeps": n_sweeps,
+    }
     if levels:
         info["level_energies"] = tempered
         with np.errstate(invalid="ignore"):
             info["flow"] = cooling / (cooling + heating)
-    if n_rounds >= 4:
-        energies = chains.ising.energy(kept).T
-        info["rhat_energy"] = split_rhat(energies)
-        info["ess_energy"] = effective_sample_size(energies)
+    info |= mixing(chains.ising.energy(kept))
     return kept.reshape(-1, chains.ising.n_spins)[:n_samples], info
+
+
+def mixing(energies: F64) -> dict[str, Any]:
+    """R-hat and ESS of energies (n_rounds, n_chains); nothing from fewer than 4 rounds."""
+    if len(energies) < 4:
+        return {}
+    series = energies.T
+    return {
+        "rhat_energy": split_rhat(series),
+        "ess_energy": effective_sample_size(series),
+    }
+
+
+def pack(chains: Chains) -> dict[str, Any]:
+    """Chains as plain arrays and numbers, for checkpoints: exact to the bit and the next draw."""
+    entropy = chains.entropy.entropy
+    arrays = {name: getattr(chains, name).copy() for name in _ARRAYS}
+    # uint32, which torch stores only of late.
+    arrays["rng"] = arrays["rng"].view(np.int32)
+    return {
+        "J": chains.ising.J.copy(),
+        "b": chains.ising.b.copy(),
+        "offset": float(chains.ising.offset),
+        "base": chains.base.copy(),
+        "ladder": chains.ladder.copy(),
+        "n_chains": chains.n_chains,
+        # 128 bits, which not every reader of checkpoints takes for a number.
+        "entropy": [str(e) for e in np.atleast_1d(np.array(entropy, dtype=object))],
+        "spawn_key": list(chains.entropy.spawn_key),
+        "n_spawned": chains.entropy.n_children_spawned,
+        "arrays": arrays,
+        "numbers": {name: int(getattr(chains, name)) for name in _NUMBERS},
+    }
+
+
+def unpack(saved: dict[str, Any], stream: int = 0) -> Chains:
+    """The chains that :func:`pack` saw; with a ``stream`` they go on with other random numbers."""
+    entropy = [int(e) for e in saved["entropy"]]
+    chains = start(
+        Ising(np.asarray(saved["J"]), np.asarray(saved["b"]), offset=saved["offset"]),
+        np.asarray(saved["ladder"]),
+        saved["n_chains"],
+        np.random.SeedSequence([*entropy, stream]),
+        np.asarray(saved["base"]),
+    )
+    arrays = {name: np.asarray(value) for name, value in saved["arrays"].items()}
+    states = arrays.pop("rng").view(np.uint32)
+    if not stream:
+        chains.rng[...] = states
+        chains.entropy = np.random.SeedSequence(
+            entropy[0] if len(entropy) == 1 else entropy,
+            spawn_key=tuple(saved["spawn_key"]),
+            n_children_spawned=saved["n_spawned"],
+        )
+    for name, value in arrays.items():
+        getattr(chains, name)[...] = value
+    for name, value in saved["numbers"].items():
+        setattr(chains, name, value)
+    return chains

@@ -19,16 +19,9 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from scvi_qbm.samplers.engine.rng import fill_symmetric, next_uniform
-from scvi_qbm.samplers.engine.simd import (
-    LANE,
-    TILE,
-    add_rows,
-    add_rows_narrow,
-    add_rows_wide,
-    heat_bath,
-)
-from scvi_qbm.samplers.engine.simd import metropolis as decide_metropolis
+from .rng import fill_symmetric, next_uniform
+from .simd import LANE, TILE, add_rows, add_rows_narrow, add_rows_wide, heat_bath
+from .simd import metropolis as decide_metropolis
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]

@@ -16,19 +16,8 @@ from numba import njit, types
 from numba.extending import intrinsic
 from numpy.typing import DTypeLike, NDArray
 
-__all__ = [
-    "LANE",
-    "TILE",
-    "add_rows",
-    "add_rows_narrow",
-    "add_rows_wide",
-    "aligned_zeros",
-    "heat_bath",
-    "metropolis",
-]
-
 LANE = 16
-#: Floats that ``add_rows_wide`` adds to: four vectors, which AVX2 still has registers for.
+# Floats that ``add_rows_wide`` adds to: four vectors, which AVX2 still has registers for.
 TILE = 4 * LANE
 _I64 = ir.IntType(64)
 _I32 = ir.IntType(32)
@@ -184,11 +173,11 @@ def _decision(is_metropolis: bool) -> Any:
     return decide
 
 
-#: ``heat_bath(field, lam, base, draw, spin, change, energy, at)``: spin up in lanes ``at`` to
-#: ``at + 15`` where ``draw < tanh(lam * field + base)``, draws uniform on [-1, 1); writes spin and
-#: change and takes ``change * field`` off the energy.
+# ``heat_bath(field, lam, base, draw, spin, change, energy, at)``: spin up in lanes ``at`` to
+# ``at + 15`` where ``draw < tanh(lam * field + base)``, draws uniform on [-1, 1); writes spin and
+# change and takes ``change * field`` off the energy.
 heat_bath = _decision(False)
-#: The same by Metropolis: flip where ``(draw + 1) / 2 < exp(-2 s (lam * field + base))``.
+# The same by Metropolis: flip where ``(draw + 1) / 2 < exp(-2 s (lam * field + base))``.
 metropolis = _decision(True)
 
 

@@ -2,7 +2,23 @@
 
 All levels of all ladders are columns ("lanes") of one tensor; a lane sits at inverse temperature
 ``lam`` of the path ``p_lam(s) ~ exp(base.s - lam * U(s))`` with ``U(s) = -s'Js/2 - c.s`` and
-``c = b - base``, as in ``_chains``. The sweep: ``_torch_kernels``.
+``c = b - base``, as in ``chains.py``.
+
+Spins are updated block by block, each block B given all the others through a Gaussian auxiliary
+variable (Martens and Sutskever 2010). With ``A = J_BB + D``, D a multiple of the identity that
+makes A positive definite, and ``A = LL'``, at inverse temperature lam,
+
+    y | s ~ N(sqrt(lam) L's_B, 1);
+    s_B | y independent spins in the fields base + lam f + sqrt(lam) L y,
+
+where f are the fields c + Js of the other blocks. So a block is drawn at once, in the fields
+``base + lam (f + A s_B) + sqrt(lam) L xi``. They come fresh from the spins by one matrix product:
+nothing is kept that could drift. The law is kept for any D; the larger lam D, the more often a
+spin stays. A block of one spin is the sequential heat bath (D = 0); larger ones trade mixing for
+fewer kernels.
+
+Nothing in a sweep waits for the device, no shape depends on a value, and state changes in place:
+it can be captured as a CUDA graph.
 """
 
 from __future__ import annotations
@@ -17,9 +33,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from scvi_qbm.ising import Ising
-from scvi_qbm.samplers.engine import torch_kernels as kernels
+
+from . import torch_kernels as kernels
+from .chains import mixing
 
 F64 = NDArray[np.float64]
+
+# Half the step of float32 uniforms: 0 is the one value whose logit is infinite.
+_SMALLEST = 2.0**-25
 
 _STATE = ("J", "b", "base", "lane_at", "heading", "swaps", "trips", "parity", "mean_spins",
           "n_means")  # fmt: skip
@@ -108,6 +129,53 @@ class TorchChains:
         twice = torch.addmm(2 * (self.b - self.base)[:, None], self.A, self.spins)
         return (self.spins * twice).sum(0).mul_(-0.5)
 
+    def sweep(self) -> None:
+        """Update every spin of all lanes once, block by block, in place."""
+        spins, lam, block = self.spins, self.lam, self.block
+        n, n_lanes = spins.shape
+        linear = (self.b - self.base)[:, None]
+        xi = spins.new_empty(len(self.root), block, n_lanes).normal_(generator=self.generator)
+        # s = +1 where the field exceeds logistic noise: probability expit(2 field).
+        margin = torch.empty_like(spins).uniform_(generator=self.generator)
+        margin.clamp_(min=_SMALLEST).logit_().mul_(0.5).add_(self.base[:, None])
+        margin.addcmul_(torch.bmm(self.root, xi).flatten(0, 1)[:n], lam.sqrt())
+        one = torch.ones_like(lam)
+        for first in range(0, n, block):
+            rows = slice(first, first + block)
+            fields = torch.addmm(linear[rows], self.A[rows], spins)
+            torch.copysign(one, margin[rows].addcmul_(fields, lam), out=spins[rows])
+
+    def swap(self) -> None:
+        """Propose to exchange the levels of even or odd neighbours, in turn, in place."""
+        lane_at, levels, heading = self.lane_at, self.levels, self.heading
+        partner = self.partners.index_select(0, self.parity)[0]
+        energy = self.energies().view(lane_at.shape).gather(1, lane_at)
+        gap = energy - energy.index_select(1, partner)
+        accept = ((levels - levels[partner]) * gap).clamp_(max=0).exp_()
+        own = torch.arange(len(levels), device=levels.device)
+        # Both of a pair look at the same number.
+        draw = torch.rand(lane_at.shape, generator=self.generator, device=levels.device)
+        draw = draw.index_select(1, torch.minimum(own, partner))
+        lane_at.copy_(torch.where(draw < accept, lane_at.index_select(1, partner), lane_at))
+        self.lam.view(lane_at.shape).scatter_(1, lane_at, levels.expand(lane_at.shape))
+        # Probabilities, not outcomes: less noise at no cost.
+        lower = partner > own
+        self.swaps[0].add_(accept.sum(0) * lower)
+        self.swaps[1].add_(lower, alpha=self.n_chains)
+        self.parity.neg_().add_(1)
+
+        hot, cold = lane_at[:, :1], lane_at[:, -1:]
+        self.trips.add_((heading.gather(1, hot) == 2).sum())
+        heading.scatter_(1, hot, 1)
+        at_cold = heading.gather(1, cold)
+        heading.scatter_(1, cold, at_cold + (at_cold == 1))
+
+    @property
+    def changing(self) -> tuple[Tensor, ...]:
+        """What a sweep and its swaps write to."""
+        return (self.spins, self.lam, self.lane_at, self.heading, self.swaps, self.trips,
+                self.parity)  # fmt: skip
+
     def retarget(self, J: Tensor, b: Tensor) -> None:
         """Point the chains at another model of the same size; the blocks stay. Does not wait."""
         with kernels.full_precision(self.device):
@@ -147,6 +215,34 @@ class TorchChains:
         """Average the spins of the target level over the last ``horizon`` calls or so."""
         self.n_means.add_(1).clamp_(max=horizon)
         self.mean_spins.add_((self.states().mean(0) - self.mean_spins) / self.n_means)
+
+    def rebase(self, shrink: float) -> None:
+        """Have independent spins of the mean spins seen, shrunk, at lam = 0; lam = 1 stays."""
+        self.base.copy_(torch.atanh(shrink * self.mean_spins))
+
+    def relevel(self, ladder: F64) -> TorchChains:
+        """The ladders on other levels: each takes the state of the nearest old level.
+
+        As many levels stay in their places, so that a CUDA graph of the sweep stays good.
+        """
+        nearest = np.abs(self.ladder[None, :] - ladder[:, None]).argmin(axis=1)
+        spins = torch.stack([self.states(int(level)).T for level in nearest], dim=2).flatten(1)
+        if len(ladder) == self.n_levels:
+            self.ladder = np.array(ladder, dtype=np.float64)
+            self.levels.copy_(torch.from_numpy(self.ladder))
+            self.spins.copy_(spins)
+            self.lam.copy_(self.levels.repeat(self.n_chains))
+            self.lane_at.copy_(torch.arange(len(ladder)))
+            self.parity.zero_()
+            self.forget()
+            return self
+        new = from_spins(spins, ladder, self.n_chains, self.base, self.generator)
+        new.J.copy_(self.J)
+        new.b.copy_(self.b)
+        new.choose_block()
+        new.mean_spins, new.n_means = self.mean_spins, self.n_means
+        new.n_updates = self.n_updates
+        return new
 
 
 def _numpy(x: Tensor) -> F64:
@@ -201,21 +297,7 @@ def from_spins(
 def start(
     ising: Ising, ladder: F64, n_chains: int, generator: torch.Generator, base: F64 | None = None
 ) -> TorchChains:
-    """Ladders at independent random states (the law at lam = 0), on the generator's device.
-
-    Parameters
-    ----------
-    ising
-        Target at lam = 1; scale it by beta first.
-    ladder
-        Increasing levels in [0, 1].
-    n_chains
-        Number of independent ladders.
-    generator
-        Source of all their randomness.
-    base
-        Fields of the law at lam = 0, (n,); zero by default.
-    """
+    """As :func:`.chains.start`, on the generator's device."""
     n, device = ising.n_spins, generator.device
     fields = tensor(np.zeros(n) if base is None else base, device)
     shape = n, n_chains * len(ladder)
@@ -232,39 +314,42 @@ def tensor(x: NDArray[Any], device: torch.device) -> Tensor:
     return torch.from_numpy(np.asarray(x, dtype=np.float32).copy()).to(device)
 
 
-def relevel(chains: TorchChains, ladder: F64) -> TorchChains:
-    """The ladders on other levels: each takes the state of the nearest old level.
-
-    As many levels stay in their places, so that a CUDA graph of the sweep stays good.
-    """
-    nearest = np.abs(chains.ladder[None, :] - ladder[:, None]).argmin(axis=1)
-    spins = torch.stack([chains.states(int(level)).T for level in nearest], dim=2).flatten(1)
-    if len(ladder) == chains.n_levels:
-        chains.ladder = np.array(ladder, dtype=np.float64)
-        chains.levels.copy_(torch.from_numpy(chains.ladder))
-        chains.spins.copy_(spins)
-        chains.lam.copy_(chains.levels.repeat(chains.n_chains))
-        chains.lane_at.copy_(torch.arange(len(ladder)))
-        chains.parity.zero_()
-        chains.forget()
-        return chains
-    new = from_spins(spins, ladder, chains.n_chains, chains.base, chains.generator)
-    new.J.copy_(chains.J)
-    new.b.copy_(chains.b)
-    new.choose_block()
-    new.mean_spins, new.n_means = chains.mean_spins, chains.n_means
-    new.n_updates = chains.n_updates
-    return new
-
-
 def run(chains: TorchChains, n_sweeps: int) -> None:
     """Advance all ladders by sweeps, each followed by swaps; does not wait for the device."""
+
+    def advance() -> None:
+        chains.sweep()
+        chains.swap()
+
     with kernels.full_precision(chains.device):
         if chains.advance is None:
-            chains.advance = kernels.captured(chains)
+            chains.advance = kernels.captured(
+                advance, chains.device, chains.generator, chains.changing
+            )
         for _ in range(n_sweeps):
             chains.advance()
     chains.n_updates += n_sweeps * chains.spins.numel()
+
+
+def collect(
+    chains: TorchChains, n_samples: int, n_sweeps: int
+) -> tuple[NDArray[np.int8], dict[str, Any]]:
+    """As :func:`.chains.collect`, without levels; waits for the device at the end."""
+    kept = []
+    for _ in range(-(-n_samples // chains.n_chains)):
+        run(chains, n_sweeps)
+        kept.append(chains.states().to(torch.int8))
+    chains.check()
+    spins = torch.stack(kept).cpu().numpy()
+    # Without the constant, which R-hat and ESS do not see.
+    J, b = (x.cpu().numpy() for x in (chains.J, chains.b))
+    energies = -(spins * (0.5 * (spins @ J) + b)).sum(axis=-1, dtype=np.float64)
+    return spins.reshape(-1, chains.n_spins)[:n_samples], {
+        "n_updates": chains.n_updates,
+        "n_chains": chains.n_chains,
+        "n_sweeps": n_sweeps,
+        **mixing(energies),
+    }
 
 
 def pack(chains: TorchChains) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""Kaiwu's machines."""
+"""Kaiwu: the sampler (adapter), its jobs, and the worker in the interpreter of the SDK."""

@@ -1,163 +1,30 @@
-r"""Ising machines: anything with ``solve(matrix)`` in this process, and the Kaiwu SDK outside it.
-
-Machines of the Kaiwu family minimise :math:`H(\tilde s) = -\tilde s^\top M \tilde s`, without a
-half, over n + 1 spins of which the last is an ancilla that carries the fields. With
-:math:`A` = :meth:`Ising.to_ancilla <scvi_qbm.ising.Ising.to_ancilla>`,
-:math:`E(s) - c = -\frac12 \tilde s^\top A \tilde s`, so that :math:`M = \beta A / 2` makes
-:math:`H = \beta (E - c)`; the states of the model are :math:`s = \tilde s_{1..n} \tilde s_{n+1}`.
-"""
+"""The Kaiwu SDK's machine and annealers, from another interpreter."""
 
 from __future__ import annotations
 
 import hashlib
-import inspect
 import os
 from collections.abc import Mapping
-from importlib import import_module
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scvi_qbm.ising import Ising
-from scvi_qbm.samplers.adapters.kaiwu import jobs, worker
-from scvi_qbm.samplers.adapters.kaiwu.reads import audit, machine_matrix, thin, unfold
 from scvi_qbm.samplers.adapters.quantise import Quantised, quantise
-from scvi_qbm.samplers.base import Law, Sampler, positive_int
+from scvi_qbm.samplers.adapters.reads import machine_matrix, states
+from scvi_qbm.samplers.base import Law, Sampler
+from scvi_qbm.samplers.checks import positive_int
 
-__all__ = ["Kaiwu", "SolveAdapter"]
+from . import jobs, worker
+
+__all__ = ["Kaiwu"]
 
 READS_PER_TASK = (10, 2000)
 
 F64 = NDArray[np.float64]
-Reads = NDArray[np.int8]
-
-
-class HeatBath:
-    """The smallest solver: 500 Gibbs chains of 100 sweeps at temperature 1."""
-
-    def solve(self, matrix: F64, seed: int) -> Reads:
-        """States of shape (500, n + 1)."""
-        reads: Reads = worker.heat_bath(matrix, 1.0, 500, 100, seed)
-        return reads
-
-
-class SolveAdapter(Sampler):
-    """Reads of any object with ``solve(matrix)``, such as a ``kaiwu.core.IsingSolver``.
-
-    ``solve`` gets a float64 matrix of shape (n + 1, n + 1) and returns states of -1 and +1,
-    shape (reads, n + 1), that are low in ``-s'Ms``; it is called until there are enough.
-
-    Parameters
-    ----------
-    solver
-        The object, or a function of the matrix, or ``"module:attribute"``: imported, and called
-        unless it is a solver itself.
-    n_bits
-        Round the matrix to signed integers of so many bits (:func:`~.quantise.quantise`) before
-        it is handed over; ``info["quantisation"]`` says what that cost. The temperature of the
-        integers is the report's ``gain`` times that of the matrix. ``None`` does not round.
-    scale_beta
-        Multiply the matrix by beta, for solvers that work at temperature 1. Without it the
-        solver's own temperature decides, whatever beta is.
-    max_solves
-        Calls of ``solve`` for one sample at most.
-
-    Raises
-    ------
-    TypeError
-        If ``solver`` has no ``solve`` and is no function.
-    ValueError
-        If a string is not ``"module:attribute"``, or an option is out of range. From ``sample``:
-        no solver was given.
-    RuntimeError
-        From ``sample``: too few reads in ``max_solves`` calls, or reads that are no states of the
-        model.
-
-    Notes
-    -----
-    A solver is seeded only through a keyword ``seed`` or ``rand_seed`` of ``solve``, a new
-    integer at each call: an attribute of that name may have been read long before. Otherwise
-    ``info["seeded"]`` is False and a seed does not repeat the reads.
-    """
-
-    name: ClassVar[str] = "solve"
-    law: ClassVar[Law] = "heuristic"
-    conformance: ClassVar[dict[str, Any]] = {"solver": f"{__name__}:HeatBath"}
-
-    def __init__(
-        self,
-        solver: Any = None,
-        n_bits: int | None = None,
-        scale_beta: bool = True,
-        max_solves: int = 1000,
-    ) -> None:
-        self.solver = _solver(solver)
-        self.n_bits = n_bits if n_bits is None else positive_int(n_bits, "n_bits", 2)
-        self.scale_beta = scale_beta
-        self.max_solves = positive_int(max_solves, "max_solves")
-
-    def _sample(
-        self, ising: Ising, beta: float, n_samples: int, entropy: np.random.SeedSequence
-    ) -> tuple[Reads, dict[str, Any]]:
-        if self.solver is None:
-            raise ValueError("Sampler 'solve' needs a solver: get_sampler('solve', solver=...).")
-        who = f"solver {getattr(self.solver, '__name__', type(self.solver).__name__)}"
-        scale = beta if self.scale_beta else 1.0
-        matrix = machine_matrix(ising, scale)
-        rounded = None if self.n_bits is None else quantise(matrix, self.n_bits)
-        handed = matrix if rounded is None else rounded.matrix.astype(np.float64)
-        keyword = _seed_keyword(self.solver)
-        rng = np.random.default_rng(entropy)
-        blocks: list[Reads] = []
-        while sum(map(len, blocks)) < n_samples:
-            if len(blocks) == self.max_solves:
-                raise RuntimeError(
-                    f"{who} gave {sum(map(len, blocks))} of {n_samples} reads in {len(blocks)} "
-                    "calls; raise `max_solves`."
-                )
-            seed = {} if keyword is None else {keyword: int(rng.integers(2**31))}
-            reads = self.solver.solve(handed.copy(), **seed)
-            blocks.append(worker.checked_reads(reads, ising.n_spins + 1, who))
-        report = audit(blocks, who)
-        reads = thin(np.concatenate(blocks), n_samples, rng)
-        return unfold(reads, matrix, ising, scale, who), {
-            "n_solves": len(blocks),
-            "seeded": keyword is not None,
-            "scale_beta": self.scale_beta,
-            "quantisation": None if rounded is None else rounded.as_dict(),
-            **report,
-        }
-
-
-def _solver(solver: Any) -> Any:
-    if isinstance(solver, str):
-        module, colon, attribute = solver.partition(":")
-        if not colon:
-            raise ValueError(f"`solver` must look like 'module:attribute', got {solver!r}.")
-        solver = getattr(import_module(module), attribute)
-        if isinstance(solver, type) or not hasattr(solver, "solve"):
-            solver = solver()
-    if inspect.isroutine(solver):
-        return SimpleNamespace(solve=solver, __name__=solver.__name__)
-    if solver is not None and (
-        isinstance(solver, type) or not callable(getattr(solver, "solve", None))
-    ):
-        raise TypeError(
-            "`solver` must be a function of a matrix or an object with solve(matrix), got "
-            f"{solver!r}."
-        )
-    return solver
-
-
-def _seed_keyword(solver: Any) -> str | None:
-    try:
-        known = inspect.signature(solver.solve).parameters
-    except (TypeError, ValueError):  # compiled without a signature
-        return None
-    return next((name for name in ("seed", "rand_seed") if name in known), None)
+Spins = NDArray[np.int8]
 
 
 class Kaiwu(Sampler):
@@ -284,7 +151,7 @@ class Kaiwu(Sampler):
 
     def _sample(
         self, ising: Ising, beta: float, n_samples: int, entropy: np.random.SeedSequence
-    ) -> tuple[Reads, dict[str, Any]]:
+    ) -> tuple[Spins, dict[str, Any]]:
         if self._cloud and ising.n_spins + 1 > self.max_spins:
             raise ValueError(
                 f"The model has {ising.n_spins} spins and its fields need one more; the machine "
@@ -334,9 +201,8 @@ class Kaiwu(Sampler):
                 )
                 for k in range(len(job["tasks"]))
             ]
-            report = audit(blocks, who)
-            reads = thin(np.concatenate(blocks), n_samples, np.random.default_rng(entropy))
-            spins = unfold(reads, matrix, ising, 1.0, who)
+            rng = np.random.default_rng(entropy)
+            spins, report = states(blocks, matrix, ising, 1.0, n_samples, rng, who)
             told = {
                 "tasks": [task["name"] for task in job["tasks"]],
                 "seeded": self.optimizer in ("sa_sampler", "fake"),

@@ -22,9 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scvi_qbm.samplers.adapters.kaiwu import worker
-
-__all__ = ["PYTHON_VARIABLE", "Replay", "append", "finish", "interpreter", "lock", "open_job"]
+from . import worker
 
 PYTHON_VARIABLE = "SCVI_QBM_KAIWU_PYTHON"
 
@@ -65,16 +63,8 @@ def open_job(
 ) -> Iterator[tuple[Path, bool]]:
     """A job's folder, ours as long as the context lasts, and whether it was there before.
 
-    Parameters
-    ----------
-    root
-        Holds the folders; ``None`` is a temporary one.
-    request, matrix, task_name, control, seeds
-        What the worker reads.
-    resume
-        Take up an unfinished job of an equal request.
-    check
-        Called before a new folder is made; may complain.
+    ``root`` holds the folders, ``None`` a temporary one; ``check`` is called before a new folder
+    is made, and may complain; the rest but ``resume`` is for the worker.
     """
     with contextlib.ExitStack() as stack:
         if root is None:
@@ -128,19 +118,7 @@ getattr(threading, "_register_atexit", atexit.register)(cancel)
 def finish(
     folder: Path, python: Callable[[], str], poll_interval: float, timeout: float, kept: str
 ) -> dict[str, Any]:
-    """Run the worker until the job is done.
-
-    Parameters
-    ----------
-    folder
-        The job's.
-    python
-        Returns the worker's interpreter; not asked for a job that is done.
-    poll_interval, timeout
-        Seconds.
-    kept
-        What an error says of the job's fate.
-    """
+    """Run the worker, unless the job is done; ``kept`` is what an error says of its fate."""
     path = folder / "job.json"
     job: dict[str, Any] = worker.read_json(path)
     if job["state"] == "done":

@@ -1,8 +1,8 @@
-"""Runs one job of the Kaiwu SDK: ``python _kaiwu_worker.py JOBDIR``.
+"""Runs one job of the Kaiwu SDK: ``python worker.py JOBDIR``.
 
 It stands alone: the standard library, numpy and the SDK of the interpreter that runs it (Python
-3.8 or later), nothing of scvi_qbm. ``kaiwu_adapter`` imports the helpers on files from here, so
-that a job folder is described once:
+3.8 or later), nothing of scvi_qbm, which imports the helpers on files and reads from here, so that
+a job folder is described once:
 
     request.npz        matrix (n + 1, n + 1), last spin the ancilla, H(s) = -s'Ms (no 1/2)
     job.json           state (submitted, waiting, done, failed), request, tasks, error

@@ -1,4 +1,11 @@
-"""Reads of machines that minimise ``-s'Ms``: the matrix they get, what their answers are worth."""
+r"""What machines read out: the matrix they get, what their answers are worth, states of a model.
+
+Machines of the Kaiwu family minimise :math:`H(\tilde s) = -\tilde s^\top M \tilde s`, without a
+half, over n + 1 spins of which the last is an ancilla that carries the fields. With
+:math:`A` = :meth:`Ising.to_ancilla <scvi_qbm.ising.Ising.to_ancilla>`,
+:math:`E(s) - c = -\frac12 \tilde s^\top A \tilde s`, so that :math:`M = \beta A / 2` makes
+:math:`H = \beta (E - c)`; the states of the model are :math:`s = \tilde s_{1..n} \tilde s_{n+1}`.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +17,10 @@ from numpy.typing import NDArray
 
 from scvi_qbm.ising import Ising
 
-__all__ = ["EXPECTED_PAIRS", "audit", "machine_matrix", "thin", "unfold"]
-
-#: Pairs of equal reads expected at least, before their absence is called de-duplication.
+# Pairs of equal reads expected at least, before their absence is called de-duplication.
 EXPECTED_PAIRS = 10
+# From a warning here to the caller of ``sample``.
+_STACK = 5
 
 F64 = NDArray[np.float64]
 Reads = NDArray[np.int8]
@@ -24,13 +31,35 @@ def machine_matrix(ising: Ising, scale: float = 1.0) -> F64:
     return 0.5 * scale * ising.to_ancilla()
 
 
-def unfold(reads: Reads, matrix: F64, ising: Ising, scale: float, who: str) -> Reads:
-    """States of the model from a machine's reads; its energies must be the model's.
+def n_distinct(spins: Reads) -> int:
+    """Number of different states."""
+    return len(np.unique(np.packbits(spins > 0, axis=1), axis=0))
 
-    Raises
-    ------
-    RuntimeError
-        If ``-s'Ms`` of a read is not ``scale * (energy - offset)``: a wrong mapping.
+
+def energy_scale(ising: Ising) -> float:
+    """The largest that energies could be, for comparing them."""
+    return float(np.abs(ising.J).sum() / 2 + np.abs(ising.b).sum() + abs(ising.offset))
+
+
+def states(
+    blocks: list[Reads],
+    matrix: F64,
+    ising: Ising,
+    scale: float,
+    n_samples: int,
+    rng: np.random.Generator,
+    who: str,
+) -> tuple[Reads, dict[str, Any]]:
+    """``n_samples`` states of the model from blocks of reads, and what :func:`audit` says."""
+    report = audit(blocks, who)
+    reads = thin(np.concatenate(blocks), n_samples, rng)
+    return unfold(reads, matrix, ising, scale, who), report
+
+
+def unfold(reads: Reads, matrix: F64, ising: Ising, scale: float, who: str) -> Reads:
+    """States of the model from a machine's reads.
+
+    A RuntimeError if ``-s'Ms`` of one is not ``scale * (energy - offset)``: a wrong mapping.
     """
     spins: Reads = reads[:, :-1] * reads[:, -1:]
     machine = -np.einsum("ri,ri->r", reads @ matrix, reads)
@@ -46,7 +75,7 @@ def unfold(reads: Reads, matrix: F64, ising: Ising, scale: float, who: str) -> R
         warnings.warn(
             f"Reads of {who} have higher energies than random states: does it minimise -s'Ms?",
             RuntimeWarning,
-            stacklevel=4,
+            stacklevel=_STACK,
         )
     return spins
 
@@ -54,11 +83,9 @@ def unfold(reads: Reads, matrix: F64, ising: Ising, scale: float, who: str) -> R
 def audit(blocks: list[Reads], who: str) -> dict[str, Any]:
     """Whether blocks of reads, one a call, could be independent draws; warns where not.
 
-    Returns
-    -------
-    ``n_distinct``; ``deduplicated``, no state twice within a block although equal pairs were to
-    be expected, from pairs across blocks or from the number of states; ``repeated``, two blocks
-    are equal read for read.
+    Reports ``n_distinct``; ``deduplicated``, no state twice within a block although equal pairs
+    were to be expected, from pairs across blocks or from the number of states; ``repeated``, two
+    blocks are equal read for read.
     """
     reads = np.concatenate(blocks)
     # Pools are made unique before the ancilla is folded away, or after: look at reads as they are.
@@ -81,10 +108,10 @@ def audit(blocks: list[Reads], who: str) -> dict[str, Any]:
     meets = (equal_within + 1) / (pairs(sizes) + 1)
     telling = [x.tobytes() for x in labels if len(x) * np.log(meets) < np.log(1e-6)]
     repeated = len(set(telling)) < len(telling)
-    n_distinct = len(np.unique(reads * reads[:, -1:], axis=0))
+    distinct = n_distinct(reads * reads[:, -1:])
 
     faults = []
-    if n_distinct == 1 and len(ids) > 1 and reads.shape[1] > 2:
+    if distinct == 1 and len(ids) > 1 and reads.shape[1] > 2:
         faults.append(f"all {len(ids)} reads are the same state")
     elif sizes.max() > 1 and all((x == x[0]).all() for x in labels):
         faults.append("each call returned one state only")
@@ -93,8 +120,8 @@ def audit(blocks: list[Reads], who: str) -> dict[str, Any]:
     if repeated:
         faults.append("two calls returned the same reads")
     for fault in faults:
-        warnings.warn(f"Reads of {who}: {fault}.", RuntimeWarning, stacklevel=4)
-    return {"n_distinct": n_distinct, "deduplicated": deduplicated, "repeated": repeated}
+        warnings.warn(f"Reads of {who}: {fault}.", RuntimeWarning, stacklevel=_STACK)
+    return {"n_distinct": distinct, "deduplicated": deduplicated, "repeated": repeated}
 
 
 def thin(reads: Reads, n_samples: int, rng: np.random.Generator) -> Reads:

@@ -1,0 +1,29 @@
+"""Checks of samplers' options; an error names the option and says what it may be."""
+
+from __future__ import annotations
+
+import math
+import operator
+
+
+def positive_int(value: int, name: str, minimum: int = 1) -> int:
+    """``value`` as an int of at least ``minimum``."""
+    out = operator.index(value)
+    if out < minimum:
+        raise ValueError(f"`{name}` must be at least {minimum}, got {out}.")
+    return out
+
+
+def positive(value: float, name: str) -> float:
+    """``value`` as a finite float above 0."""
+    out = float(value)
+    if not (math.isfinite(out) and out > 0):
+        raise ValueError(f"`{name}` must be finite and > 0, got {out}.")
+    return out
+
+
+def one_of(value: str, choices: tuple[str, ...], name: str) -> str:
+    """``value`` if it is among the choices."""
+    if value not in choices:
+        raise ValueError(f"`{name}` must be one of {choices}, got {value!r}.")
+    return value

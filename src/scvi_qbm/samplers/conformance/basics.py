@@ -1,0 +1,205 @@
+"""What holds for every sampler, at the extremes too, and what holds for chains.
+
+A check is a function of a sampler and a seed. It raises an AssertionError where the sampler
+fails, and returns what it measured, with another outcome than ``"passed"`` where there is one.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import NamedTuple, get_args
+
+import numpy as np
+
+from scvi_qbm.ising import Ising
+from scvi_qbm.samplers.base import ChainSampler, Law, Sampler, SampleSet
+from scvi_qbm.samplers.exact import all_energies
+
+
+class Found(NamedTuple):
+    """What a check measured."""
+
+    detail: str = ""
+    outcome: str = "passed"
+
+
+Check = Callable[[Sampler, int], Found]
+
+
+def require(condition: object, message: str) -> None:
+    """``assert``, under ``python -O`` too."""
+    if not condition:
+        raise AssertionError(message)
+
+
+# --- models ------------------------------------------------------------------------------------
+
+
+def random_model(n_spins: int, seed: int, sd: float = 0.7, field_sd: float = 0.4) -> Ising:
+    """Normal couplings and fields; peaked, so that a wrong law shows."""
+    rng = np.random.default_rng(seed)
+    upper = np.triu(rng.normal(size=(n_spins, n_spins)) * sd, 1)
+    return Ising(upper + upper.T, rng.normal(size=n_spins) * field_sd, offset=rng.normal())
+
+
+def only_fields(fields: list[float]) -> Ising:
+    """Spins without couplings."""
+    return Ising(np.zeros((len(fields), len(fields))), np.array(fields))
+
+
+def many_states(sampler: Sampler, n_spins: int, seed: int) -> Ising:
+    """A model on which even a minimiser, by its free pairs, has reason to give many states."""
+    if sampler.law != "heuristic":
+        return random_model(n_spins, seed, sd=0.1, field_sd=0.1)
+    pair = np.array([[0.0, 1.0], [1.0, 0.0]])
+    return Ising(np.kron(np.eye(n_spins // 2), pair), np.zeros(n_spins))
+
+
+# --- what holds for every sampler --------------------------------------------------------------
+
+
+def check_interface(sampler: Sampler, seed: int) -> Found:
+    """Types, shapes, energies, and what ``info`` must say."""
+    model = random_model(6, seed)
+    out = sampler.sample(model, 0.7, 97, seed=seed)
+    require(isinstance(out, SampleSet) and len(out) == 97, "97 samples were asked for")
+    require(out.spins.dtype == np.int8, f"spins are {out.spins.dtype}, not int8")
+    require((np.abs(out.spins) == 1).all(), "spins other than -1 and +1")
+    np.testing.assert_allclose(out.energies, model.energy(out.spins), atol=1e-9)
+    for key in ("sampler", "law", "beta"):
+        require(key in out.info, f"info lacks {key!r}")
+    laws = get_args(Law)
+    require(out.info["law"] == sampler.law, f"info says {out.info['law']!r}, law {sampler.law!r}")
+    require(sampler.law in laws, f"law is {sampler.law!r}, not one of {laws}")
+    return Found()
+
+
+def check_signs(sampler: Sampler, seed: int) -> Found:
+    """Spins follow strong fields, and each other by the sign of a strong coupling."""
+    model = only_fields([3.0, -3.0, 3.0, -3.0])
+    agree = float((sampler.sample(model, 2.0, 100, seed=seed).spins == np.sign(model.b)).mean())
+    require(agree > 0.95, f"only {agree:.0%} of spins follow their field")
+    for sign in (1, -1):
+        pair = Ising(np.array([[0.0, sign], [sign, 0.0]]), np.zeros(2))
+        spins = sampler.sample(pair, 4.0, 100, seed=seed).spins
+        right = float((spins[:, 0] * spins[:, 1] == sign).mean())
+        require(right > 0.95, f"a coupling of {sign:+} is obeyed in {right:.0%} of states only")
+    return Found()
+
+
+def check_seeds(sampler: Sampler, seed: int) -> Found:
+    """Equal seeds give equal states, other seeds or none others."""
+    model = many_states(sampler, 12, seed)
+    first = sampler.sample(model, n_samples=64, seed=seed)
+    fresh = [sampler.sample(model, n_samples=64).spins for _ in range(2)]
+    require((fresh[0] != fresh[1]).any(), "without a seed two calls give the same states")
+    if first.info.get("seeded") is False:
+        return Found("the back end takes no seed, and info says so", "skipped")
+    again = sampler.sample(model, n_samples=64, seed=seed).spins
+    other = sampler.sample(model, n_samples=64, seed=seed + 1).spins
+    require((first.spins == again).all(), "the same seed gives other states")
+    require((first.spins != other).any(), "another seed gives the same states")
+    return Found()
+
+
+def check_distinct_reads(sampler: Sampler, seed: int) -> Found:
+    """Not one read repeated: nearly all of 200 states differ where there are many."""
+    spins = sampler.sample(many_states(sampler, 20, seed), n_samples=200, seed=seed).spins
+    distinct = len(np.unique(spins, axis=0))
+    # Ten free pairs have 1,024 minima, of which 200 fair draws see 182.
+    wanted = 100 if sampler.law == "heuristic" else 190
+    require(distinct >= wanted, f"{distinct} distinct states among 200 where nearly all should be")
+    return Found(f"{distinct} of 200")
+
+
+def check_global_state(sampler: Sampler, seed: int) -> Found:
+    """Numpy's global generator is left alone."""
+    before = _numpy_state()
+    sampler.sample(random_model(6, seed), n_samples=8, seed=seed)
+    require(before == _numpy_state(), "numpy's global generator was used")
+    return Found()
+
+
+def _numpy_state() -> str:
+    with np.printoptions(threshold=10**6):
+        return str(np.random.get_state())
+
+
+def check_low_energies(sampler: Sampler, seed: int) -> Found:
+    """Cold states are near the ground state."""
+    model = random_model(12, seed)
+    energies = all_energies(model)
+    found = sampler.sample(model, 5.0, 64, seed=seed).energies.mean()
+    depth = float((energies.mean() - found) / (energies.mean() - energies.min()))
+    require(depth > 0.7, f"at beta = 5 states reach {depth:.0%} of the ground state's depth")
+    return Found(f"{depth:.1%} of the ground state's depth at beta = 5")
+
+
+# --- extremes ----------------------------------------------------------------------------------
+
+
+def check_one_spin(sampler: Sampler, seed: int) -> Found:
+    """The mean of a single spin in a field, tanh(beta b)."""
+    spins = sampler.sample(only_fields([0.5]), 1.0, 4096, seed=seed).spins
+    expected = float(np.tanh(0.5))
+    if sampler.law == "heuristic":
+        require(spins.mean() > 0, "a single spin does not follow its field")
+        return Found(f"mean {spins.mean():.3f}, Boltzmann's is {expected:.3f}", "noted")
+    z = (spins.mean() - expected) / np.sqrt((1 - expected**2) / 4096)
+    require(abs(z) < 5, f"mean spin is {z:.1f} standard errors off")
+    return Found()
+
+
+def check_free_spins(sampler: Sampler, seed: int) -> Found:
+    """Without couplings and fields, or at beta = 0, spins have mean 0."""
+    for model, beta in ((only_fields([0.0] * 5), 1.0), (random_model(5, seed), 0.0)):
+        mean = sampler.sample(model, beta, 4096, seed=seed).spins.mean(axis=0)
+        if sampler.law != "heuristic":
+            largest = float(np.abs(mean).max())
+            require(largest < 5 / np.sqrt(4096), f"mean spin {largest:.3f} of free spins")
+    return Found("zero couplings, beta = 0")
+
+
+def check_cold_and_frozen(sampler: Sampler, seed: int) -> Found:
+    """Fields of 60 are followed, and temperatures near 0 break nothing."""
+    model = only_fields([60.0, -60.0, 60.0, -60.0])
+    spins = sampler.sample(model, 1.0, 50, seed=seed).spins
+    require((spins == np.sign(model.b)).all(), "spins in fields of 60 do not follow them")
+    model = random_model(8, seed)
+    for beta in (30.0, 1e6):
+        with warnings.catch_warnings():
+            # Frozen spins do not mix; a sampler may well say so.
+            warnings.simplefilter("ignore", RuntimeWarning)
+            out = sampler.sample(model, beta, 50, seed=seed)
+        if sampler.law == "exact":
+            ground = float(all_energies(model).min())
+            require(np.abs(out.energies - ground).max() < 1e-6, f"excited at beta = {beta:g}")
+    return Found("fields of 60, beta = 30 and 1e6")
+
+
+# --- chains ------------------------------------------------------------------------------------
+
+
+def check_chains(sampler: Sampler, seed: int) -> Found:
+    """``init``, ``step``, ``adapt``, ``retarget`` and ``spins`` of a chain sampler."""
+    if not isinstance(sampler, ChainSampler):
+        return Found("not a ChainSampler", "skipped")
+    state = sampler.init(random_model(7, seed), seed=seed)
+    before = sampler.spins(state).copy()
+    for _ in range(3):
+        state = sampler.adapt(sampler.step(state))
+    spins = sampler.spins(state)
+    wanted = (sampler.n_chains, 7)
+    require(spins.shape == wanted, f"spins() has shape {spins.shape}, expected {wanted}")
+    require((np.abs(spins) == 1).all(), "spins() other than -1 and +1")
+    require((spins != before).any(), "step() moves nothing")
+    state = sampler.step(sampler.retarget(state, random_model(7, seed + 1)))
+    require(sampler.spins(state).shape == wanted, "retarget() changes the number of chains")
+    state = sampler.step(sampler.retarget(state, only_fields([20.0] * 7)))
+    require((sampler.spins(state) == 1).mean() > 0.99, "retarget() does not change the target")
+    try:
+        sampler.retarget(state, random_model(6, seed))
+    except ValueError:
+        return Found()
+    raise AssertionError("retarget() takes a model of another size")
