@@ -16,7 +16,7 @@ from scvi_qbm.prior import BoltzmannPrior, NegativePhaseReport
 __all__ = ["QBMTrainingPlan"]
 
 _LOOK_EVERY = 50
-PRIOR_KEY, _PLAN_KEY = "scvi_qbm_prior", "scvi_qbm_plan"
+_PRIOR_KEY, _PLAN_KEY = "scvi_qbm_prior", "scvi_qbm_plan"
 
 
 class QBMTrainingPlan(TrainingPlan):
@@ -79,8 +79,7 @@ class QBMTrainingPlan(TrainingPlan):
         self.bm_weight_decay = bm_weight_decay
         self.log_z_every_n_epochs = log_z_every_n_epochs
         self._log_z_epoch = -1
-        self._resumed: dict[str, Any] | None = None
-        self._stream: int | None = None
+        self._chains: list[dict[str, Any]] | None = None
         self._dishonest = 0
 
     def get_optimizer_creator(self) -> Any:
@@ -166,7 +165,7 @@ class QBMTrainingPlan(TrainingPlan):
         )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the prior's chains to a Lightning checkpoint.
+        """Add the prior's chains, of each rank, to a Lightning checkpoint.
 
         Parameters
         ----------
@@ -176,7 +175,8 @@ class QBMTrainingPlan(TrainingPlan):
         super().on_save_checkpoint(checkpoint)
         checkpoint[_PLAN_KEY] = {"log_z_epoch": self._log_z_epoch, "dishonest": self._dishonest}
         if isinstance(self.module.prior, BoltzmannPrior):
-            checkpoint[PRIOR_KEY] = self.module.prior.training_state()
+            mine, share = self.module.prior.training_state(), self.trainer.strategy.broadcast
+            checkpoint[_PRIOR_KEY] = [share(mine, k) for k in range(self.trainer.world_size)]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the prior's chains from a Lightning checkpoint.
@@ -187,33 +187,32 @@ class QBMTrainingPlan(TrainingPlan):
             As :meth:`on_save_checkpoint` left it; without chains they start afresh.
         """
         super().on_load_checkpoint(checkpoint)
-        self.resume_prior(checkpoint.get(PRIOR_KEY))
+        if self.trainer.precision == "64-true":
+            self.double()  # Lightning does so only after it has put the weights into float32
+        self._chains = checkpoint.get(_PRIOR_KEY)
         counted = checkpoint.get(_PLAN_KEY, {})
         self._log_z_epoch = counted.get("log_z_epoch", -1)
         self._dishonest = counted.get("dishonest", 0)
 
-    def resume_prior(self, state: dict[str, Any] | None, stream: int | None = None) -> None:
-        """Take chains that are to be put in place later: the weights' loading forgets them.
-
-        Parameters
-        ----------
-        state
-            From :meth:`~scvi_qbm.prior.BoltzmannPrior.training_state`, or None.
-        stream
-            As :meth:`~scvi_qbm.prior.BoltzmannPrior.load_training_state`.
-        """
-        self._resumed, self._stream = state, stream
-
-    def load_resumed_prior(self) -> None:
-        """Put the chains in place that were taken by :meth:`resume_prior`, once."""
-        if self._resumed is not None:
-            self.module.prior.load_training_state(self._resumed, self._stream)
-            self._resumed = None
+    def _load_chains(self) -> None:
+        """Once, and after the weights, whose loading makes the prior forget its chains."""
+        chains, self._chains = self._chains, None
+        if chains is None:
+            return
+        if len(chains) == self.trainer.world_size:
+            self.module.prior.load_training_state(chains[self.trainer.global_rank], stream=0)
+        else:
+            self.module.prior.load_training_state(chains[0])
 
     def on_train_start(self) -> None:
-        """Put chains of a checkpoint in place: after the weights, whose loading forgets them."""
+        """Put chains of a checkpoint in place."""
         super().on_train_start()
-        self.load_resumed_prior()
+        self._load_chains()
+
+    def on_fit_end(self) -> None:
+        """Put chains of a checkpoint in place, where no step was left to take."""
+        super().on_fit_end()
+        self._load_chains()
 
     def on_validation_epoch_start(self) -> None:
         """Bring log Z up to date, so that ``elbo_validation`` is never stale."""
