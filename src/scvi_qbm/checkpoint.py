@@ -25,7 +25,7 @@ __all__ = ["CheckpointError"]
 # A child of scvi-tools' logger, which is the one that users see.
 logger = logging.getLogger("scvi.qbm")
 
-_KEY, _FORMAT = "scvi_qbm_run", 2
+_KEY = "scvi_qbm_run"
 _SPLIT = ("train_idx", "val_idx", "test_idx")
 # What may change from one call of train() to the next without changing its result.
 _FREE = {
@@ -47,21 +47,20 @@ class TrainingCheckpoint(Callback):
     history and settings. Comes before other callbacks, whose ``on_train_epoch_start`` is repeated.
     """
 
-    def __init__(self, directory: str | Path, settings: dict[str, Any]) -> None:
+    def __init__(self, directory: str | Path, settings: dict[str, str]) -> None:
         self.path = Path(directory) / "last.ckpt"
         self.settings = settings
         self.found = self._read() if self.path.exists() else None
         self._history_before: dict[str, Any] | None = None
         self._generators: dict[str, Any] = {}
-        self._in_first_epoch = True
         self._finished: str | None = None
-        self._keeping = False
+        self._in_first_epoch, self._keeping = True, False
 
     def _read(self) -> dict[str, Any]:
         run = read_checkpoint(self.path).get(_KEY)
-        if run is None or run["format"] != _FORMAT:
+        if run is None:
             raise CheckpointError(
-                f"{self.path} is not of this version's train(checkpoint_dir=...). Name another "
+                f"{self.path} is not of train(checkpoint_dir=...). Name another "
                 "directory; Lightning's own checkpoints go into train(ckpt_path=...)."
             )
         # Each rank may have a seed of its own, and none knows yet which it is.
@@ -81,25 +80,20 @@ class TrainingCheckpoint(Callback):
         if self.found is None or self.found["finished"] is None:
             return False
         before = self.found["ranks"][0]["settings"]
-        more = self.settings.get("max_epochs") != before.get("max_epochs")
+        more = self.settings["max_epochs"] != before["max_epochs"]
         return not (more and self.found["finished"] == "max_epochs")
 
     def take_history(self, model: Any) -> None:
-        """Of a training before this one, which scvi-tools goes on with if a model is trained.
-
-        This one may be trained by the very run that goes on.
-        """
-        if self.found is None:
-            if model.is_trained_ and isinstance(model.history_, dict):
-                self._history_before = _plain_history(model.history_)
-            return
-        self._history_before = self.found["history_before"]
-        model.is_trained_ = self._history_before is not None
-        if model.is_trained_:
-            model.history_ = _frames(self._history_before)
+        """Of a training before this run: scvi-tools goes on with it if a model is trained."""
+        if self.found is not None:
+            # What the model has may be of this very run.
+            before = self._history_before = self.found["history_before"]
+            model.is_trained_, model.history_ = before is not None, _frames(before or {})
+        elif model.is_trained_:
+            self._history_before = _plain_history(model.history_ or {})
 
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        """Go on: the order of the epoch is drawn soon after this."""
+        """Put back what is not part of weights, optimiser and callbacks."""
         assert self.found is not None
         ranks = self.found["ranks"]
         if len(ranks) != trainer.world_size:
@@ -107,7 +101,8 @@ class TrainingCheckpoint(Callback):
                 f"The checkpoint {self.path} is of a run with {len(ranks)} processes, this one "
                 f"has {trainer.world_size}."
             )
-        _load_generators(ranks[trainer.global_rank]["generators"], trainer.strategy.root_device)
+        self._generators = ranks[trainer.global_rank]["generators"]
+        _load_generators(self._generators, trainer.strategy.root_device)
         for name, cells in self.found["split"].items():
             setattr(trainer.datamodule, name, cells.numpy())
         # A limit of time is for each call.
@@ -128,8 +123,9 @@ class TrainingCheckpoint(Callback):
             logger.info(f"Training goes on from {self.path} ({where}).")
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        """The first epoch's order is drawn between this hook and its start."""
-        self._generators = _generators(trainer.strategy.root_device)
+        """The order of the first epoch is drawn between this hook and its start."""
+        if self.found is None:
+            self._generators = _generators(trainer.strategy.root_device)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """With ``max_steps``, Lightning takes every run that goes on for one cut in mid-epoch."""
@@ -140,26 +136,24 @@ class TrainingCheckpoint(Callback):
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """Keep the run: history is complete only now, and the epoch's order is not drawn yet."""
+        device, bar = trainer.strategy.root_device, trainer.progress_bar_callback
         if not self._in_first_epoch:
-            self._generators = _generators(trainer.strategy.root_device)
-        elif self.found is not None and hasattr(trainer.progress_bar_callback, "init_train_tqdm"):
-            # scvi-tools' counts epochs.
-            trainer.progress_bar_callback.main_progress_bar.update(trainer.current_epoch)
-        problem = self._keep(trainer)
-        if problem is not None and self._in_first_epoch and self.found is None:
-            raise OSError(
-                f"The first checkpoint {self.path} cannot be written ({problem}). Nothing was "
-                "trained yet: make room, or name another checkpoint_dir."
-            )
+            self._generators = _generators(device)
+        elif trainer.current_epoch:
+            # The order of a later epoch is drawn after this hook, but of the one that a run goes
+            # on with Lightning has drawn it: once more, with the generators as they were.
+            _load_generators(self._generators, device)
+            iter(trainer.fit_loop._data_fetcher)
+            if hasattr(bar, "init_train_tqdm"):  # scvi-tools' counts epochs
+                bar.main_progress_bar.update(trainer.current_epoch)
         self._in_first_epoch = False
-        self._warn(trainer, problem, "Training goes on")
+        self._keep(trainer, "Training goes on")
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Keep the result, with the last log Z; or be done with the one that was found."""
         device = trainer.strategy.root_device
         if self.is_finished:
-            assert self.found is not None
-            _load_generators(self.found["ranks"][trainer.global_rank]["generators"], device)
+            _load_generators(self._generators, device)
             return
         if trainer.should_stop and any(map(_has_stopped, trainer.callbacks)):
             self._finished = "early_stopping"
@@ -169,28 +163,26 @@ class TrainingCheckpoint(Callback):
             self._finished = "max_steps"
         if self._finished is not None:
             self._generators = _generators(device)
-            self._warn(trainer, self._keep(trainer), "The model is trained")
+            self._keep(trainer, "The model is trained")
 
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        """Add to Lightning's checkpoint, if it is ours."""
+        """Add to Lightning's checkpoint, if it is for ``last.ckpt``."""
         if not self._keeping:
             return
         # The epoch that has been announced is one to come.
         for count in checkpoint["loops"]["fit_loop"]["epoch_progress"].values():
             count["ready"] = count["started"]
         mine = {"settings": self.settings, "generators": self._generators}
-        ours = {k for k in _SPLIT if isinstance(getattr(trainer.datamodule, k, None), np.ndarray)}
+        split = {name: getattr(trainer.datamodule, name, None) for name in _SPLIT}
         checkpoint[_KEY] = {
-            "format": _FORMAT,
             "finished": self._finished,
-            "split": {k: torch.from_numpy(getattr(trainer.datamodule, k).copy()) for k in ours},
+            "split": {k: torch.tensor(v) for k, v in split.items() if isinstance(v, np.ndarray)},
             "history": _plain_history(getattr(trainer.logger, "history", None) or {}),
             "history_before": self._history_before,
             "ranks": [trainer.strategy.broadcast(mine, k) for k in range(trainer.world_size)],
         }
 
-    def _keep(self, trainer: Any) -> str | None:
-        """Write a checkpoint, or say on all ranks why that cannot be; all do this together."""
+    def _keep(self, trainer: Any, after: str) -> None:
         # In memory first: a disk that is full must not leave the other ranks waiting.
         memory, name = fsspec.filesystem("memory"), f"memory://{id(self)}/last.ckpt"
         self._keeping = True
@@ -206,10 +198,15 @@ class TrainingCheckpoint(Callback):
                     temporary.write_bytes(content)
             except OSError as error:
                 problem = f"{type(error).__name__}: {error}"
-        return trainer.strategy.broadcast(problem)
-
-    def _warn(self, trainer: Any, problem: str | None, after: str) -> None:
-        if problem is not None and trainer.is_global_zero:
+        problem = trainer.strategy.broadcast(problem)
+        if problem is None:
+            return
+        if self.found is None and not trainer.global_step:
+            raise OSError(
+                f"The first checkpoint {self.path} cannot be written ({problem}). Nothing was "
+                "trained yet: make room, or name another checkpoint_dir."
+            )
+        if trainer.is_global_zero:
             warnings.warn(
                 f"The checkpoint {self.path} cannot be written in step {trainer.global_step} "
                 f"({problem}). {after}; the checkpoint before it is as it was.",
@@ -246,12 +243,7 @@ def _generators(device: torch.device) -> dict[str, Any]:
     """States of the random generators that a step may draw from."""
     of_numpy = np.random.get_state(legacy=False)
     of_numpy["state"]["key"] = of_numpy["state"]["key"].tolist()
-    version, words, next_gauss = random.getstate()
-    out = {
-        "torch": torch.get_rng_state(),
-        "numpy": of_numpy,
-        "python": [version, list(words), next_gauss],
-    }
+    out = {"torch": torch.get_rng_state(), "numpy": of_numpy, "python": random.getstate()}
     if device.type != "cpu":
         out[device.type] = getattr(torch, device.type).get_rng_state()
     return out
@@ -261,8 +253,7 @@ def _load_generators(state: dict[str, Any], device: torch.device) -> None:
     """Those of a device of another kind stay as they are."""
     torch.set_rng_state(state["torch"])
     np.random.set_state(state["numpy"])
-    version, words, next_gauss = state["python"]
-    random.setstate((version, tuple(words), next_gauss))
+    random.setstate(state["python"])
     if device.type in state:
         getattr(torch, device.type).set_rng_state(state[device.type])
 
@@ -272,17 +263,17 @@ def _plain_history(history: dict[str, pd.DataFrame]) -> dict[str, Any]:
 
 
 def _frames(history: dict[str, Any]) -> dict[str, pd.DataFrame]:
-    # Of scvi-tools' logger, whose values are objects.
+    # As scvi-tools' logger makes them: values are objects.
     return {k: pd.DataFrame.from_dict(v, "tight", dtype=object) for k, v in history.items()}
 
 
 # -- what a run was started with, so that none goes on as another one ----------------------------
 
 
-def run_settings(model: Any, **given: Any) -> dict[str, Any]:
+def run_settings(model: Any, **given: Any) -> dict[str, str]:
     """What decides the result: model, data, seed and arguments of ``train()``, defaults included.
 
-    By name: numbers, words, None. Objects count by their class, arrays by their contents.
+    In words, by name. Objects count by their class, arrays by their contents.
     """
     init = {k: v for part in model.init_params_.values() for k, v in part.items()}
     for key in [k for k, v in init.items() if isinstance(v, dict)]:  # given as **kwargs
@@ -297,20 +288,17 @@ def run_settings(model: Any, **given: Any) -> dict[str, Any]:
             "names of genes": _hash(adata.var_names),
             "setup_anndata": dict(model.registry.get("setup_args", {})),
         }
-    return dict(_plain("", everything | given))
+    return dict(_in_words("", everything | given))
 
 
-def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """In words, what keeps a run from going on as this one; more epochs do not."""
+def differences(before: dict[str, str], now: dict[str, str]) -> list[str]:
+    """What keeps a run from going on as this one, a line for each; more epochs do not."""
     lines = []
-    for name in [*before, *(k for k in now if k not in before)]:
-        old, new = before.get(name), now.get(name)
-        if old == new or (isinstance(old, float) and old != old and new != new):
-            continue
-        if name == "max_epochs" and None not in (old, new) and new > old:
-            continue
-        there, here = (repr(x[name]) if name in x else "not given" for x in (before, now))
-        lines.append(f"{name}: {there} in the checkpoint, {here} now")
+    for name in before | now:
+        there, here = (run.get(name, "not given") for run in (before, now))
+        longer = name == "max_epochs" and int(here) > int(there)
+        if there != here and not longer:
+            lines.append(f"{name}: {there} in the checkpoint, {here} now")
     return lines
 
 
@@ -318,24 +306,23 @@ def _hash(names: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(map(str, names)).encode()).hexdigest()[:16]
 
 
-def _plain(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """Named numbers and words, which a file can hold and ``==`` can compare."""
+def _in_words(name: str, value: Any) -> Iterator[tuple[str, str]]:
     if isinstance(value, dict):
         for key, item in value.items():
             if key not in _FREE:
-                yield from _plain(f"{name}.{key}" if name else str(key), item)
-    elif value is None or isinstance(value, bool | int | float | str):
-        yield name, value
-    elif isinstance(value, np.generic):
-        yield name, value.item()
-    elif isinstance(value, Path):
-        yield name, str(value)
-    elif isinstance(value, np.ndarray):
-        digest = hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()[:16]
-        yield name, f"array {value.shape} {digest}" if value.dtype != object else "array"
+                yield from _in_words(f"{name}.{key}" if name else str(key), item)
     elif isinstance(value, list | tuple):
         for k, item in enumerate(value):
-            yield from _plain(f"{name}[{k}]", item)
+            yield from _in_words(f"{name}[{k}]", item)
+    elif isinstance(value, np.ndarray):
+        content = b"" if value.dtype == object else np.ascontiguousarray(value).tobytes()
+        yield name, f"array {value.shape} {hashlib.sha256(content).hexdigest()[:16]}"
+    elif value is None or isinstance(value, bool | int | float | str):
+        yield name, repr(value)
+    elif isinstance(value, np.generic):
+        yield name, repr(value.item())
+    elif isinstance(value, Path):
+        yield name, repr(str(value))
     else:
         # Their repr has an address, which is another in each process.
         kind = value if isinstance(value, type) else type(value)

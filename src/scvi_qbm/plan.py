@@ -165,13 +165,6 @@ class QBMTrainingPlan(TrainingPlan):
         )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the prior's chains, of each rank, to a Lightning checkpoint.
-
-        Parameters
-        ----------
-        checkpoint
-            Changed in place.
-        """
         super().on_save_checkpoint(checkpoint)
         checkpoint[_PLAN_KEY] = {"log_z_epoch": self._log_z_epoch, "dishonest": self._dishonest}
         if isinstance(self.module.prior, BoltzmannPrior):
@@ -179,13 +172,6 @@ class QBMTrainingPlan(TrainingPlan):
             checkpoint[_PRIOR_KEY] = [share(mine, k) for k in range(self.trainer.world_size)]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the prior's chains from a Lightning checkpoint.
-
-        Parameters
-        ----------
-        checkpoint
-            As :meth:`on_save_checkpoint` left it; without chains they start afresh.
-        """
         super().on_load_checkpoint(checkpoint)
         if self.trainer.precision == "64-true":
             self.double()  # Lightning does so only after it has put the weights into float32
@@ -205,12 +191,10 @@ class QBMTrainingPlan(TrainingPlan):
             self.module.prior.load_training_state(chains[0])
 
     def on_train_start(self) -> None:
-        """Put chains of a checkpoint in place."""
         super().on_train_start()
         self._load_chains()
 
     def on_fit_end(self) -> None:
-        """Put chains of a checkpoint in place, where no step was left to take."""
         super().on_fit_end()
         self._load_chains()
 

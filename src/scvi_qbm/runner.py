@@ -47,15 +47,6 @@ class KeepBest(Callback):
         self._state: dict[str, torch.Tensor] = {}
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-        """Keep the weights if they are the best so far.
-
-        Parameters
-        ----------
-        trainer
-            Lightning's trainer, which has the metric.
-        pl_module
-            The training plan, whose ``module`` has the weights.
-        """
         value = trainer.callback_metrics.get(self.monitor)
         if trainer.sanity_checking or value is None or not torch.isfinite(value):
             return
@@ -69,23 +60,9 @@ class KeepBest(Callback):
         self._state = {k: v.detach().to("cpu", copy=True) for k, v in state.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """For Lightning's checkpoints.
-
-        Returns
-        -------
-        dict[str, Any]
-            The weights that are kept, their epoch and metric.
-        """
         return {"epoch": self.epoch, "score": self.score, "weights": self._state}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where a checkpoint was made.
-
-        Parameters
-        ----------
-        state_dict
-            From :meth:`state_dict`.
-        """
         self.epoch, self.score = state_dict["epoch"], state_dict["score"]
         self._state = {k: v.to("cpu", copy=True) for k, v in state_dict["weights"].items()}
 
@@ -180,13 +157,6 @@ class QBMTrainRunner(TrainRunner):
             )
 
     def __call__(self) -> None:
-        """Run training.
-
-        Raises
-        ------
-        KeyboardInterrupt
-            If training was interrupted; the message says what the model was left with.
-        """
         in_main = threading.current_thread() is threading.main_thread()
         handler = signal.getsignal(signal.SIGINT) if in_main else None
         try:
@@ -203,7 +173,7 @@ class QBMTrainRunner(TrainRunner):
                 raise
             raise KeyboardInterrupt(f"Training was interrupted. {left}") from None
         except BaseException as error:
-            if "DataLoader worker" in str(error):
+            if "DataLoader worker" in str(error) or isinstance(error, ConnectionError):
                 error.add_note(
                     "A process that loads data died, most often for want of memory. Try fewer of "
                     "them: datasplitter_kwargs={'num_workers': 0} loads in this process."

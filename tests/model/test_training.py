@@ -286,7 +286,7 @@ def test_resume_from_a_checkpoint(pbmc, tmp_path):
     )  # fmt: skip
     chains = model.module.prior._chains
     saved = torch.load(checkpoint.last_model_path, weights_only=True)
-    kept = saved["scvi_qbm_prior"]["chains"]["chains"]
+    kept = saved["scvi_qbm_prior"][0]["chains"]["chains"]
     assert kept["n_chains"] == chains.n_chains and saved["optimizer_states"]
     seen = {}
 
