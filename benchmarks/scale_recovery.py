@@ -111,8 +111,9 @@ def main() -> None:
     ends = [torch.load(args.out / k / "end.pt", weights_only=True) for k in ("whole", "killed")]
     found = differences(*ends)
     row = {
-        "data": args.path.stem, "epochs": args.epochs, "steps": args.steps, "kills": len(steps), "seed": seed,
-        "checkpoints": " ".join(map(str, steps)), "exit": code, "differences": len(found),
+        "data": args.path.stem, "epochs": args.epochs, "steps": args.steps, "kills": len(steps),
+        "seed": seed, "checkpoints": " ".join(map(str, steps)), "exit": code,
+        "differences": len(found),
     }  # fmt: skip
     print(row, found[:5])
     args.csv.parent.mkdir(parents=True, exist_ok=True)

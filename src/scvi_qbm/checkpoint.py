@@ -174,10 +174,11 @@ class TrainingCheckpoint(Callback):
             count["ready"] = count["started"]
         mine = {"settings": self.settings, "generators": self._generators}
         split = {name: getattr(trainer.datamodule, name, None) for name in _SPLIT}
+        logged = trainer.logger if trainer.is_global_zero else None
         checkpoint[_KEY] = {
             "finished": self._finished,
             "split": {k: torch.tensor(v) for k, v in split.items() if isinstance(v, np.ndarray)},
-            "history": _plain_history(getattr(trainer.logger, "history", None) or {}),
+            "history": _plain_history(getattr(logged, "history", {})),
             "history_before": self._history_before,
             "ranks": [trainer.strategy.broadcast(mine, k) for k in range(trainer.world_size)],
         }
@@ -296,7 +297,7 @@ def differences(before: dict[str, str], now: dict[str, str]) -> list[str]:
     lines = []
     for name in before | now:
         there, here = (run.get(name, "not given") for run in (before, now))
-        longer = name == "max_epochs" and int(here) > int(there)
+        longer = name == "max_epochs" and float(here) > float(there)
         if there != here and not longer:
             lines.append(f"{name}: {there} in the checkpoint, {here} now")
     return lines
