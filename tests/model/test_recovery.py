@@ -31,7 +31,7 @@ import scvi_qbm
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["scvi_qbm.model", "scvi_qbm.data"])
-LONG = {"max_epochs": 25}
+LONG = {"max_epochs": 15}
 
 
 # --- real processes, really killed --------------------------------------------------------------
