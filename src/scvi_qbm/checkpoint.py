@@ -60,7 +60,7 @@ class TrainingCheckpoint(Callback):
         run = read_checkpoint(self.path).get(_KEY)
         if run is None:
             raise CheckpointError(
-                f"{self.path} is not of train(checkpoint_dir=...). Name another "
+                f"{self.path} is not of this version's train(checkpoint_dir=...). Name another "
                 "directory; Lightning's own checkpoints go into train(ckpt_path=...)."
             )
         # Each rank may have a seed of its own, and none knows yet which it is.
