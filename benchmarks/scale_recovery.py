@@ -1,8 +1,8 @@
-"""Kill a training on a million cells in mid-epoch, again and again, and compare how it ends.
+"""Kill a training on a million cells at random, again and again, and compare how it ends.
 
     python benchmarks/scale_recovery.py bench-output/scale-data/cells_1000000.h5ad --out DIR
 
-Part of ``make bench-scale``. One epoch cut to ``--steps`` steps; a checkpoint every 100 of them.
+Part of ``make bench-scale``. Epochs are cut to ``--steps`` steps: a kill costs one at most.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 import pandas as pd
 
 
-def train(path: Path, out: Path, steps: int) -> None:
+def train(path: Path, out: Path, epochs: int, steps: int) -> None:
     import scvi
     import torch
 
@@ -37,8 +37,8 @@ def train(path: Path, out: Path, steps: int) -> None:
     model = QBMVI(adata)
     (out / "started").touch()
     model.train(
-        max_epochs=1, limit_train_batches=steps, limit_val_batches=50, early_stopping=False,
-        enable_progress_bar=False, checkpoint_dir=out / "run", checkpoint_every_n_steps=100,
+        max_epochs=epochs, limit_train_batches=steps, limit_val_batches=50, early_stopping=False,
+        enable_progress_bar=False, checkpoint_dir=out / "run",
     )  # fmt: skip
     state = {
         "weights": model.module.state_dict(),
@@ -49,10 +49,11 @@ def train(path: Path, out: Path, steps: int) -> None:
     torch.save(state, out / "end.pt")
 
 
-def start(path: Path, out: Path, steps: int) -> subprocess.Popen:
+def start(args: argparse.Namespace, name: str) -> subprocess.Popen:
+    out = args.out / name
     out.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, __file__, str(path), "--out", str(out), "--steps", str(steps)]
-    return subprocess.Popen([*command, "--child"])
+    command = [sys.executable, __file__, str(args.path), "--out", str(out), "--child"]
+    return subprocess.Popen([*command, f"--epochs={args.epochs}", f"--steps={args.steps}"])
 
 
 def differences(one, other, name="") -> list[str]:
@@ -75,28 +76,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("path", type=Path)
     parser.add_argument("--out", type=Path, default=Path("bench-output/scale-recovery"))
-    parser.add_argument("--steps", type=int, default=2400)
+    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--within", type=float, default=15, help="seconds to a kill, at most")
     parser.add_argument("--csv", type=Path, default=Path("bench-output/scale/recovery.csv"))
     parser.add_argument("--child", action="store_true")
     args = parser.parse_args()
     if args.child:
-        return train(args.path, args.out, args.steps)
+        return train(args.path, args.out, args.epochs, args.steps)
     import torch
 
     shutil.rmtree(args.out, ignore_errors=True)
-    if start(args.path, args.out / "whole", args.steps).wait():
+    if start(args, "whole").wait():
         sys.exit("the unbroken run failed")
     seed = random.randrange(10**6)
     generator, steps = random.Random(seed), []
     last = args.out / "killed" / "run" / "last.ckpt"
     print(f"seed {seed}")
     while len(steps) < args.kills:
-        child = start(args.path, args.out / "killed", args.steps)
         (args.out / "killed" / "started").unlink(missing_ok=True)
+        child = start(args, "killed")
         while not (args.out / "killed" / "started").exists():
             time.sleep(0.05)
-        time.sleep(generator.uniform(2, 15))
+        time.sleep(generator.uniform(2, args.within))
         if child.poll() is not None:
             break
         child.send_signal(signal.SIGKILL)
@@ -104,12 +107,13 @@ def main() -> None:
         found = torch.load(last, weights_only=True)["global_step"] if last.exists() else -1
         steps.append(found)
         print(f"killed; the checkpoint is of step {found}", flush=True)
-    code = start(args.path, args.out / "killed", args.steps).wait()
+    code = start(args, "killed").wait()
     ends = [torch.load(args.out / k / "end.pt", weights_only=True) for k in ("whole", "killed")]
     found = differences(*ends)
     row = {
-        "data": args.path.stem, "steps": args.steps, "kills": len(steps), "seed": seed,
-        "checkpoints": " ".join(map(str, steps)), "exit": code, "differences": len(found),
+        "data": args.path.stem, "epochs": args.epochs, "steps": args.steps, "kills": len(steps),
+        "seed": seed, "checkpoints": " ".join(map(str, steps)), "exit": code,
+        "differences": len(found),
     }  # fmt: skip
     print(row, found[:5])
     args.csv.parent.mkdir(parents=True, exist_ok=True)

@@ -44,10 +44,7 @@ ALLOWED = {
         {"anndata", "scvi", "torch"},
     ),
     "runner": (set(), {"scvi", "torch", "lightning"}),
-    "checkpoint": (
-        {"plan", "prior", "samplers", "ising", "_files"},
-        {"scvi", "torch", "lightning"},
-    ),
+    "checkpoint": ({"_files"}, {"scvi", "torch", "lightning"}),
     "plan": ({"module", "prior"}, {"scvi", "torch"}),
     "module": ({"prior", "relaxations", "encoders", "distributions"}, {"scvi", "torch"}),
     "encoders": ({"relaxations"}, {"scvi", "torch"}),

@@ -18,7 +18,7 @@ __all__ = ["QBMTrainingPlan"]
 
 _DEFAULT = get_recipe("default").plan
 _LOOK_EVERY = 50
-PRIOR_KEY, _PLAN_KEY = "scvi_qbm_prior", "scvi_qbm_plan"
+_PRIOR_KEY, _PLAN_KEY = "scvi_qbm_prior", "scvi_qbm_plan"
 
 
 class QBMTrainingPlan(TrainingPlan):
@@ -77,8 +77,7 @@ class QBMTrainingPlan(TrainingPlan):
         self.bm_weight_decay = bm_weight_decay
         self.log_z_every_n_epochs = log_z_every_n_epochs
         self._log_z_epoch = -1
-        self._resumed: dict[str, Any] | None = None
-        self._stream: int | None = None
+        self._chains: list[dict[str, Any]] | None = None
         self._dishonest = 0
 
     def get_optimizer_creator(self) -> Any:
@@ -143,53 +142,38 @@ class QBMTrainingPlan(TrainingPlan):
         )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the prior's chains to a Lightning checkpoint.
-
-        Parameters
-        ----------
-        checkpoint
-            Changed in place.
-        """
         super().on_save_checkpoint(checkpoint)
         checkpoint[_PLAN_KEY] = {"log_z_epoch": self._log_z_epoch, "dishonest": self._dishonest}
         if self.module.negative_phase is not None:
-            checkpoint[PRIOR_KEY] = self.module.negative_phase.state()
+            mine, share = self.module.negative_phase.state(), self.trainer.strategy.broadcast
+            checkpoint[_PRIOR_KEY] = [share(mine, k) for k in range(self.trainer.world_size)]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the prior's chains from a Lightning checkpoint.
-
-        Parameters
-        ----------
-        checkpoint
-            As :meth:`on_save_checkpoint` left it; without chains they start afresh.
-        """
         super().on_load_checkpoint(checkpoint)
-        self.resume_prior(checkpoint.get(PRIOR_KEY))
+        if self.trainer.precision == "64-true":
+            self.double()  # Lightning does so only after it has put the weights into float32
+        self._chains = checkpoint.get(_PRIOR_KEY)
         counted = checkpoint.get(_PLAN_KEY, {})
         self._log_z_epoch = counted.get("log_z_epoch", -1)
         self._dishonest = counted.get("dishonest", 0)
 
-    def resume_prior(self, state: dict[str, Any] | None, stream: int | None = None) -> None:
-        """Take chains that are to be put in place later: the weights' loading forgets them.
-
-        Parameters
-        ----------
-        state
-            From :meth:`~scvi_qbm.prior.NegativePhase.state`, or None.
-        stream
-            As :meth:`~scvi_qbm.prior.NegativePhase.load`.
-        """
-        self._resumed, self._stream = state, stream
-
-    def load_resumed_prior(self) -> None:
-        """Put the chains in place that were taken by :meth:`resume_prior`, once."""
-        if self._resumed is not None:
-            self.module.negative_phase.load(self._resumed, self._stream)
-            self._resumed = None
+    def _load_chains(self) -> None:
+        """Once, and after the weights, whose loading makes the prior forget its chains."""
+        chains, self._chains = self._chains, None
+        if chains is None:
+            return
+        if len(chains) == self.trainer.world_size:
+            self.module.negative_phase.load(chains[self.trainer.global_rank], stream=0)
+        else:
+            self.module.negative_phase.load(chains[0])
 
     def on_train_start(self) -> None:
         super().on_train_start()
-        self.load_resumed_prior()
+        self._load_chains()
+
+    def on_fit_end(self) -> None:
+        super().on_fit_end()
+        self._load_chains()
 
     def on_validation_epoch_start(self) -> None:
         self._refresh_log_z()

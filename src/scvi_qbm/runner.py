@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from lightning.pytorch.callbacks import Callback
 from scvi.dataloaders import DataSplitter
-from scvi.model._utils import use_distributed_sampler
 from scvi.train import LoudEarlyStopping, TrainRunner
 
 __all__ = ["KeepBest", "QBMTrainRunner"]
@@ -48,15 +47,6 @@ class KeepBest(Callback):
         self._state: dict[str, torch.Tensor] = {}
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-        """Keep the weights if they are the best so far.
-
-        Parameters
-        ----------
-        trainer
-            Lightning's trainer, which has the metric.
-        pl_module
-            The training plan, whose ``module`` has the weights.
-        """
         value = trainer.callback_metrics.get(self.monitor)
         if trainer.sanity_checking or value is None or not torch.isfinite(value):
             return
@@ -70,23 +60,9 @@ class KeepBest(Callback):
         self._state = {k: v.detach().to("cpu", copy=True) for k, v in state.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """For Lightning's checkpoints.
-
-        Returns
-        -------
-        dict[str, Any]
-            The weights that are kept, their epoch and metric.
-        """
         return {"epoch": self.epoch, "score": self.score, "weights": self._state}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where a checkpoint was made.
-
-        Parameters
-        ----------
-        state_dict
-            From :meth:`state_dict`.
-        """
         self.epoch, self.score = state_dict["epoch"], state_dict["score"]
         self._state = {k: v.to("cpu", copy=True) for k, v in state_dict["weights"].items()}
 
@@ -109,10 +85,23 @@ class KeepBest(Callback):
         return True
 
 
+class _EarlyStopping(LoudEarlyStopping):
+    """scvi-tools', whose warm-up goes on where a checkpoint was made."""
+
+    def state_dict(self) -> dict[str, Any]:
+        counted = {"checks": self._current_step, "reason": self.early_stopping_reason}
+        return super().state_dict() | counted
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self._current_step = state_dict["checks"]
+        self.early_stopping_reason = state_dict["reason"]
+
+
 class QBMTrainRunner(TrainRunner):
     """scvi-tools' runner; an interrupted or failed run leaves the best weights so far.
 
-    Early stopping also works under DDP, where scvi-tools drops it.
+    Early stopping also works under DDP, where scvi-tools drops it, and after a checkpoint.
 
     Parameters
     ----------
@@ -122,7 +111,7 @@ class QBMTrainRunner(TrainRunner):
         Its :class:`~scvi_qbm.plan.QBMTrainingPlan`.
     *args, **kwargs
         As :class:`scvi.train.TrainRunner`: the data splitter, epochs, devices, and the trainer's;
-        ``checkpoint``, a :class:`~scvi_qbm.checkpoint.TrainingCheckpoint`, may be among them.
+        ``checkpoint``, of ``train(checkpoint_dir=...)``, may be among them.
 
     Raises
     ------
@@ -132,15 +121,15 @@ class QBMTrainRunner(TrainRunner):
 
     def __init__(self, model: Any, training_plan: Any, *args: Any, **kwargs: Any) -> None:
         self.checkpoint = checkpoint = kwargs.pop("checkpoint", None)
-        if checkpoint is not None and checkpoint.found is not None:
-            kwargs["ckpt_path"] = checkpoint.path
         warmup = kwargs.get("early_stopping_warmup_epochs") or 0
         self.best = KeepBest(warmup_epochs=warmup)
         callbacks = [*(kwargs.pop("callbacks", None) or []), self.best]
-        if kwargs.get("early_stopping") and use_distributed_sampler(kwargs.get("strategy")):
-            kwargs["early_stopping"] = False
+        if checkpoint is not None:
+            callbacks.insert(0, checkpoint)
+            kwargs["ckpt_path"] = None if checkpoint.found is None else checkpoint.path
+        if kwargs.pop("early_stopping", False):
             callbacks.append(
-                LoudEarlyStopping(
+                _EarlyStopping(
                     monitor=kwargs.get("early_stopping_monitor", _MONITOR),
                     min_delta=kwargs.get("early_stopping_min_delta", 0.0),
                     patience=kwargs.get("early_stopping_patience", 45),
@@ -155,28 +144,19 @@ class QBMTrainRunner(TrainRunner):
             super().__init__(model, training_plan, *args, callbacks=callbacks, **kwargs)
         self._check_early_stopping()
         if checkpoint is not None:
-            checkpoint.attach(model, self.trainer)
+            checkpoint.take_history(model)
 
     def _check_early_stopping(self) -> None:
         """scvi-tools' own check, which goes by the name of its splitter."""
         stopping, splitter = self.trainer.early_stopping_callback, self.data_splitter
         if stopping is None or not isinstance(splitter, DataSplitter):
             return
-        n_test = self.model.adata.n_obs - splitter.n_train - splitter.n_val
-        for name, held_out in (("validation", splitter.n_val), ("test", n_test)):
-            if not held_out and name[:5] in stopping.monitor:
-                raise ValueError(
-                    f"Can't run Early Stopping with {name} monitor with no {name} set"
-                )
+        if splitter.n_val == 0 and "valid" in stopping.monitor:
+            raise ValueError(
+                "Can't run Early Stopping with validation monitor with no validation set"
+            )
 
     def __call__(self) -> None:
-        """Run training.
-
-        Raises
-        ------
-        KeyboardInterrupt
-            If training was interrupted; the message says what the model was left with.
-        """
         in_main = threading.current_thread() is threading.main_thread()
         handler = signal.getsignal(signal.SIGINT) if in_main else None
         try:
@@ -193,7 +173,7 @@ class QBMTrainRunner(TrainRunner):
                 raise
             raise KeyboardInterrupt(f"Training was interrupted. {left}") from None
         except BaseException as error:
-            if "DataLoader worker" in str(error):
+            if "DataLoader worker" in str(error) or isinstance(error, ConnectionError):
                 error.add_note(
                     "A process that loads data died, most often for want of memory. Try fewer of "
                     "them: datasplitter_kwargs={'num_workers': 0} loads in this process."

@@ -337,30 +337,6 @@ def test_some_keys(stored):
     assert set(batch) == {"X"} and batch["X"].dtype == torch.float64
 
 
-@pytest.mark.parametrize("k", [1, 2, 5, 10])
-def test_resumes_in_the_middle(stored, k):
-    manager = registered(open_on_disk(stored))
-    made = {"batch_size": 64, "shuffle": True, "block_size": 8, "buffer_size": 256}
-    loader = OnDiskDataLoader(manager, **made)
-    torch.manual_seed(3)
-    whole = list(loader)
-    assert loader.state_dict() == {}
-    torch.manual_seed(3)
-    batches = iter(loader)
-    for _ in range(k):
-        next(batches)
-    state = loader.state_dict()
-    batches.close()
-    torch.manual_seed(4)
-    other = OnDiskDataLoader(manager, **made)
-    other.load_state_dict(state)
-    rest = list(other)
-    assert len(rest) == 11 - k
-    for one, two in zip(rest, whole[k:], strict=True):
-        same(one, two)
-    assert len(list(other)) == 11
-
-
 def test_no_more_than_two_buffers_are_held(stored, monkeypatch):
     loader = OnDiskDataLoader(registered(open_on_disk(stored)), batch_size=50, buffer_size=100)
     read = []

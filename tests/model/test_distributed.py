@@ -114,7 +114,7 @@ def different(kwargs):
     model = new()
     train(model, **kwargs)
     expected = state(model)
-    keep = {"checkpoint_dir": OUT / "run", "checkpoint_every_n_steps": 3}
+    keep = {"checkpoint_dir": OUT / "run"}
     for step in (4, 13, None):
         model = new()
         train(model, **kwargs, **keep, callbacks=[StopIn(step)])

@@ -5,24 +5,19 @@ import multiprocessing
 import os
 import signal
 
-import numpy as np
 import pytest
-import scvi
 import torch
 from lightning.pytorch.callbacks import Callback
-from scvi.dataloaders import AnnDataLoader
-from support.recovery import QUIET, Cut, CutAfter, different, made, pieces, result, whole
+from support.recovery import QUIET, Cut, CutAfter, cells, different, made, pieces, result, whole
 
-import scvi_qbm
-from scvi_qbm.checkpoint import CheckpointError, TrainingCheckpoint, read_checkpoint
-from scvi_qbm.data import ResumableDataLoader, pbmc68k
+from scvi_qbm.checkpoint import CheckpointError, read_checkpoint
 
 
 @pytest.fixture(scope="module")
 def cut_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cut")
     with pytest.raises(Cut):
-        made().train(**QUIET, max_epochs=4, checkpoint_dir=folder, callbacks=[CutAfter(3)])
+        made().train(**QUIET, max_epochs=4, checkpoint_dir=folder, callbacks=[CutAfter(4)])
     return folder
 
 
@@ -56,19 +51,14 @@ def test_another_run(cut_run, model, options, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda adata: adata[:-1], "number of cells: 700 in the checkpoint, 699 now"),
-        (lambda adata: adata[:, :-1], "number of genes: 765 in the checkpoint, 764 now"),
+        (lambda adata: adata[:-1], "number of cells: 320 in the checkpoint, 319 now"),
+        (lambda adata: adata[:, :-1], "number of genes: 150 in the checkpoint, 149 now"),
         (lambda adata: adata[::-1], "names of cells"),
         (lambda adata: adata[:, ::-1], "names of genes"),
     ],
 )
 def test_other_data(cut_run, change, message):
-    adata = pbmc68k()
-    adata.obs["batch"] = np.where(np.arange(adata.n_obs) % 3, "a", "b")
-    adata = change(adata).copy()
-    scvi.settings.seed = 0
-    scvi_qbm.QBMVI.setup_anndata(adata, layer="counts", batch_key="batch")
-    model = scvi_qbm.QBMVI(adata, n_latent=12, n_hidden=32)
+    model = made(adata=change(cells()).copy())
     with pytest.raises(ValueError, match=message):
         model.train(**QUIET, max_epochs=4, checkpoint_dir=cut_run)
 
@@ -76,14 +66,13 @@ def test_other_data(cut_run, change, message):
 def test_two_ways_at_once(cut_run, tmp_path):
     with pytest.raises(ValueError, match="not both"):
         made().train(checkpoint_dir=tmp_path, ckpt_path=cut_run / "last.ckpt")
-    with pytest.raises(ValueError, match="at least 1, got 0"):
-        TrainingCheckpoint(tmp_path, 0)
 
 
 def test_lightning_takes_it_too(cut_run):
     model = made()
     model.train(**QUIET, max_epochs=2, ckpt_path=cut_run / "last.ckpt")
-    assert len(model.history["elbo_train"]) == 2
+    assert model.history["elbo_train"].index.tolist() == [1]
+    assert model.trainer.global_step == 6
 
 
 @pytest.mark.parametrize("damage", ["half", "bit", "empty", "text", "other"])
@@ -146,16 +135,17 @@ def test_disk_full_at_the_start(tmp_path, monkeypatch):
 def test_a_worker_process_that_dies(tmp_path):
     class Kill(Callback):
         def on_train_batch_start(self, trainer, plan, batch, batch_idx):
-            if trainer.current_epoch == 2 and batch_idx == 1:
+            if trainer.current_epoch == 1 and batch_idx == 1:
                 for worker in multiprocessing.active_children():
                     os.kill(worker.pid, signal.SIGKILL)
 
     options = QUIET | {
-        "max_epochs": 4, "datasplitter_kwargs": {"num_workers": 1}, "batch_size": 16,
-        "checkpoint_dir": tmp_path, "checkpoint_every_n_steps": 3,
+        "max_epochs": 3, "datasplitter_kwargs": {"num_workers": 1}, "batch_size": 32,
+        "checkpoint_dir": tmp_path,
     }  # fmt: skip
     model = made()
-    with pytest.raises(RuntimeError, match="DataLoader worker") as error:
+    # What torch finds first: a process that is gone, or a tensor that it was to hand over.
+    with pytest.raises((RuntimeError, ConnectionError), match="DataLoader worker|reset") as error:
         model.train(**options, callbacks=[Kill()])
     notes = " ".join(error.value.__notes__)
     assert "A process that loads data died" in notes and "num_workers" in notes
@@ -163,7 +153,7 @@ def test_a_worker_process_that_dies(tmp_path):
     assert model.is_trained
     model = made()
     model.train(**options)
-    del options["checkpoint_dir"], options["checkpoint_every_n_steps"]
+    del options["checkpoint_dir"]
     assert not different(whole(**options), result(model))
 
 
@@ -198,46 +188,3 @@ def test_a_model_is_saved_whole_or_not_at_all(tmp_path, monkeypatch):
     assert {p.name for p in target.iterdir()} == {"adata.h5ad", "model.pt", "notes.txt"}
     again = type(model).load(target)
     assert torch.equal(again.module.prior.h, model.module.prior.h)
-
-
-def counted(loader):
-    """Sizes of the minibatches that a loader reads."""
-    read, kind = [], type(loader.dataset)
-
-    class Counting(kind):
-        def __getitem__(self, rows):
-            read.append(len(rows))
-            return super().__getitem__(rows)
-
-    loader.dataset.__class__ = Counting
-    return read
-
-
-@pytest.mark.parametrize("n_workers", [0, 2])
-def test_the_loader_goes_on_without_reading_twice(n_workers):
-    options = {"shuffle": True, "batch_size": 64, "num_workers": n_workers}
-    manager = made().adata_manager
-    torch.manual_seed(3)
-    expected = [
-        [batch["X"] for batch in loader] for loader in [AnnDataLoader(manager, **options)] * 3
-    ]
-    after = torch.get_rng_state()
-    torch.manual_seed(3)
-    loader, states = ResumableDataLoader(manager, **options), []
-    for epoch in expected:
-        for k, batch in enumerate(loader):
-            assert torch.equal(batch["X"], epoch[k])
-            states.append(loader.state_dict())
-    assert torch.equal(torch.get_rng_state(), after)
-    n = len(loader)
-    for where in (n, n + 4, 2 * n - 2):
-        other = ResumableDataLoader(manager, **options)
-        read = [] if n_workers else counted(other)
-        other.load_state_dict(states[where])
-        left = expected[1][where - n + 1 :]
-        got = [batch["X"] for batch in other]
-        assert len(got) == len(left) and all(map(torch.equal, got, left))
-        assert n_workers or len(read) == len(left)
-        assert len(list(other)) == n  # the next epoch is whole
-    other.load_state_dict(states[2 * n - 1])  # the last one of its epoch
-    assert len(list(other)) == n

@@ -239,7 +239,7 @@ def test_resume_from_a_checkpoint(pbmc, tmp_path):
     )  # fmt: skip
     chains = model.module.negative_phase.draws.chains
     saved = torch.load(checkpoint.last_model_path, weights_only=True)
-    kept = saved["scvi_qbm_prior"]["draws"]["chains"]["plain"]
+    kept = saved["scvi_qbm_prior"][0]["draws"]["chains"]["plain"]
     assert kept["n_chains"] == chains.n_chains and saved["optimizer_states"]
     seen = {}
 

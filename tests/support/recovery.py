@@ -1,4 +1,4 @@
-"""Training for test_recovery.py, in processes that can be killed; imported before they fork."""
+"""Small runs that are cut short, in this process or in one that can be killed."""
 
 import logging
 import os
@@ -19,13 +19,18 @@ from scvi_qbm import _files
 from scvi_qbm.data import open_on_disk, pbmc68k
 
 QUIET = {"enable_progress_bar": False}
-OPTIONS = {"max_epochs": 30, "enable_progress_bar": False}
 
 
-def made(seed=0, on_disk=None, **kwargs):
-    scvi.settings.seed = seed
-    adata = pbmc68k()
+def cells():
+    """Three steps to an epoch of 288 cells, two to one of all cells but the last 64."""
+    adata = pbmc68k()[:320, :150].copy()
     adata.obs["batch"] = pd.Categorical(np.where(np.arange(adata.n_obs) % 3, "a", "b"))
+    return adata
+
+
+def made(seed=0, on_disk=None, adata=None, **kwargs):
+    scvi.settings.seed = seed
+    adata = cells() if adata is None else adata
     if on_disk is not None:
         if not on_disk.exists():
             adata.write_h5ad(on_disk)
@@ -61,13 +66,62 @@ def same(a, b):
         return a.tobytes() == b.tobytes() and (a.dtype, a.shape) == (b.dtype, b.shape)
     if isinstance(a, pd.DataFrame):
         return same(dict(pickle_of(a)), dict(pickle_of(b)))
-    return a == b
+    return a == b or (a != a and b != b)
 
 
 def pickle_of(frame):
     yield "index", (frame.index.name, str(frame.index.dtype), frame.index.tolist())
     for name in frame:
         yield name, (str(frame[name].dtype), frame[name].to_numpy(float))
+
+
+def different(expected, got):
+    return [key for key in expected if not same(expected[key], got[key])]
+
+
+# -- in this process -----------------------------------------------------------------------------
+
+
+class Cut(Exception):
+    pass
+
+
+class CutAfter(Callback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_batch_end(self, trainer, *args):
+        if trainer.fit_loop.total_batch_idx + 1 == self.step:
+            raise Cut
+
+
+UNBROKEN = {}
+
+
+def whole(model_options=None, **options):
+    """An unbroken run, trained once for all tests that ask for it."""
+    key = repr((model_options or {}, options))
+    if key not in UNBROKEN:
+        model = made(**(model_options or {}))
+        model.train(**QUIET | options)
+        UNBROKEN[key] = result(model)
+    return UNBROKEN[key]
+
+
+def pieces(folder, steps, model_options=None, **options):
+    """The same in pieces: cut after each of ``steps``, each time a new model in its place."""
+    for step in (*steps, None):
+        model = made(**(model_options or {}))
+        callbacks = [] if step is None else [CutAfter(step)]
+        try:
+            model.train(**QUIET | {"checkpoint_dir": folder} | options, callbacks=callbacks)
+        except Cut:
+            continue
+        assert step is None, "it was not cut"
+    return result(model)
+
+
+# -- in a process of its own; imported before it forks -------------------------------------------
 
 
 def quiet():
@@ -107,53 +161,15 @@ def train(folder, options, die_while_writing=0):
                 fsync(descriptor)
 
             _files.os.fsync = kill
-        (folder / "started").touch()
-        model.train(**OPTIONS | options, callbacks=[Mark(folder / "stepping")])
+        model.train(**QUIET | options, callbacks=[Mark(folder / "stepping")])
         part = folder / "result.part"
         part.write_bytes(pickle.dumps(result(model)))
         part.rename(folder / "result")
 
 
-def different(expected, got):
-    return [key for key in expected if not same(expected[key], got[key])]
-
-
 def progress(folder):
-    path = folder / "run" / "last.ckpt"
+    """Steps of the checkpoint in ``folder``, None if there is none yet."""
+    path = folder / "last.ckpt"
     if not path.exists():
         return None
-    saved = torch.load(path, map_location="cpu", weights_only=True)
-    in_epoch = saved["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["completed"]
-    return saved["global_step"], in_epoch
-
-
-class Cut(Exception):
-    pass
-
-
-class CutAfter(Callback):
-    def __init__(self, step):
-        self.step = step
-
-    def on_train_batch_end(self, trainer, *args):
-        if trainer.fit_loop.total_batch_idx + 1 == self.step:
-            raise Cut
-
-
-def whole(model_options=None, **options):
-    model = made(**(model_options or {}))
-    model.train(**QUIET | options)
-    return result(model)
-
-
-def pieces(folder, steps, model_options=None, callbacks=(), **options):
-    """The same in pieces: cut after each of ``steps``, each time a new model in its place."""
-    for step in (*steps, None):
-        model = made(**(model_options or {}))
-        extra = [] if step is None else [CutAfter(step)]
-        settings = QUIET | {"checkpoint_dir": folder, "checkpoint_every_n_steps": 3} | options
-        try:
-            model.train(**settings, callbacks=[*callbacks, *extra])
-        except Cut:
-            continue
-    return result(model)
+    return torch.load(path, map_location="cpu", weights_only=True)["global_step"]

@@ -15,10 +15,10 @@ from scipy import sparse
 from scvi import REGISTRY_KEYS, settings
 from scvi.data import AnnDataManager, AnnTorchDataset
 from scvi.data._utils import registry_key_to_default_dtype, scipy_to_torch_sparse
+from scvi.dataloaders import DataSplitter
 from torch import Tensor
 
 from scvi_qbm.data.rows import RowReader, is_on_disk
-from scvi_qbm.data.splitter import QBMDataSplitter
 
 __all__ = ["OnDiskDataLoader", "OnDiskDataSplitter"]
 
@@ -209,9 +209,6 @@ class OnDiskDataLoader:
         self._dtype = dtypes.pop(REGISTRY_KEYS.X_KEY, None)
         self._rest = AnnTorchDataset(adata_manager, dtypes)
         self._reader = RowReader(adata_manager.get_from_registry(REGISTRY_KEYS.X_KEY))
-        self._n_given = 0
-        self._seed: int | None = None
-        self._resumed: dict[str, Any] = {}
 
     def _world(self) -> tuple[int, int]:
         if not self._distributed:
@@ -224,37 +221,13 @@ class OnDiskDataLoader:
         n = n // n_ranks if self._drop_tail else math.ceil(n / n_ranks)
         return n // self.batch_size if self.drop_last else math.ceil(n / self.batch_size)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Where the pass under way is.
-
-        Returns
-        -------
-        dict[str, Any]
-            ``n_batches`` given so far, and the ``seed`` of their order. Empty between passes.
-        """
-        if not 0 < self._n_given < len(self):
-            return {}
-        return {"n_batches": self._n_given, "seed": self._seed}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Begin the next pass where another one was: once, those after it are whole.
-
-        Parameters
-        ----------
-        state
-            What :meth:`state_dict` returned, of a loader with the same cells and sizes; the next
-            pass is whole where that one was over.
-        """
-        self._resumed = dict(state) if state.get("n_batches", 0) < len(self) else {}
-
-    def _order(self, seed: int | None) -> Positions:
+    def _order(self) -> Positions:
         order = self.indices
         if self.shuffle:
-            drawn = [int(torch.randint(2**62, ()).item()) if seed is None else seed]
+            drawn = [int(torch.randint(2**62, ()).item())]
             if self._distributed:
                 torch.distributed.broadcast_object_list(drawn)
-            self._seed = drawn[0]
-            order = shuffled(order, self.block_size, self.buffer_size, self._seed)
+            order = shuffled(order, self.block_size, self.buffer_size, seed=drawn[0])
         if self._distributed:
             order = share_of_rank(order, *self._world(), self._drop_tail)
         return order[: len(self) * self.batch_size]
@@ -288,18 +261,15 @@ class OnDiskDataLoader:
         return torch.from_numpy(out)
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        resumed, self._resumed = self._resumed, {}
-        self._n_given = resumed.get("n_batches", 0)
         # torch's loader draws a seed for its workers: what follows must not depend on where the
         # cells are.
         torch.randint(2**62, ())
         # Not inside of the generator: the order is drawn here and now.
-        return self._batches(self._order(resumed.get("seed")), self._n_given * self.batch_size)
+        return self._batches(self._order())
 
-    def _batches(self, order: Positions, first: int) -> Iterator[dict[str, Tensor]]:
+    def _batches(self, order: Positions) -> Iterator[dict[str, Tensor]]:
         ends = range(0, len(order), self.buffer_size)
-        buffers = [order[max(s, first) : s + self.buffer_size] for s in ends]
-        buffers = [cells for cells in buffers if len(cells)]
+        buffers = [order[start : start + self.buffer_size] for start in ends]
         with ThreadPoolExecutor(1, thread_name_prefix="scvi-qbm-reader") as reader:
             coming = [reader.submit(self._read, cells) for cells in buffers[:1]]
             try:
@@ -314,14 +284,13 @@ class OnDiskDataLoader:
                             else value[part]
                             for key, value in data.items()
                         }
-                        self._n_given += 1
                         yield batch
             finally:
                 for future in coming:
                     future.cancel()
 
 
-class OnDiskDataSplitter(QBMDataSplitter):
+class OnDiskDataSplitter(DataSplitter):
     """scvi-tools' splitter for data on disk; cells are held out by blocks of neighbours.
 
     Single cells at random would have to be read with all their neighbours.
@@ -336,7 +305,7 @@ class OnDiskDataSplitter(QBMDataSplitter):
         As :class:`scvi.dataloaders.DataSplitter` and :class:`OnDiskDataLoader`.
     """
 
-    data_loader_cls = train_loader_cls = OnDiskDataLoader
+    data_loader_cls = OnDiskDataLoader
 
     def __init__(self, adata_manager: AnnDataManager, block_size: int = 64, **kwargs: Any) -> None:
         super().__init__(adata_manager, block_size=block_size, **kwargs)

@@ -7,11 +7,12 @@ import warnings
 from dataclasses import is_dataclass
 from typing import Any
 
+from scvi.dataloaders import DataSplitter
 from scvi.model._utils import get_max_epochs_heuristic
 from scvi.train._config import merge_kwargs
 
 from scvi_qbm.checkpoint import TrainingCheckpoint, run_settings
-from scvi_qbm.data import OnDiskDataSplitter, QBMDataSplitter, reads_from_disk
+from scvi_qbm.data import OnDiskDataSplitter, reads_from_disk
 from scvi_qbm.plan import QBMTrainingPlan
 from scvi_qbm.recipes import get_recipe, resolve_plan
 from scvi_qbm.runner import QBMTrainRunner
@@ -26,9 +27,9 @@ class TrainingMixin:
     _train_runner_cls = QBMTrainRunner
 
     @property
-    def _data_splitter_cls(self) -> type[QBMDataSplitter]:
+    def _data_splitter_cls(self) -> type[DataSplitter]:
         on_disk = self.adata is not None and reads_from_disk(self.adata_manager)
-        return OnDiskDataSplitter if on_disk else QBMDataSplitter
+        return OnDiskDataSplitter if on_disk else DataSplitter
 
     def train(  # type: ignore[override]
         self,
@@ -44,7 +45,6 @@ class TrainingMixin:
         datamodule: Any = None,
         trainer_config: Any = None,
         checkpoint_dir: str | os.PathLike[str] | None = None,
-        checkpoint_every_n_steps: int = 1000,
         **kwargs: Any,
     ) -> None:
         """Train the model; early stopping on ``elbo_validation`` (log Z included) is on.
@@ -67,12 +67,10 @@ class TrainingMixin:
         trainer_config
             As :meth:`scvi.model.SCVI.train`; the fields that differ from its defaults.
         checkpoint_dir
-            Keep the run in ``last.ckpt`` there. If it is there already, training goes on from it,
-            in the middle of an epoch and to the bit: weights, log Z, chains, history and split are
-            those of a run that was never cut short. A finished run gives the model its result at
-            once; with a larger ``max_epochs`` it goes on. See the page on training.
-        checkpoint_every_n_steps
-            Steps of the optimiser between two checkpoints.
+            Keep the run in ``last.ckpt`` there, after every epoch. If it is there already,
+            training goes on after the last epoch, to the bit: weights, log Z, chains, history and
+            split are those of a run that was never cut short. A finished run gives the model its
+            result at once; with a larger ``max_epochs`` it goes on. See the page on training.
         **kwargs
             As :meth:`scvi.model.SCVI.train`: ``accelerator``, ``devices``,
             ``shuffle_set_split``, ``load_sparse_tensor``, and the trainer's. With
@@ -137,9 +135,7 @@ class TrainingMixin:
             if kwargs.get("ckpt_path") is not None:
                 raise ValueError("Pass `checkpoint_dir` or `ckpt_path`, not both.")
             settings = run_settings(self, **arguments, trainer=dict(kwargs))
-            kwargs["checkpoint"] = TrainingCheckpoint(
-                checkpoint_dir, checkpoint_every_n_steps, settings
-            )
+            kwargs["checkpoint"] = TrainingCheckpoint(checkpoint_dir, settings)
         super().train(datamodule=datamodule, **arguments, **kwargs)
 
     def _default_epochs(self, datamodule: Any) -> int | None:
