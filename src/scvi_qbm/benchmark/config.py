@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from .columns import GROUPS
 from .methods import get_method, select_methods
+from .scores import GROUPS
 
-__all__ = ["Config", "DataSpec", "Task"]
+__all__ = ["Config", "DataSpec"]
 
 
 @dataclass(frozen=True)
@@ -62,17 +62,7 @@ class DataSpec:
 
 @dataclass(frozen=True)
 class Task:
-    """One row to measure.
-
-    Parameters
-    ----------
-    data
-        Name of the data set.
-    method
-        Name of the method.
-    seed
-        From 0 on.
-    """
+    """One row to measure."""
 
     data: str
     method: str
@@ -144,21 +134,6 @@ class Config:
         """Read a file with the fields above, and a table ``[[data]]`` for each data set.
 
         Relative paths are relative to the file.
-
-        Parameters
-        ----------
-        path
-            The file.
-
-        Returns
-        -------
-        Config
-            What it says.
-
-        Raises
-        ------
-        ValueError
-            If it is not TOML, or a field is unknown or of another type.
         """
         path = Path(path)
         try:
@@ -176,28 +151,11 @@ class Config:
         return _build(cls, {"data": tuple(specs), **content}, str(path))
 
     def spec(self, name: str) -> DataSpec:
-        """The data set of that name.
-
-        Parameters
-        ----------
-        name
-            One of the names in ``data``.
-
-        Returns
-        -------
-        DataSpec
-            Its columns and limits.
-        """
+        """The data set of that name."""
         return next(spec for spec in self.data if spec.name == name)
 
     def tasks(self) -> list[Task]:
-        """All rows, by seed, then data set, then method: a run cut short is balanced.
-
-        Returns
-        -------
-        list[Task]
-            One a data set, method and seed.
-        """
+        """All rows, by seed, then data set, then method: a run cut short is balanced."""
 
         def wanted(method: str) -> int:
             limit = self.seeds_of.get(method, get_method(method).n_seeds)
@@ -212,13 +170,7 @@ class Config:
         ]
 
     def as_dict(self) -> dict[str, Any]:
-        """All fields, as JSON takes them.
-
-        Returns
-        -------
-        dict[str, Any]
-            By name, data sets as dictionaries.
-        """
+        """All fields, as JSON takes them."""
         return asdict(self)
 
 

@@ -23,8 +23,6 @@ from .methods import get_method
 from .rows import Rows
 from .scores import score_embedding
 
-__all__ = ["EPOCHS", "score_by_epoch"]
-
 #: Epochs after which an embedding is scored, denser early on, where scores change.
 EPOCHS = (1, 2, 3, 5, 8, 12, 20, 30, 40, 60, 80, 100, 150, 200, 300, 400)
 
@@ -69,31 +67,6 @@ def score_by_epoch(
     Clustering scores, kNN label entropy and the kNN probe: those that are quick.
 
     Rows are kept in ``out/curves.jsonl`` as they are ready.
-
-    Parameters
-    ----------
-    config
-        Data sets, seeds and budget; its methods are not used.
-    out
-        Directory of the benchmark.
-    methods
-        Methods that take ``train_kwargs``: QBMVI, its twins and recipes.
-    epochs
-        When to look, up to the budget.
-    n_threads
-        Threads of the scores.
-    progress
-        Whether to show a progress bar, a step a data set, method and seed.
-
-    Returns
-    -------
-    pandas.DataFrame
-        A row a data set, method, seed and epoch.
-
-    Raises
-    ------
-    ValueError
-        For a method that cannot be looked at while it trains.
     """
     for name in methods:
         if "on_model" not in signature(get_method(name).run).parameters:

@@ -20,12 +20,12 @@ from scvi_qbm.benchmark.data.specs import resolve
 from scvi_qbm.benchmark.pool import work_through
 from scvi_qbm.benchmark.ray import work_through_on_ray
 
-from .columns import GROUPS
 from .config import Config, DataSpec, Task
 from .methods import METHODS, get_method
 from .rows import Rows
+from .scores import GROUPS
 
-__all__ = ["EXECUTORS", "run_benchmark"]
+__all__ = ["run_benchmark"]
 
 #: Where rows can run, which is processes of this machine, or Ray.
 EXECUTORS = ("processes", "ray")

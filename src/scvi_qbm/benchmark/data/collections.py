@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from scvi_qbm.benchmark.data.info import DatasetInfo, RemoteFile
 
-__all__ = ["COLLECTIONS"]
-
 _FIGSHARE = "https://figshare.com/articles/dataset/_/12420968"
 _SCIB = "Luecken et al. (2022), Nat. Methods 19, 41-50, doi:10.1038/s41592-021-01336-8"
 _SOLAR = (

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-__all__ = ["ChecksumError", "DownloadError", "data_dir", "fetch"]
+__all__ = ["data_dir"]
 
 _CHUNK = 1 << 20
 _TIMEOUT = (10.0, 60.0)  # seconds to connect, and between two reads
@@ -61,36 +61,6 @@ def fetch(
     whole and its SHA-256 is right. Every later use is checked too: against the published SHA-256,
     or, where none is published, against the one recorded at first use in ``<name>.sha256.json``.
     Let one process at a time download a file: they would share its part.
-
-    Parameters
-    ----------
-    url
-        Address, or None where none is known: then the file must have been put there by hand.
-    file_name
-        Name in the data folder, without ``.gz`` where ``unpack``.
-    sha256
-        Published SHA-256 of what is at ``url``, as 64 hexadecimal digits.
-    unpack
-        Whether ``url`` is a gzip archive of the file. The archive is removed once unpacked.
-    portal
-        Web page to name in errors.
-    progress
-        Whether to draw a progress bar on standard error.
-
-    Returns
-    -------
-    pathlib.Path
-        Path of the checked file.
-
-    Raises
-    ------
-    FileNotFoundError
-        If ``url`` is None and the file is not there.
-    DownloadError
-        If the network, the server or the connection failed. What came is kept for the next call.
-    ChecksumError
-        If the file differs from what was published or recorded. A bad download is deleted, a bad
-        file that was there before is left alone.
     """
     folder = data_dir()
     target = folder / file_name
@@ -200,18 +170,7 @@ def _download(url: str, path: Path, sha256: str | None, progress: bool) -> None:
 
 
 class _ResumingDownloader:
-    """A downloader for pooch (``(url, output_file, pooch) -> None``) that goes on where it broke.
-
-    Parameters
-    ----------
-    path
-        Final path; the part is kept beside it as ``<name>.part``.
-    verified
-        Whether the whole will be compared with a published checksum: only then is a part
-        continued that the server gave without ETag or date.
-    progress
-        Whether to draw a bar.
-    """
+    """A downloader for pooch (``(url, output_file, pooch) -> None``) that goes on where it broke."""
 
     def __init__(self, path: Path, verified: bool, progress: bool) -> None:
         self.path = path

@@ -7,8 +7,6 @@ from pathlib import Path
 
 from scvi_qbm.benchmark.data.info import DatasetInfo
 
-__all__ = ["SHARED", "find_shared"]
-
 _README = "uns['source'] of the file, README.md of its folder"
 
 _TABLE = (
@@ -128,20 +126,6 @@ def find_shared(file_name: str) -> Path:
 
     Looked for in the folder ``SCVI_QBM_DATA_DIR`` names, then in ``../shared/data`` as seen from
     the working directory and from the root of the repository.
-
-    Parameters
-    ----------
-    file_name
-        Name of the h5ad file.
-
-    Returns
-    -------
-    The first path that exists.
-
-    Raises
-    ------
-    FileNotFoundError
-        If it is in none of them; the message lists them.
     """
     folders = [Path.cwd().parent, Path(__file__).resolve().parents[5]]
     folders = [folder / "shared" / "data" for folder in folders]

@@ -15,7 +15,8 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from scvi_qbm.benchmark.metrics.extras import require
+from scvi_qbm.benchmark.extras import require
+from scvi_qbm.benchmark.metrics.groups import Embedded, group
 
 __all__ = [
     "BatchOutScores",
@@ -364,3 +365,42 @@ def leave_one_batch_out(
     if not scores:
         return BatchOutScores(float("nan"), float("nan"), 0)
     return BatchOutScores(*map(float, np.mean(scores, axis=0)), len(scores))
+
+
+_XGBOOST = ("accuracy", "precision", "recall", "f1")
+
+
+@group(
+    "classify",
+    ("xgb_accuracy", "XGBoost accuracy", "Of types, 5 folds."),
+    ("xgb_precision", "XGBoost precision", "Macro average over types, 5 folds."),
+    ("xgb_recall", "XGBoost recall", "Macro average over types, 5 folds."),
+    ("xgb_f1", "XGBoost F1", "Macro average over types, 5 folds."),
+    ("knn_accuracy", "kNN accuracy", "15 neighbours, 5 folds."),
+    ("knn_f1", "kNN F1", "15 neighbours, macro average over types, 5 folds."),
+    ("knn_f1_fine", "kNN F1, fine", "As kNN F1, for the fine types."),
+    ("logistic_accuracy", "Logistic accuracy", "Linear classifier, 5 folds."),
+    ("logistic_f1", "Logistic F1", "Linear classifier, macro average over types, 5 folds."),
+    ("lobo_accuracy", "Unseen batch accuracy", "15 neighbours from the other batches."),
+    ("lobo_f1", "Unseen batch F1", "15 neighbours from the other batches, macro average."),
+    described=tuple(f"xgb_{name}_sd" for name in _XGBOOST),
+    needs_neighbors=False,
+)
+def classify(cells: Embedded) -> None:
+    """Classifiers of types and fine types; the confusion of the trees is kept for the pictures."""
+    known, x, seed, scores = cells.known, cells.x, cells.seed, cells.scores
+    if known.labels is not None:
+        near = knn_probe(x, known.labels, seed=seed)
+        linear = logistic_probe(x, known.labels, seed=seed)
+        scores |= {"knn_accuracy": near.accuracy, "knn_f1": near.macro_f1}
+        scores |= {"logistic_accuracy": linear.accuracy, "logistic_f1": linear.macro_f1}
+        if known.batch is not None:
+            unseen = leave_one_batch_out(x, known.labels, known.batch)
+            scores |= {"lobo_accuracy": unseen.accuracy, "lobo_f1": unseen.macro_f1}
+        trees = xgboost_scores(x, known.labels, n_jobs=cells.n_jobs, seed=seed)
+        for name in _XGBOOST:
+            scores[f"xgb_{name}"] = getattr(trees, name)
+            scores[f"xgb_{name}_sd"] = getattr(trees, f"{name}_sd")
+        cells.artifacts |= {"confusion": trees.confusion, "confusion_labels": trees.labels}
+    if known.fine_labels is not None:
+        scores["knn_f1_fine"] = knn_probe(x, known.fine_labels, seed=seed).macro_f1

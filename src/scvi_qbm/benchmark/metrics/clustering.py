@@ -16,7 +16,8 @@ from sklearn.metrics import (
     normalized_mutual_info_score,
 )
 
-from scvi_qbm.benchmark.metrics.extras import require
+from scvi_qbm.benchmark.extras import require
+from scvi_qbm.benchmark.metrics.groups import Embedded, group
 from scvi_qbm.benchmark.metrics.neighbors import as_neighbors
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     from scib_metrics.nearest_neighbors import NeighborsResults
 
-__all__ = ["RESOLUTIONS", "ClusterScores", "LeidenSweep", "leiden_sweep"]
+__all__ = ["ClusterScores", "LeidenSweep", "leiden_sweep"]
 
 #: Resolutions of the Leiden sweep, 0.05 and 0.1 to 2 in steps of 0.1.
 RESOLUTIONS = (0.05, *(round(0.1 * i, 1) for i in range(1, 21)))
@@ -169,3 +170,32 @@ def leiden_sweep(
     finally:
         igraph.set_random_number_generator(random)
     return LeidenSweep(tuple(map(float, resolutions)), np.asarray(clusters, dtype=np.int64))
+
+
+@group(
+    "clustering",
+    ("nmi", "NMI", "Of types with Leiden clusters, at the resolution of best NMI."),
+    ("ari", "ARI", "Adjusted Rand index, same clusters."),
+    ("ami", "AMI", "Adjusted mutual information, same clusters."),
+    ("fmi", "FMI", "Fowlkes-Mallows index, same clusters."),
+    ("nmi_fine", "NMI, fine", "As NMI, for the fine types, at their own best resolution."),
+    ("ari_fine", "ARI, fine", "As ARI, for the fine types."),
+    ("ami_fine", "AMI, fine", "As AMI, for the fine types."),
+    ("fmi_fine", "FMI, fine", "As FMI, for the fine types."),
+    described=("n_clusters", "resolution"),
+)
+def clustering(cells: Embedded) -> None:
+    """Agreement of Leiden clusters with types and fine types."""
+    known = cells.known
+    if known.labels is None and known.fine_labels is None:
+        return
+    sweep = leiden_sweep(cells.neighbors, seed=42 + cells.seed)  # 42 is scib-metrics' own
+    names = ("nmi", "ari", "ami", "fmi")
+    if known.labels is not None:
+        found = sweep.score(known.labels)
+        for name in (*names, "n_clusters", "resolution"):
+            cells.scores[name] = getattr(found, name)
+    if known.fine_labels is not None:
+        found = sweep.score(known.fine_labels)
+        for name in names:
+            cells.scores[f"{name}_fine"] = getattr(found, name)

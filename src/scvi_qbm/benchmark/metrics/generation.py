@@ -14,7 +14,7 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-__all__ = ["generation_scores", "log_normalise", "two_sample_auc"]
+__all__ = ["generation_scores"]
 
 
 def _dense(x: ArrayLike) -> NDArray[np.float64]:
@@ -22,20 +22,7 @@ def _dense(x: ArrayLike) -> NDArray[np.float64]:
 
 
 def log_normalise(counts: ArrayLike, target: float = 1e4) -> NDArray[np.float64]:
-    """``log1p`` of counts scaled to ``target`` a cell; cells without counts stay 0.
-
-    Parameters
-    ----------
-    counts
-        ``(n_cells, n_genes)``, dense or sparse.
-    target
-        Counts that every cell is scaled to.
-
-    Returns
-    -------
-    numpy.ndarray
-        float64 ``(n_cells, n_genes)``, dense, natural logarithms.
-    """
+    """``log1p`` of counts scaled to ``target`` a cell; cells without counts stay 0."""
     x = _dense(counts)
     totals = x.sum(1, keepdims=True)
     return np.log1p(np.divide(target * x, totals, out=np.zeros_like(x), where=totals > 0))
@@ -53,29 +40,6 @@ def two_sample_auc(
 
     A classifier two-sample test: any number above 0.5 beyond its error proves a difference, while
     0.5 only says that this classifier sees none.
-
-    Parameters
-    ----------
-    real, generated
-        Features, (n, d) and (m, d).
-    classifier
-        ``"boosting"`` (gradient-boosted trees) or ``"logistic"`` (standardised, linear).
-    seed
-        Of the five folds and the classifier.
-
-    Returns
-    -------
-    float
-        AUROC of the held-out folds' probabilities.
-
-    Raises
-    ------
-    ValueError
-        If the classifier is unknown, features differ in number, or there are fewer than ten cells.
-
-    References
-    ----------
-    Lopez-Paz and Oquab (2017), Revisiting Classifier Two-Sample Tests, arXiv:1610.06545.
     """
     real, generated = _dense(real), _dense(generated)
     if real.shape[1] != generated.shape[1]:

@@ -16,8 +16,6 @@ from scvi_qbm.benchmark.metrics.neighbors import nearest_neighbors
 if TYPE_CHECKING:
     from scib_metrics.nearest_neighbors import NeighborsResults
 
-__all__ = ["kbet_per_label"]
-
 
 def _diffusion_coordinates(
     graph: sparse.csr_matrix, n_components: int, seed: int
@@ -61,31 +59,6 @@ def kbet_per_label(
     fourth decimal. Within a label, neighbours are searched in a diffusion map, between 10 and 70
     by the size of its batches. Kept from it, for equality: a small label lowers the number of
     diffusion components for all labels that follow.
-
-    Parameters
-    ----------
-    neighbors
-        50 neighbours of each cell.
-    batch, labels
-        ``(n_cells,)``.
-    alpha
-        Level of the test.
-    n_jobs
-        Threads of the searches.
-    seed
-        Of eigenvectors and searches.
-
-    Returns
-    -------
-    float
-        From 0 to 1, higher is better mixed. Labels in one batch only or with fewer than 10 cells
-        are left out; labels whose graph is in pieces count 0 unless the large pieces hold 75% of
-        their cells. NaN if no label is left.
-
-    References
-    ----------
-    Buettner et al. (2019), Nat. Methods 16, 43 (kBET); Luecken et al. (2022), Nat. Methods 19, 41
-    (within labels).
     """
     names, codes = np.unique(np.asarray(labels).astype(str), return_inverse=True)
     _, batches = np.unique(np.asarray(batch).astype(str), return_inverse=True)

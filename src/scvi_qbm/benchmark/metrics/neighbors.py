@@ -10,43 +10,19 @@ from anndata import AnnData
 from numpy.typing import ArrayLike, NDArray
 from sklearn.neighbors import NearestNeighbors
 
-from scvi_qbm.benchmark.metrics.extras import require
+from scvi_qbm.benchmark.extras import require
+from scvi_qbm.benchmark.metrics.groups import Embedded, group
 
 if TYPE_CHECKING:
     from scib_metrics.nearest_neighbors import NeighborsResults
 
-__all__ = [
-    "as_neighbors",
-    "check_embedding",
-    "knn_label_entropy",
-    "nearest_neighbors",
-    "subgraph",
-    "umap_coordinates",
-]
+__all__ = ["knn_label_entropy", "nearest_neighbors"]
 
 N_NEIGHBORS = 90
 
 
 def check_embedding(embedding: ArrayLike, n_cells: int | None = None) -> NDArray[np.float32]:
-    """A new float32 array of the embedding, after checking it.
-
-    Parameters
-    ----------
-    embedding
-        Shape ``(n_cells, n_dimensions)``.
-    n_cells
-        The number of rows it must have.
-
-    Returns
-    -------
-    numpy.ndarray
-        float32 ``(n_cells, n_dimensions)``, contiguous, a copy.
-
-    Raises
-    ------
-    ValueError
-        If it is not two-dimensional, has no columns, is not finite or has another number of rows.
-    """
+    """A new float32 array of the embedding, after checking it."""
     x = np.array(embedding, dtype=np.float32, order="C")
     if x.ndim != 2 or x.shape[1] == 0:
         raise ValueError(f"An embedding is cells x dimensions, this has shape {x.shape}.")
@@ -104,40 +80,12 @@ def nearest_neighbors(
 
 
 def subgraph(neighbors: NeighborsResults, n_neighbors: int) -> NeighborsResults:
-    """The nearest of the neighbours found.
-
-    Parameters
-    ----------
-    neighbors
-        From :func:`nearest_neighbors`.
-    n_neighbors
-        How many to keep, the cell itself included; all where there are fewer.
-
-    Returns
-    -------
-    scib_metrics.nearest_neighbors.NeighborsResults
-        Of ``n_neighbors`` columns at most.
-    """
+    """The nearest of the neighbours found."""
     return neighbors.subset_neighbors(min(n_neighbors, neighbors.n_neighbors))
 
 
 def as_neighbors(x: Any, n_neighbors: int, **kwargs: Any) -> NeighborsResults:
-    """Neighbours from neighbours (the nearest of them) or from an embedding (searched).
-
-    Parameters
-    ----------
-    x
-        Neighbours, or an embedding ``(n_cells, n_dimensions)``.
-    n_neighbors
-        How many are wanted, the cell itself included; fewer in small data.
-    **kwargs
-        For :func:`nearest_neighbors`, if there is a search.
-
-    Returns
-    -------
-    scib_metrics.nearest_neighbors.NeighborsResults
-        Of ``n_neighbors`` columns at most.
-    """
+    """Neighbours from neighbours (the nearest of them) or from an embedding (searched)."""
     if not hasattr(x, "subset_neighbors"):
         x = nearest_neighbors(x, **kwargs)
     return subgraph(x, n_neighbors)
@@ -203,29 +151,7 @@ def umap_coordinates(
     min_dist: float = 0.5,
     seed: int = 0,
 ) -> NDArray[np.float32]:
-    """Two-dimensional UMAP of 15 neighbours: an illustration, and what scGraph's authors score.
-
-    Parameters
-    ----------
-    embedding
-        Shape ``(n_cells, n_dimensions)``.
-    neighbors
-        ``nearest_neighbors(embedding)``, if at hand.
-    min_dist
-        Smallest distance in the plane.
-    seed
-        Of the layout.
-
-    Returns
-    -------
-    numpy.ndarray
-        float32 ``(n_cells, 2)``.
-
-    Raises
-    ------
-    ValueError
-        As :func:`check_embedding`.
-    """
+    """Two-dimensional UMAP of 15 neighbours: an illustration, and what scGraph's authors score."""
     x = check_embedding(embedding)
     near = as_neighbors(x if neighbors is None else neighbors, 15)
     cells = AnnData(x)
@@ -236,3 +162,14 @@ def umap_coordinates(
     }
     sc.tl.umap(cells, min_dist=min_dist, random_state=seed)
     return np.asarray(cells.obsm["X_umap"], dtype=np.float32)
+
+
+@group(
+    "local",
+    ("knn_label_entropy", "kNN label purity", "1 - entropy of types among 15 neighbours."),
+)
+def local(cells: Embedded) -> None:
+    """Purity of types among neighbours."""
+    if cells.known.labels is not None:
+        entropy = knn_label_entropy(cells.neighbors, cells.known.labels)
+        cells.scores["knn_label_entropy"] = entropy

@@ -19,6 +19,9 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.spatial.distance import cdist
 from scipy.stats import rankdata, trim_mean
 
+from scvi_qbm.benchmark.metrics.groups import Embedded, group
+from scvi_qbm.benchmark.metrics.neighbors import umap_coordinates
+
 __all__ = ["ScGraphReference", "ScGraphScores", "scgraph_reference", "scgraph_scores"]
 
 TRIM = 0.05
@@ -200,3 +203,25 @@ def scgraph_scores(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # a mean of nothing is NaN
         return ScGraphScores(*map(float, np.nanmean(scores, axis=0)))
+
+
+@group(
+    "scgraph",
+    ("scgraph", "scGraph", "Weighted correlation of distances between types (Corr-Weighted)."),
+    ("scgraph_rank", "scGraph rank", "Rank correlation of distances between types."),
+    ("scgraph_corr", "scGraph corr", "Correlation of distances between types."),
+    ("scgraph_umap", "scGraph, UMAP", "scGraph of the embedding's UMAP, as published."),
+    ("scgraph_umap_rank", "scGraph rank, UMAP", "Its rank correlation."),
+    ("scgraph_umap_corr", "scGraph corr, UMAP", "Its unweighted correlation."),
+)
+def scgraph(cells: Embedded) -> None:
+    """ScGraph of the embedding and of its UMAP, which is kept for the pictures."""
+    known = cells.known
+    plane = umap_coordinates(cells.x, cells.neighbors, seed=cells.seed)
+    cells.artifacts["umap"] = plane
+    if known.scgraph is None or known.labels is None:
+        return
+    for name, space in (("scgraph", cells.x), ("scgraph_umap", plane)):
+        found = scgraph_scores(space, known.labels, known.scgraph)
+        cells.scores[name] = found.weighted
+        cells.scores[f"{name}_rank"], cells.scores[f"{name}_corr"] = found.rank, found.corr

@@ -13,6 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 
+from scvi_qbm.benchmark.metrics.groups import Embedded, group
+
 __all__ = [
     "TrajectoryScore",
     "diffusion_pseudotime",
@@ -330,3 +332,34 @@ def trajectory_conservation(
         each = [_spearman(before[rows], after[rows]) for rows in groups]
         correlation = float(pd.Series(each).mean())
     return TrajectoryScore((correlation + 1) / 2, after, leading)
+
+
+@group(
+    "trajectory",
+    ("trajectory", "Trajectory", "Rank agreement of pseudotime with the unintegrated one."),
+    (
+        "trajectory_every",
+        "Trajectory, every component",
+        "The same without scanpy's cut of leading diffusion components; ours.",
+    ),
+    described=("diffusion_eigenvalue",),
+)
+def trajectory(cells: Embedded) -> None:
+    """Conservation of the pseudotime, with scanpy's cut and without."""
+    known = cells.known
+    if known.pseudotime is None or known.trajectory_labels is None:
+        return
+    batch = known.batch if known.pseudotime_per_batch else None
+    found, every = (
+        trajectory_conservation(
+            cells.neighbors,
+            known.pseudotime,
+            known.trajectory_labels,
+            batch=batch,
+            every_component=every,
+        )
+        for every in (False, True)
+    )
+    cells.scores |= {"trajectory": found.score, "trajectory_every": every.score}
+    cells.scores["diffusion_eigenvalue"] = found.eigenvalue
+    cells.artifacts["pseudotime"] = found.pseudotime

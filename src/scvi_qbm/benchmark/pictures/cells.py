@@ -18,13 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from scvi_qbm.benchmark.pictures.scores import _plain, _quiet, _short
 from scvi_qbm.pl.style import PALETTE
 
-__all__ = [
-    "confused_groups",
-    "confusion_matrix",
-    "confusion_zoom",
-    "embedding_grid",
-    "pseudotime_comparison",
-]
+__all__ = ["confusion_matrix", "confusion_zoom", "embedding_grid", "pseudotime_comparison"]
 
 
 def embedding_grid(
@@ -149,22 +143,6 @@ def confused_groups(
 
     From the most confused pair on, the type that is most confused with the group joins it, until
     it has ``size`` types or none is left with a share above 0.02.
-
-    Parameters
-    ----------
-    confusions
-        Counts ``(n_types, n_types)`` each, true types in rows, the same types in all.
-    n_groups
-        Groups wanted; fewer where little is confused. No type is in two of them.
-    size
-        Most types in a group.
-    min_cells
-        Rarer types are passed over, for a few cells make large shares.
-
-    Returns
-    -------
-    list[numpy.ndarray]
-        Indices of the types of each group, the most confused group first.
     """
     counts = [np.asarray(c, dtype=float) for c in confusions]
     mean = np.mean([c / np.maximum(c.sum(axis=1, keepdims=True), 1) for c in counts], axis=0)

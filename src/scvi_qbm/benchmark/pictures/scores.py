@@ -16,13 +16,7 @@ from numpy.typing import NDArray
 
 from scvi_qbm.pl.style import PALETTE
 
-__all__ = [
-    "cost",
-    "paired_differences",
-    "score_by_epoch",
-    "score_dots",
-    "score_radar",
-]
+__all__ = ["cost", "paired_differences", "score_by_epoch", "score_dots", "score_radar"]
 
 BLOCK_COLOURS = {"unsupervised": PALETTE[0], "supervised": PALETTE[3], "control": "0.45"}
 _INK = "0.25"

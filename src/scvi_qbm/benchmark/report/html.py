@@ -6,8 +6,6 @@ import base64
 from collections.abc import Iterable, Sequence
 from html import escape
 
-__all__ = ["Html", "bullets", "details", "join", "page", "picture", "table", "tag", "text"]
-
 
 class Html(str):
     """Markup, which is not escaped again."""
@@ -48,19 +46,7 @@ def details(summary: str, *content: object) -> Html:
 def table(
     head: Sequence[object], body: Iterable[object], caption: str = "", *, prose: bool = False
 ) -> Html:
-    """A table that scrolls by itself on a narrow screen.
-
-    Parameters
-    ----------
-    head
-        Headings; the first column stays in sight.
-    body
-        Rows: sequences of cells (content, or ``td`` elements), or ``tr`` elements.
-    caption
-        Text above.
-    prose
-        Whether cells hold words, not numbers.
-    """
+    """A table that scrolls by itself on a narrow screen."""
     headings = tag("tr", *(h if _is(h, "th") else tag("th", h, scope="col") for h in head))
     rows = [row if isinstance(row, Html) else line(row) for row in body]
     parts = [tag("caption", caption)] if caption else []
@@ -90,17 +76,7 @@ def picture(png: bytes, width: int, alt: str, caption: str) -> Html:
 
 
 def page(title: str, sections: Sequence[tuple[str, str, Html]], head: Html) -> str:
-    """The whole page.
-
-    Parameters
-    ----------
-    title
-        Of the page.
-    sections
-        ``(id, heading, content)``.
-    head
-        What stands between the title and the first section.
-    """
+    """The whole page."""
     links = (tag("a", heading, href=f"#{key}") for key, heading, _ in sections)
     body = [
         tag("header", tag("h1", title), head),

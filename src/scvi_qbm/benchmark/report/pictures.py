@@ -6,19 +6,15 @@ import io
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scvi_qbm.benchmark import pictures
 from scvi_qbm.benchmark.report.html import Html, details, picture, tag
+from scvi_qbm.benchmark.report.read import Report
 from scvi_qbm.benchmark.rows import folder_of
-
-if TYPE_CHECKING:
-    from scvi_qbm.benchmark.report.report import Report
-
-__all__ = ["cell_pictures", "cost_picture", "score_pictures"]
 
 # Shown first where not all fit, in this order; by name, so that no result decides who is shown.
 FIRST = (
