@@ -165,7 +165,7 @@ def main() -> None:
     config = json.loads((args.directory / "config.json").read_text())
     config["command"] = "make bench-methods"
     (args.docs / "config.json").write_text(json.dumps(config, indent=1) + "\n")
-    asked = {tuple(task.key.values()) for task in Config.from_toml(CONFIG).tasks()}
+    asked = set(Config.from_toml(CONFIG).tasks())
     there = set(good[["data", "method", "seed"]].itertuples(index=False, name=None))
     apart = good[~good["data"].isin(CHOSEN_ON)]
     subsampled = {name for name, data in config["data"].items() if data["subsampled"]}

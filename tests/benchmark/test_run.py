@@ -14,7 +14,7 @@ import pytest
 
 from scvi_qbm.benchmark.config import Config, DataSpec, Task
 from scvi_qbm.benchmark.curves import _train, score_by_epoch
-from scvi_qbm.benchmark.data import DownloadError
+from scvi_qbm.benchmark.data.remote import DownloadError
 from scvi_qbm.benchmark.data.specs import load_data, resolve
 from scvi_qbm.benchmark.measure import measure, prepared
 from scvi_qbm.benchmark.methods import METHODS, Method, MethodResult

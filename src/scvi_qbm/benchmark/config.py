@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .methods import get_method, select_methods
 from .scores import GROUPS
@@ -60,18 +60,12 @@ class DataSpec:
     max_epochs: int | None = None
 
 
-@dataclass(frozen=True)
-class Task:
-    """One row to measure."""
+class Task(NamedTuple):
+    """One row to measure: names of the data set and the method, and the seed, from 0 on."""
 
     data: str
     method: str
     seed: int
-
-    @property
-    def key(self) -> dict[str, Any]:
-        """What identifies the row."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -150,12 +144,14 @@ class Config:
                 content[name] = tuple(content[name])
         return _build(cls, {"data": tuple(specs), **content}, str(path))
 
-    def spec(self, name: str) -> DataSpec:
-        """The data set of that name."""
-        return next(spec for spec in self.data if spec.name == name)
-
     def tasks(self) -> list[Task]:
-        """All rows, by seed, then data set, then method: a run cut short is balanced."""
+        """All rows, by seed, then data set, then method: a run cut short is balanced.
+
+        Returns
+        -------
+        list[Task]
+            One a data set, method and seed.
+        """
 
         def wanted(method: str) -> int:
             limit = self.seeds_of.get(method, get_method(method).n_seeds)
@@ -168,10 +164,6 @@ class Config:
             for method in self.methods
             if seed < wanted(method)
         ]
-
-    def as_dict(self) -> dict[str, Any]:
-        """All fields, as JSON takes them."""
-        return asdict(self)
 
 
 _TYPES: dict[str, tuple[type, ...]] = {

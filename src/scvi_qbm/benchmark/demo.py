@@ -28,7 +28,9 @@ def run_demo(out: Path, seed: int = 0, max_epochs: int = 200) -> str:
     for name in ("qbmvi", "gaussian", "pca"):
         method = METHODS[name]
         print(f"{method.label}: {method.summary}")
-        results[method.label] = method.run(counts, seed=seed, max_epochs=max_epochs)
+        results[method.label] = method.run(
+            counts, batch_key=None, seed=seed, max_epochs=max_epochs
+        )
 
     adata.obsm["X_qbmvi"] = results["QBMVI"].embedding
     sc.pp.neighbors(adata, use_rep="X_qbmvi", random_state=seed)

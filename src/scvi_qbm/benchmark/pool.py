@@ -31,7 +31,11 @@ def work_through(
     environment: Mapping[str, str] | None = None,
     logs: Path | None = None,
 ) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """Yield ``(task, row)`` as the rows are ready."""
+    """Yield ``(task, row)`` as the rows are ready, with ``status="failed"`` for a dead process.
+
+    Processes are started afresh, not forked, with the variables of ``environment``; what they
+    print goes to ``logs``, and one whose task takes ``timeout`` seconds is killed.
+    """
     left = deque(tasks)
     workers: dict[int, _Worker] = {}
     try:

@@ -33,20 +33,12 @@ class Rows:
         return next((r for r in self.rows if key.items() <= r.items()), None)
 
     def add(self, key: dict[str, Any], values: dict[str, Any]) -> None:
-        """Append a row and write the file."""
-        self.rows.append({**key, **values})
-        self._write()
-
-    def put(self, key: dict[str, Any], values: dict[str, Any]) -> None:
-        """As :meth:`add`, in the place of the row that has this key, if there is one."""
-        before = self.find(key)
+        """Append a row, or replace the one that has this key, and write the file."""
+        row, before = {**key, **values}, self.find(key)
         if before is None:
-            self.add(key, values)
-            return
-        self.rows[self.rows.index(before)] = {**key, **values}
-        self._write()
-
-    def _write(self) -> None:
+            self.rows.append(row)
+        else:
+            self.rows[self.rows.index(before)] = row
         with replacing(self.path) as temporary:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
 

@@ -94,7 +94,7 @@ def run_benchmark(
     with _alone(out):
         _write_config(config, specs, out)
         rows = Rows(out, "rows")
-        before = {task: rows.find(task.key) for task in config.tasks()}
+        before = {task: rows.find(task._asdict()) for task in config.tasks()}
         wanted = set(config.groups or GROUPS)
         tasks = [
             task
@@ -146,7 +146,7 @@ def _lacks(row: Mapping[str, Any], groups: set[str], retry_failed: bool) -> bool
 
 def _keep(rows: Rows, task: Task, new: dict[str, Any]) -> None:
     """Write what was measured; no score that is there is lost to a failure or to fewer groups."""
-    old = rows.find(task.key) or {"status": "absent"}
+    old = rows.find(task._asdict()) or {"status": "absent"}
     if old["status"] == "ok":
         if new["status"] != "ok":
             return
@@ -155,7 +155,7 @@ def _keep(rows: Rows, task: Task, new: dict[str, Any]) -> None:
             new = old | {k: v for k, v in new.items() if k not in failed}
         elif new["errors"] and not old.get("errors"):
             return
-    rows.put(task.key, new)
+    rows.add(task._asdict(), new)
 
 
 def _download(names: set[str], specs: Mapping[str, DataSpec], progress: bool) -> dict[str, str]:

@@ -22,7 +22,7 @@ from scvi_qbm.benchmark.metrics import (
 )
 from scvi_qbm.benchmark.metrics.groups import Embedded, Group, Metric, Reference
 
-__all__ = ["Reference", "prepare_reference", "score_embedding"]
+__all__ = ["prepare_reference", "score_embedding"]
 
 
 def _column(adata: AnnData, key: str | None) -> NDArray[np.str_] | None:
@@ -46,7 +46,6 @@ def prepare_reference(
     root_key: str | None = None,
     root_label: str | None = None,
     pseudotime_per_batch: bool = False,
-    seed: int = 0,
 ) -> Reference:
     """What the scores compare an embedding with. ``adata`` stays as it is.
 
@@ -62,8 +61,6 @@ def prepare_reference(
         Column of ``obs`` and its value where a trajectory begins; None if there is none.
     pseudotime_per_batch
         Compute a pseudotime for each batch, as scIB did, not one for all cells.
-    seed
-        Of the principal components and the pseudotime's neighbours.
 
     Returns
     -------
@@ -99,7 +96,7 @@ def prepare_reference(
             genes = cells.var["highly_variable"].to_numpy()
         variable = AnnData(cells.X[:, genes])
         n_comps = min(50, variable.n_obs - 1, variable.n_vars - 1)
-        sc.pp.pca(variable, n_comps=n_comps, random_state=seed)
+        sc.pp.pca(variable, n_comps=n_comps)
     reference = Reference(labels, batch, fine_labels, variable.obsm["X_pca"].astype(np.float32))
     if labels is not None and np.sum(np.unique(labels, return_counts=True)[1] >= 10) >= 3:
         reference.scgraph = scgraph.scgraph_reference(cells.X, batch, labels)
@@ -109,11 +106,7 @@ def prepare_reference(
         per_batch = pseudotime_per_batch and batch is not None
         reference.pseudotime_per_batch = per_batch
         reference.pseudotime = trajectory.reference_pseudotime(
-            reference.unintegrated,
-            groups,
-            root_label,
-            batch=batch if per_batch else None,
-            seed=seed,
+            reference.unintegrated, groups, root_label, batch=batch if per_batch else None
         )
     return reference
 

@@ -27,7 +27,7 @@ _PAIRED = [
 _ROUNDING = 1e-9
 
 
-def t_interval(values: ArrayLike, level: float = 0.95) -> tuple[float, float, float]:
+def t_interval(values: ArrayLike) -> tuple[float, float, float]:
     """Mean and Student's interval of independent values."""
     x = np.asarray(values, dtype=float)
     x = x[np.isfinite(x)]
@@ -36,7 +36,7 @@ def t_interval(values: ArrayLike, level: float = 0.95) -> tuple[float, float, fl
     mean = float(x.mean())
     if len(x) == 1:
         return mean, float("nan"), float("nan")
-    quantile = student.ppf(0.5 + level / 2, len(x) - 1)
+    quantile = student.ppf(0.975, len(x) - 1)
     half = float(quantile * x.std(ddof=1) / np.sqrt(len(x)))
     return mean, mean - half, mean + half
 
@@ -71,14 +71,16 @@ def paired(
     rows: pd.DataFrame,
     metrics: Mapping[str, bool | None],
     reference: str = "qbmvi",
-    *,
-    deterministic: Collection[str] = DETERMINISTIC,
-    comparable: Mapping[str, str] = COMPARABLE,
 ) -> pd.DataFrame:
     """Differences between a reference method and each other one over their common seeds.
 
     A seed fixes the held-out cells and the folds, so a difference within a seed has less noise
-    than that of two means. Positive: the reference is better.
+    than that of two means. Positive: the reference is better. ``metrics`` says whether higher is
+    better; None where neither is, which is not compared.
+
+    ``pairing`` is ``"seeds"`` or ``"fixed"`` (one side is deterministic), ``n`` the number of
+    pairs; ``verdict`` is ``"better"`` or ``"worse"`` (the 95 % interval is clear of zero),
+    ``"unclear"``, ``"one run"``, ``"no common seed"`` or ``"not comparable"``.
     """
     good = _numeric(rows, metrics)
     out = []
@@ -93,12 +95,12 @@ def paired(
                 if higher is None or a.empty or b.empty:
                     continue
                 row = {"data": data, "metric": metric, "reference": reference, "method": method}
-                column = comparable.get(metric)
+                column = COMPARABLE.get(metric)
                 if column is not None and not _agree(ours, theirs, column):
                     out.append(row | _summary(pd.Series(dtype=float)) | {
                         "pairing": "seeds", "verdict": "not comparable"})  # fmt: skip
                     continue
-                a, b, pairing = _pair(a, b, reference, method, deterministic)
+                a, b, pairing = _pair(a, b, reference, method)
                 difference = (a - b).dropna() if higher else (b - a).dropna()
                 out.append(row | _summary(difference) | {"pairing": pairing})
     return pd.DataFrame(out, columns=_PAIRED)
@@ -150,12 +152,12 @@ def _agree(ours: pd.DataFrame, theirs: pd.DataFrame, column: str) -> bool:
 
 
 def _pair(
-    a: pd.Series, b: pd.Series, reference: str, method: str, deterministic: Collection[str]
+    a: pd.Series, b: pd.Series, reference: str, method: str
 ) -> tuple[pd.Series, pd.Series, str]:
     """Both sides on the same seeds."""
-    if method in deterministic and len(b) == 1:
+    if method in DETERMINISTIC and len(b) == 1:
         return a, pd.Series(b.iloc[0], index=a.index), "fixed"
-    if reference in deterministic and len(a) == 1:
+    if reference in DETERMINISTIC and len(a) == 1:
         return pd.Series(a.iloc[0], index=b.index), b, "fixed"
     return a, b, "seeds"
 

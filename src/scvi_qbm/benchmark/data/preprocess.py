@@ -12,8 +12,6 @@ from scipy import sparse
 from scvi_qbm.benchmark.data.read import count_fault
 from scvi_qbm.data.normalise import log_cp10k
 
-__all__ = ["preprocess_counts"]
-
 _SMALLEST_BATCH = 20
 
 

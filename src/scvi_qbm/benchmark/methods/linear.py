@@ -14,32 +14,23 @@ from scvi_qbm.benchmark.methods.common import MethodResult, log_normalised, need
 
 
 def pca(
-    adata: AnnData,
-    *,
-    batch_key: str | None = None,
-    seed: int = 0,
-    max_epochs: int | None = None,
-    n_comps: int = 50,
+    adata: AnnData, *, batch_key: str | None, seed: int, max_epochs: int | None
 ) -> MethodResult:
     """Principal components of log(1 + CP10k); no batch correction."""
     data, started = log_normalised(adata), time.perf_counter()
-    n_comps = min(n_comps, data.n_obs - 1, data.n_vars - 1)
+    n_comps = min(50, data.n_obs - 1, data.n_vars - 1)
     sc.pp.pca(data, n_comps=n_comps, random_state=seed)
     return MethodResult(data.obsm["X_pca"], float("nan"), time.perf_counter() - started)
 
 
 def harmony(
-    adata: AnnData,
-    *,
-    batch_key: str | None = None,
-    seed: int = 0,
-    max_epochs: int | None = None,
+    adata: AnnData, *, batch_key: str | None, seed: int, max_epochs: int | None
 ) -> MethodResult:
     """Harmony (Korsunsky et al. 2019, ``harmonypy``) on 50 principal components."""
     need_batches(batch_key, "Harmony")
     package = require("harmonypy", "benchmark")
     started = time.perf_counter()
-    before = pca(adata, seed=seed).embedding
+    before = pca(adata, batch_key=None, seed=seed, max_epochs=None).embedding
     meta = pd.DataFrame({"batch": adata.obs[batch_key].astype(str).to_numpy()})
     out = package.run_harmony(before, meta, "batch", random_state=seed, verbose=False)
     # harmonypy 0.0.x keeps components in rows, 2.x cells.
@@ -49,11 +40,7 @@ def harmony(
 
 
 def scanorama(
-    adata: AnnData,
-    *,
-    batch_key: str | None = None,
-    seed: int = 0,
-    max_epochs: int | None = None,
+    adata: AnnData, *, batch_key: str | None, seed: int, max_epochs: int | None
 ) -> MethodResult:
     """Scanorama (Hie et al. 2019), its 100-dimensional embedding."""
     need_batches(batch_key, "Scanorama")
@@ -69,25 +56,16 @@ def scanorama(
 
 
 def shuffled(
-    adata: AnnData,
-    *,
-    batch_key: str | None = None,
-    seed: int = 0,
-    max_epochs: int | None = None,
+    adata: AnnData, *, batch_key: str | None, seed: int, max_epochs: int | None
 ) -> MethodResult:
     """Control: the principal components of another cell, so that nothing is left but mixing."""
-    result = pca(adata, seed=seed)
+    result = pca(adata, batch_key=None, seed=seed, max_epochs=None)
     order = np.random.default_rng(seed).permutation(adata.n_obs)
     return result._replace(embedding=result.embedding[order])
 
 
 def labels_embedded(
-    adata: AnnData,
-    *,
-    label_key: str,
-    batch_key: str | None = None,
-    seed: int = 0,
-    max_epochs: int | None = None,
+    adata: AnnData, *, label_key: str, batch_key: str | None, seed: int, max_epochs: int | None
 ) -> MethodResult:
     """Control: one-hot cell types with a little noise; perfect by every score of cell types."""
     started = time.perf_counter()

@@ -67,9 +67,9 @@ def _fit_counts(
 def scvi_model(
     adata: AnnData,
     *,
-    batch_key: str | None = None,
-    seed: int = 0,
-    max_epochs: int | None = None,
+    batch_key: str | None,
+    seed: int,
+    max_epochs: int | None,
     optimiser: str = "default",
     **model_kwargs: Any,
 ) -> MethodResult:
@@ -81,11 +81,7 @@ def scvi_model(
 
 
 def ldvae(
-    adata: AnnData,
-    *,
-    batch_key: str | None = None,
-    seed: int = 0,
-    max_epochs: int | None = None,
+    adata: AnnData, *, batch_key: str | None, seed: int, max_epochs: int | None
 ) -> MethodResult:
     """LDVAE (``scvi.model.LinearSCVI``, Svensson et al. 2020) at its defaults."""
     from scvi.model import LinearSCVI
@@ -94,11 +90,7 @@ def ldvae(
 
 
 def autozi(
-    adata: AnnData,
-    *,
-    batch_key: str | None = None,
-    seed: int = 0,
-    max_epochs: int | None = None,
+    adata: AnnData, *, batch_key: str | None, seed: int, max_epochs: int | None
 ) -> MethodResult:
     """AUTOZI (``scvi.model.AUTOZI``, Clivio et al. 2019) at its defaults.
 
@@ -111,11 +103,7 @@ def autozi(
 
 
 def sysvi(
-    adata: AnnData,
-    *,
-    batch_key: str | None = None,
-    seed: int = 0,
-    max_epochs: int | None = None,
+    adata: AnnData, *, batch_key: str | None, seed: int, max_epochs: int | None
 ) -> MethodResult:
     """SysVI with its VampPrior (``scvi.external.SysVI``, Hrovatin et al. 2025) at its defaults.
 
@@ -135,11 +123,7 @@ def sysvi(
 
 
 def drvi(
-    adata: AnnData,
-    *,
-    batch_key: str | None = None,
-    seed: int = 0,
-    max_epochs: int | None = None,
+    adata: AnnData, *, batch_key: str | None, seed: int, max_epochs: int | None
 ) -> MethodResult:
     """DRVI (Moinfar and Theis 2024), from ``drvi-py`` or scvi-tools 1.5, at its defaults."""
     try:
@@ -155,12 +139,7 @@ def drvi(
 
 
 def scanvi(
-    adata: AnnData,
-    *,
-    label_key: str,
-    batch_key: str | None = None,
-    seed: int = 0,
-    max_epochs: int | None = None,
+    adata: AnnData, *, label_key: str, batch_key: str | None, seed: int, max_epochs: int | None
 ) -> MethodResult:
     """A fitted scVI turned into scANVI (Xu et al. 2021); it sees every cell's label."""
     from scvi.model import SCANVI, SCVI
@@ -175,12 +154,7 @@ def scanvi(
 
 
 def scpoli(
-    adata: AnnData,
-    *,
-    label_key: str,
-    batch_key: str | None = None,
-    seed: int = 0,
-    max_epochs: int | None = None,
+    adata: AnnData, *, label_key: str, batch_key: str | None, seed: int, max_epochs: int | None
 ) -> MethodResult:
     """Prototypes of scPoli (De Donno et al. 2023, ``scarches``); it sees every cell's label."""
     import anndata

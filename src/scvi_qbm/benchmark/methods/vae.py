@@ -30,9 +30,9 @@ def _input(adata: AnnData, batch_key: str | None, likelihood: str) -> AnnData:
 def qbmvi(
     adata: AnnData,
     *,
-    batch_key: str | None = None,
-    seed: int = 0,
-    max_epochs: int | None = None,
+    batch_key: str | None,
+    seed: int,
+    max_epochs: int | None,
     recipe: str = "default",
     train_kwargs: dict[str, Any] | None = None,
     on_model: Callable[[Any], None] | None = None,
@@ -40,36 +40,28 @@ def qbmvi(
 ) -> MethodResult:
     """QBMVI with the recipe's defaults."""
     scvi.settings.seed = seed
-    likelihood = model_kwargs.get("gene_likelihood") or get_recipe(recipe).model["gene_likelihood"]
+    likelihood = get_recipe(recipe).model["gene_likelihood"]
     data, started = _input(adata, batch_key, likelihood), time.perf_counter()
     QBMVI.setup_anndata(data, batch_key=batch_key)
     model = QBMVI(data, recipe=recipe, **model_kwargs)
-    return fit(
-        model,
-        started,
-        on_model=on_model,
-        max_epochs=max_epochs,
-        **(train_kwargs or {}),
-    )
+    return fit(model, started, on_model=on_model, max_epochs=max_epochs, **(train_kwargs or {}))
 
 
 def gaussian_twin(
     adata: AnnData,
     *,
-    batch_key: str | None = None,
-    seed: int = 0,
-    max_epochs: int | None = None,
+    batch_key: str | None,
+    seed: int,
+    max_epochs: int | None,
     recipe: str = "default",
     train_kwargs: dict[str, Any] | None = None,
     on_model: Callable[[Any], None] | None = None,
-    **model_kwargs: Any,
 ) -> MethodResult:
     """The Gaussian VAE of QBMVI's size, likelihood, optimiser, budget and stopping rule."""
     scvi.settings.seed = seed
     chosen = get_recipe(recipe)
     names = ("n_hidden", "n_latent", "n_layers", "gene_likelihood", "normal_variance")
-    defaults = {k: chosen.model[k] for k in (*names, "use_batch_norm", "use_layer_norm")}
-    kwargs = defaults | model_kwargs
+    kwargs = {k: chosen.model[k] for k in (*names, "use_batch_norm", "use_layer_norm")}
     kwargs["log_variational"] = kwargs["gene_likelihood"] != "normal"
     data = _input(adata, batch_key, kwargs["gene_likelihood"])
     started = time.perf_counter()

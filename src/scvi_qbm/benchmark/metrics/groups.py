@@ -27,31 +27,18 @@ class Metric(NamedTuple):
 
 @dataclass
 class Reference:
-    """What is known of a data set before any method, computed once.
-
-    Parameters
-    ----------
-    labels, batch, fine_labels
-        ``(n_cells,)`` strings or None.
-    unintegrated
-        Principal components of log counts per 10,000, ``(n_cells, 50)``.
-    scgraph
-        :func:`~scvi_qbm.benchmark.metrics.scgraph.scgraph_reference`, or None.
-    pseudotime
-        :func:`~scvi_qbm.benchmark.metrics.trajectory.reference_pseudotime`, or None.
-    trajectory_labels
-        Groups of which the earliest is where the trajectory starts anew in an embedding.
-    pseudotime_per_batch
-        Whether each batch has its own pseudotime, and is scored by itself.
-    """
+    """What is known of a data set before any method, computed once; None where nothing is."""
 
     labels: NDArray[np.str_] | None
     batch: NDArray[np.str_] | None
     fine_labels: NDArray[np.str_] | None
+    # Principal components of log counts per 10,000, (n_cells, 50).
     unintegrated: NDArray[np.float32]
     scgraph: ScGraphReference | None = None
     pseudotime: NDArray[np.float64] | None = None
+    # Groups of which the earliest is where the trajectory starts anew in an embedding.
     trajectory_labels: NDArray[np.str_] | None = None
+    # Whether each batch has its own pseudotime, and is scored by itself.
     pseudotime_per_batch: bool = False
 
 

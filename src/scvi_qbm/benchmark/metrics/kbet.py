@@ -33,14 +33,14 @@ def _diffusion_coordinates(
     return vectors * np.array([v if v == 1 else v / (1 - v) for v in values], dtype=np.float32)
 
 
-def _acceptance(indices: NDArray[np.int64], batches: NDArray[np.int64], alpha: float) -> float:
+def _acceptance(indices: NDArray[np.int64], batches: NDArray[np.int64]) -> float:
     """Share of rows whose batch counts a chi-squared test does not tell from ``batches``."""
     n_batches = batches.max() + 1
     frequency = np.bincount(batches, minlength=n_batches) / len(batches)
     observed = np.eye(n_batches)[batches[indices]].sum(1)
     expected = frequency * indices.shape[1]
     statistic = np.sum((observed - expected) ** 2 / expected, axis=1)
-    return float(np.mean(chi2.sf(statistic, n_batches - 1) >= alpha))
+    return float(np.mean(chi2.sf(statistic, n_batches - 1) >= 0.05))
 
 
 def kbet_per_label(
@@ -48,7 +48,6 @@ def kbet_per_label(
     batch: ArrayLike,
     labels: ArrayLike,
     *,
-    alpha: float = 0.05,
     n_jobs: int = 1,
     seed: int = 0,
 ) -> float:
@@ -80,7 +79,7 @@ def kbet_per_label(
                 continue
             rows, part = rows[large], part[large][:, large]
         n_components = min(n_components, len(rows) - 1)
-        scores.append(_label_score(part, batches[rows], k, n_components, alpha, n_jobs, seed))
+        scores.append(_label_score(part, batches[rows], k, n_components, n_jobs, seed))
     return float(np.mean(scores)) if scores else float("nan")
 
 
@@ -89,7 +88,6 @@ def _label_score(
     batches: NDArray[Any],
     k: int,
     n_components: int,
-    alpha: float,
     n_jobs: int,
     seed: int,
 ) -> float:
@@ -99,4 +97,4 @@ def _label_score(
     except ValueError:  # as scib-metrics: no map counts as rejection
         return 0.0
     _, present = np.unique(batches, return_inverse=True)
-    return _acceptance(found.indices, present, alpha)
+    return _acceptance(found.indices, present)

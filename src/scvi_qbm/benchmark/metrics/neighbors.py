@@ -84,10 +84,10 @@ def subgraph(neighbors: NeighborsResults, n_neighbors: int) -> NeighborsResults:
     return neighbors.subset_neighbors(min(n_neighbors, neighbors.n_neighbors))
 
 
-def as_neighbors(x: Any, n_neighbors: int, **kwargs: Any) -> NeighborsResults:
+def as_neighbors(x: Any, n_neighbors: int) -> NeighborsResults:
     """Neighbours from neighbours (the nearest of them) or from an embedding (searched)."""
     if not hasattr(x, "subset_neighbors"):
-        x = nearest_neighbors(x, **kwargs)
+        x = nearest_neighbors(x)
     return subgraph(x, n_neighbors)
 
 
@@ -96,8 +96,6 @@ def knn_label_entropy(
     labels: ArrayLike,
     *,
     n_neighbors: int = 15,
-    n_jobs: int = 1,
-    seed: int = 0,
 ) -> float:
     """One minus the mean entropy of the labels among each cell's neighbours; 1 is pure.
 
@@ -113,8 +111,6 @@ def knn_label_entropy(
         ``(n_cells,)``, at least two distinct values.
     n_neighbors
         Neighbours of a cell, itself *not* included.
-    n_jobs, seed
-        Of the search, if there is one.
 
     Returns
     -------
@@ -126,7 +122,7 @@ def knn_label_entropy(
     ValueError
         If lengths differ or there is one label only.
     """
-    found = as_neighbors(neighbors, N_NEIGHBORS, n_jobs=n_jobs, seed=seed)
+    found = as_neighbors(neighbors, N_NEIGHBORS)
     names, codes = np.unique(np.asarray(labels).astype(str), return_inverse=True)
     if len(codes) != found.n_samples:
         raise ValueError(f"{found.n_samples} cells in `neighbors`, {len(codes)} in `labels`.")
@@ -148,7 +144,6 @@ def umap_coordinates(
     embedding: ArrayLike,
     neighbors: NeighborsResults | None = None,
     *,
-    min_dist: float = 0.5,
     seed: int = 0,
 ) -> NDArray[np.float32]:
     """Two-dimensional UMAP of 15 neighbours: an illustration, and what scGraph's authors score."""
@@ -160,7 +155,7 @@ def umap_coordinates(
         "connectivities_key": "connectivities",
         "params": {"method": "umap", "n_neighbors": near.n_neighbors, "use_rep": "X"},
     }
-    sc.tl.umap(cells, min_dist=min_dist, random_state=seed)
+    sc.tl.umap(cells, random_state=seed)
     return np.asarray(cells.obsm["X_umap"], dtype=np.float32)
 
 

@@ -1,7 +1,7 @@
 """Pictures of the benchmark: rows of scores in, matplotlib axes out."""
 
 from .cells import confusion_matrix, confusion_zoom, embedding_grid, pseudotime_comparison
-from .scores import cost, paired_differences, score_by_epoch, score_dots, score_radar
+from .scores import cost, paired_differences, score_by_epoch, score_dots
 
 __all__ = [
     "confusion_matrix",
@@ -12,5 +12,4 @@ __all__ = [
     "pseudotime_comparison",
     "score_by_epoch",
     "score_dots",
-    "score_radar",
 ]

@@ -40,22 +40,9 @@ BOUNDS = (
 class Report:
     """Everything the page shows, made by :func:`read_report`.
 
-    Parameters
-    ----------
-    directory
-        Of the benchmark.
-    config
-        ``config.json``, or empty.
-    rows
-        One row a run (:func:`~scvi_qbm.benchmark.statistics.tidy`).
-    curves
-        Scores by epoch, or empty.
-    metrics
-        Column -> metric, in the order of the tables.
-    reference
-        Method with which the others are compared.
-    unreadable
-        Lines of ``rows.jsonl`` that could not be read.
+    ``rows`` has one row a run (:func:`~scvi_qbm.benchmark.statistics.tidy`), ``curves`` scores by
+    epoch or nothing, ``metrics`` the columns in the order of tables, ``unreadable`` the number of
+    lines of ``rows.jsonl`` that could not be read.
     """
 
     directory: Path

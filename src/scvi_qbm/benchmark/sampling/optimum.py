@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from rich.progress import track
+from scipy.stats import binomtest
 
 from scvi_qbm.benchmark.rows import Rows
 from scvi_qbm.benchmark.sampling.instances import (
@@ -23,16 +24,6 @@ from scvi_qbm.ising import Ising
 
 # Couplings of planted and SK models drawn anew: times to solution differ widely between them.
 _INSTANCES = 3
-
-
-def wilson(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's interval of a success rate (1927, J. Am. Stat. Assoc. 22, 209)."""
-    if trials == 0:
-        return 0.0, 1.0
-    p, spread = successes / trials, z * z / trials
-    centre = (p + spread / 2) / (1 + spread)
-    half = z * math.sqrt(p * (1 - p) / trials + spread / trials / 4) / (1 + spread)
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def time_to_solution(rate: float, seconds: float) -> float:
@@ -97,7 +88,7 @@ def success_row(
     successes, trials, each, best = _success(
         solver, ising, effort, ground, seconds, seed, batches[effort]
     )
-    low, high = wilson(successes, trials)
+    low, high = binomtest(successes, trials).proportion_ci(method="wilson")
     return {
         "effort": effort,
         "successes": successes,

@@ -134,8 +134,7 @@ def _quiet_sample(
 
 def _weighted_line(x: F64, y: F64, weight: F64) -> tuple[float, float]:
     """Slope and correlation of weighted points."""
-    x, y = x - np.average(x, weights=weight), y - np.average(y, weights=weight)
-    xx, xy, yy = (float((weight * a * b).sum()) for a, b in ((x, x), (x, y), (y, y)))
+    (xx, xy), (_, yy) = np.cov(x, y, aweights=weight)
     return xy / xx, xy / math.sqrt(xx * yy) if yy > 0 else math.nan
 
 

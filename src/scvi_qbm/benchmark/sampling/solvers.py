@@ -20,12 +20,12 @@ from scvi_qbm.samplers import get_sampler
 class Solver:
     """A way to low energies, with an effort to be tuned."""
 
-    sampler: str
-    effort: str
-    efforts: tuple[int, ...]
-    options: Callable[[Ising], dict[str, Any]]
-    needs: str | None = None
-    batch: int = 64
+    sampler: str  # name in the registry
+    effort: str  # the option that counts sweeps or steps
+    efforts: tuple[int, ...]  # its values to choose from
+    options: Callable[[Ising], dict[str, Any]]  # others, when minimising
+    needs: str | None = None  # package, if not ours
+    batch: int = 64  # states a call
 
     @property
     def ours(self) -> bool:
