@@ -82,7 +82,7 @@ class Config:
         Number of seeds, 0 to ``seeds - 1``; some methods take fewer (``Method.n_seeds``).
     max_epochs
         Epochs at most, for every model alike; default each method's own
-        (:meth:`~scvi_qbm.benchmark.methods.Method.budget`).
+        (on 20,000 cells and more fewer, by scvi-tools' rule).
     groups
         Groups of metrics; default all.
     seeds_of
@@ -128,6 +128,21 @@ class Config:
         """Read a file with the fields above, and a table ``[[data]]`` for each data set.
 
         Relative paths are relative to the file.
+
+        Parameters
+        ----------
+        path
+            The file.
+
+        Returns
+        -------
+        Config
+            What it says.
+
+        Raises
+        ------
+        ValueError
+            If it is not TOML, or a field is unknown or of another type.
         """
         path = Path(path)
         try:

@@ -23,6 +23,7 @@ from scvi_qbm.model import QBMVI
 
 from .config import DataSpec, Task
 from .methods import get_method
+from .methods.common import budget
 from .rows import folder_of
 from .scores import Reference, prepare_reference, score_embedding
 
@@ -111,8 +112,9 @@ def _embedding(
 ) -> tuple[NDArray[Any], dict[str, Any], bool]:
     """Embedding, columns about its fit, and whether it was fitted just now."""
     method = get_method(task.method)
-    budget = spec.max_epochs or max_epochs or method.budget(adata.n_obs)
-    key = json.dumps([str(task), str(spec), budget, adata.n_obs, adata.n_vars], sort_keys=True)
+    own = budget(method.max_epochs, adata.n_obs)
+    epochs = spec.max_epochs or max_epochs or own
+    key = json.dumps([str(task), str(spec), epochs, adata.n_obs, adata.n_vars], sort_keys=True)
     fingerprint = hashlib.sha256(key.encode()).hexdigest()
     path = out / "embeddings" / task.data / folder_of(task.method) / f"{task.seed}.npz"
     if path.exists():
@@ -127,7 +129,7 @@ def _embedding(
     before = _reset_peak_memory()
     processor = time.process_time()
     with fast_counts():  # as QBMVI has it: cost should not differ by that
-        result = method.run(adata, seed=task.seed, max_epochs=budget, **options)
+        result = method.run(adata, seed=task.seed, max_epochs=epochs, **options)
     fitted = {
         "seconds": round(result.seconds, 2),
         # Of all threads, setting up included: what a busy machine does not change.
@@ -143,7 +145,7 @@ def _embedding(
     history = getattr(result.model, "history", None) or {}
     if "elbo_train" in history:
         # The trainer's limit: scANVI's second training has one of its own.
-        limit = getattr(getattr(result.model, "trainer", None), "max_epochs", budget)
+        limit = getattr(getattr(result.model, "trainer", None), "max_epochs", epochs)
         fitted |= {"epochs": len(history["elbo_train"]), "max_epochs": limit}
     if method.likelihood and result.model is not None:
         fitted |= _held_out_likelihood(result.model)

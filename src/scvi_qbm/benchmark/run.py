@@ -271,16 +271,11 @@ def _alone(out: Path) -> Iterator[None]:
 
 
 def _shown(results: Any, total: int, progress: bool) -> Iterator[tuple[Task, dict[str, Any]]]:
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
+    from rich import progress as parts
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeRemainingColumn(), disable=not progress) as bar:
+    columns = (parts.TextColumn("{task.description}"), parts.BarColumn())
+    columns += (parts.MofNCompleteColumn(), parts.TimeRemainingColumn())
+    with parts.Progress(*columns, disable=not progress) as bar:
         shown = bar.add_task("benchmark", total=total)
         for task, row in results:
             state = f"  {row['errors']}" if row.get("errors") else ""

@@ -12,14 +12,7 @@ import scanpy as sc
 from anndata import AnnData
 from numpy.typing import ArrayLike, NDArray
 
-from scvi_qbm.benchmark.metrics import (
-    classify,
-    clustering,
-    neighbors,
-    scgraph,
-    scib,
-    trajectory,
-)
+from scvi_qbm.benchmark.metrics import classify, clustering, neighbors, scgraph, scib, trajectory
 from scvi_qbm.benchmark.metrics.groups import Embedded, Group, Metric, Reference
 
 __all__ = ["prepare_reference", "score_embedding"]

@@ -55,15 +55,14 @@ def means(rows: pd.DataFrame, metrics: Iterable[str]) -> pd.DataFrame:
     """Mean, sd and 95 % interval over seeds by data set, method and metric."""
     metrics = list(metrics)
     good = _numeric(rows, metrics)
-    out: list[dict[str, Any]] = []
+    out = []
     for (data, method), group in good.groupby(["data", "method"], sort=False):
         for metric in metrics:
             x = _finite(group, metric)
             if len(x):
                 mean, low, high = t_interval(x)
                 sd = float(x.std(ddof=1)) if len(x) > 1 else float("nan")
-                values = (data, method, metric, len(x), mean, sd, low, high)
-                out.append(dict(zip(_MEANS, values, strict=True)))
+                out.append((data, method, metric, len(x), mean, sd, low, high))
     return pd.DataFrame(out, columns=_MEANS)
 
 

@@ -263,18 +263,12 @@ class _Part:
 
 @contextlib.contextmanager
 def _bar(name: str, shown: bool) -> Iterator[_Show]:
+    from rich import progress as parts
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
 
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
-    columns += (TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not shown) as progress:
+    columns = (parts.TextColumn("{task.description}"), parts.BarColumn(), parts.DownloadColumn())
+    columns += (parts.TransferSpeedColumn(), parts.TimeRemainingColumn())
+    console = Console(stderr=True)
+    with parts.Progress(*columns, console=console, disable=not shown) as progress:
         task = progress.add_task(name, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)

@@ -65,21 +65,6 @@ class Method(NamedTuple):
         """Whether ``run`` takes ``label_key``."""
         return "label_key" in signature(self.run).parameters
 
-    def budget(self, n_cells: int) -> int:
-        """Its epochs on so many cells: from 20,000 on fewer, by scvi-tools' rule.
-
-        Parameters
-        ----------
-        n_cells
-            Cells of the data set.
-
-        Returns
-        -------
-        int
-            ``max_epochs``, or 400 for each 20,000 cells' share, if that is less; at least 1.
-        """
-        return max(1, min(self.max_epochs, round(400 * 20_000 / n_cells)))
-
 
 _NB, _NORMAL = "nb, counts", "normal, log CP10k"
 # scvi-tools' epochs, which its learning rate and epsilon need.

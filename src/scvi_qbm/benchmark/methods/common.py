@@ -78,6 +78,11 @@ def fit(
     return MethodResult(embedding, elbo, seconds, model)
 
 
+def budget(max_epochs: int, n_cells: int) -> int:
+    """``max_epochs``, or 400 for each 20,000 cells' share (scvi-tools' rule) if that is less."""
+    return max(1, min(max_epochs, round(400 * 20_000 / n_cells)))
+
+
 def dense(adata: AnnData) -> None:
     """Make ``X`` an array, for those who cannot read a sparse matrix."""
     if sparse.issparse(adata.X):

@@ -102,13 +102,8 @@ def _probe(
         predicted = make().fit(x[train], y[train]).predict(x[test])
         accuracy.append(accuracy_score(y[test], predicted))
         f1.append(f1_score(y[test], predicted, average="macro"))
-    return ProbeScores(
-        float(np.mean(accuracy)),
-        float(np.std(accuracy)),
-        float(np.mean(f1)),
-        float(np.std(f1)),
-        len(y),
-    )
+    values = [float(over_folds(x)) for x in (accuracy, f1) for over_folds in (np.mean, np.std)]
+    return ProbeScores(*values, len(y))
 
 
 def knn_probe(embedding: ArrayLike, labels: ArrayLike, *, seed: int = 0) -> ProbeScores:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -79,22 +79,12 @@ def kbet_per_label(
                 continue
             rows, part = rows[large], part[large][:, large]
         n_components = min(n_components, len(rows) - 1)
-        scores.append(_label_score(part, batches[rows], k, n_components, n_jobs, seed))
+        try:
+            space = _diffusion_coordinates(part, n_components, seed)
+            found = nearest_neighbors(space, k + 1, n_jobs=n_jobs, seed=seed)
+        except ValueError:  # as scib-metrics: no map counts as rejection
+            scores.append(0.0)
+            continue
+        _, present = np.unique(batches[rows], return_inverse=True)
+        scores.append(_acceptance(found.indices, present))
     return float(np.mean(scores)) if scores else float("nan")
-
-
-def _label_score(
-    graph: sparse.csr_matrix,
-    batches: NDArray[Any],
-    k: int,
-    n_components: int,
-    n_jobs: int,
-    seed: int,
-) -> float:
-    try:
-        space = _diffusion_coordinates(graph, n_components, seed)
-        found = nearest_neighbors(space, k + 1, n_jobs=n_jobs, seed=seed)
-    except ValueError:  # as scib-metrics: no map counts as rejection
-        return 0.0
-    _, present = np.unique(batches, return_inverse=True)
-    return _acceptance(found.indices, present)
