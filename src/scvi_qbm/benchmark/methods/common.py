@@ -15,8 +15,6 @@ from anndata import AnnData
 from numpy.typing import NDArray
 from scipy import sparse
 
-__all__ = ["MethodResult"]
-
 
 class MethodResult(NamedTuple):
     """What a method returns.

@@ -22,8 +22,7 @@ HEADLINE = (
     "scgraph", "xgb_f1", "lobo_f1", "trajectory",
 )  # fmt: skip
 _SUPERVISED, _CONTROLS = {"scanvi", "scpoli"}, {"shuffled", "labels"}
-
-
+#: Bounds on the likelihood, which the report shows beside the scores.
 BOUNDS = (
     Metric(
         "validation_iwae", "IWAE (nats per cell)", "likelihood",
