@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from scvi_qbm.benchmark.instances import sherrington_kirkpatrick
+from scvi_qbm.benchmark.sampling.instances import sherrington_kirkpatrick
 from scvi_qbm.diagnostics import effective_sample_size
 from scvi_qbm.ising import Ising
 from scvi_qbm.samplers import get_sampler

@@ -27,7 +27,7 @@ from scvi.model import SCVI
 from sklearn.metrics import adjusted_rand_score, roc_auc_score
 
 from scvi_qbm import QBMVI
-from scvi_qbm.benchmark.methods import gaussian_twin, qbmvi
+from scvi_qbm.benchmark.methods import METHODS
 from scvi_qbm.benchmark.metrics.generation import generation_scores
 from scvi_qbm.benchmark.rows import Rows
 
@@ -54,10 +54,10 @@ def scvi_default(adata: AnnData, seed: int) -> SCVI:
 def models(adata: AnnData, seed: int) -> dict:
     common = {"batch_key": "batch", "seed": seed, "max_epochs": EPOCHS}
     return {
-        "QBMVI": lambda: qbmvi(adata, **common).model,
-        "QBMVI, W = 0": lambda: qbmvi(adata, prior="bernoulli", **common).model,
+        "QBMVI": lambda: METHODS["qbmvi"].run(adata, **common).model,
+        "QBMVI, W = 0": lambda: METHODS["bernoulli"].run(adata, **common).model,
         "SCVI": lambda: scvi_default(adata, seed),
-        "SCVI, QBMVI's size and optimiser": lambda: gaussian_twin(adata, **common).model,
+        "SCVI, QBMVI's size and optimiser": lambda: METHODS["gaussian"].run(adata, **common).model,
     }
 
 

@@ -19,7 +19,7 @@ from collections.abc import Callable
 import numpy as np
 from numba import njit
 
-from scvi_qbm.benchmark.instances import sherrington_kirkpatrick
+from scvi_qbm.benchmark.sampling.instances import sherrington_kirkpatrick
 from scvi_qbm.diagnostics import effective_sample_size
 from scvi_qbm.samplers import engine, get_sampler
 

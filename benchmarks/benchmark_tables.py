@@ -147,13 +147,16 @@ def main() -> None:
     parser.add_argument("docs", type=Path)
     args = parser.parse_args()
     rows = tidy(Rows(args.directory, "rows").frame())
-    rows = rows[rows["method"].isin(METHODS)]
     args.docs.mkdir(parents=True, exist_ok=True)
     # Rows as they were measured: what `scvi-qbm benchmark run` goes on from.
     text = "".join(rows.apply(lambda r: r.dropna().to_json() + "\n", axis=1))
     (args.docs / "rows.jsonl").write_text(text)
     flat = rows.assign(versions=[said(v) for v in rows["versions"]])
     flat.round(5).to_csv(args.docs / "rows.csv", index=False)
+    gone = sorted(set(rows["method"]) - set(METHODS))
+    if gone:
+        print(f"Rows kept, not in tables, of methods that are no more: {', '.join(gone)}")
+    rows = rows[rows["method"].isin(METHODS)]
     good = rows[rows["status"] == "ok"]
     dates = sorted(good["date"].str[:10].unique())
     found: dict[str, list[str]] = {}
@@ -165,7 +168,7 @@ def main() -> None:
     config = json.loads((args.directory / "config.json").read_text())
     config["command"] = "make bench-methods"
     (args.docs / "config.json").write_text(json.dumps(config, indent=1) + "\n")
-    asked = {tuple(task.key.values()) for task in Config.from_toml(CONFIG).tasks()}
+    asked = set(Config.from_toml(CONFIG).tasks())
     there = set(good[["data", "method", "seed"]].itertuples(index=False, name=None))
     apart = good[~good["data"].isin(CHOSEN_ON)]
     subsampled = {name for name, data in config["data"].items() if data["subsampled"]}

@@ -249,7 +249,7 @@ def test_samplers_check(capsys):
 
 
 def test_benchmark_sampling(tmp_path, capsys, monkeypatch):
-    from scvi_qbm.benchmark import sampling
+    from scvi_qbm.benchmark.sampling import parts as sampling
 
     monkeypatch.setattr(sampling, "LAW", {"PT": sampling.LAW["PT"]})
     out = tmp_path / "deep" / "out"

@@ -259,7 +259,7 @@ def _benchmark(args: argparse.Namespace) -> None:
         if args.subject == "curves":  # the others train in processes of their own, or not at all
             _prepare(args.threads)
         return run_command(args)
-    from scvi_qbm.benchmark.sampling import PARTS, run_sampling
+    from scvi_qbm.benchmark.sampling.parts import PARTS, run_sampling
 
     run_sampling(args.out, parts=args.part or list(PARTS), quick=args.quick, seed=args.seed)
     print(f"{args.out}: {', '.join(sorted(os.listdir(args.out)))}")

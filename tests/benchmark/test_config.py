@@ -88,7 +88,7 @@ def test_from_toml(tmp_path):
     config = Config.from_toml(str(path))
     assert (config.seeds, config.max_epochs, dict(config.seeds_of)) == (2, 7, {"autozi": 1})
     assert config.methods[-1] == "pca" and "qbmvi" in config.methods
-    spec = config.spec("x")
+    (spec,) = config.data
     assert Path(spec.path) == tmp_path / "x.h5ad"
     assert (spec.batch_key, spec.max_cells, spec.label_key) == ("donor", 100, None)
     assert spec.pseudotime_per_batch is True

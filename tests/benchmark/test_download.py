@@ -8,22 +8,16 @@ import http.server
 import json
 import os
 import socket
-import sys
 import threading
 import warnings
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from scvi_qbm.benchmark import data as datasets
-from scvi_qbm.benchmark.data import (
-    ChecksumError,
-    DownloadError,
-    data_dir,
-    fetch,
-)
+from scvi_qbm.benchmark.data import data_dir
 from scvi_qbm.benchmark.data import remote as _download
+from scvi_qbm.benchmark.data.remote import ChecksumError, DownloadError, fetch
 from scvi_qbm.data import simulate
 
 BODY = np.random.default_rng(0).bytes(300_000)
@@ -271,15 +265,6 @@ def test_a_progress_bar_is_drawn_unless_switched_off(server, capsys):
     get(server, progress=True)
     shown = capsys.readouterr()
     assert "a.bin" in shown.err and shown.out == ""
-
-
-@pytest.mark.parametrize("style", ["rich", "tqdm"])
-def test_the_bar_has_the_style_of_scvi_tools(server, capsys, monkeypatch, style):
-    settings = SimpleNamespace(progress_bar_style=style)
-    monkeypatch.setitem(sys.modules, "scvi", SimpleNamespace(settings=settings))
-    get(server, progress=True)
-    shown = capsys.readouterr().err
-    assert "a.bin" in shown and ("a.bin: " in shown) == (style == "tqdm")
 
 
 def test_archives_are_unpacked_and_removed(server):

@@ -7,7 +7,6 @@ import pandas as pd
 import pytest
 
 from scvi_qbm.benchmark.pictures import (
-    confused_groups,
     confusion_matrix,
     confusion_zoom,
     cost,
@@ -16,8 +15,8 @@ from scvi_qbm.benchmark.pictures import (
     pseudotime_comparison,
     score_by_epoch,
     score_dots,
-    score_radar,
 )
+from scvi_qbm.benchmark.pictures.cells import confused_groups
 
 METRICS = {"nmi": "NMI", "ari": "ARI", "elbo": "held-out ELBO (nats per cell)"}
 METHODS = {"qbmvi": "QBMVI", "gaussian": "Gaussian twin of a rather long name", "pca": "PCA, $5"}
@@ -90,36 +89,6 @@ def test_a_metric_without_values_has_no_panel():
         score_dots(rows, made_means(), {"trajectory": "Trajectory"})
     with pytest.raises(ValueError, match="No method"):
         score_dots(rows, made_means(), METRICS, {})
-
-
-def test_score_radar_is_raw_and_on_one_scale():
-    metrics = {name: f"a long name of {name}" for name in "abcdefgh"}
-    values = {"qbmvi": 0.83, "gaussian": 0.61, "pca": 0.48}
-    means = pd.DataFrame(
-        [{"method": m, "metric": k, "mean": v} for m, v in values.items() for k in metrics]
-    )
-    ax = score_radar(means, metrics, METHODS)
-    np.testing.assert_allclose(ax.lines[0].get_ydata(), 0.83)
-    assert len(ax.lines[0].get_xdata()) == 9 and ax.get_ylim() == (0.4, pytest.approx(0.9))
-    assert len(ax.get_xticklabels()) == 8
-    nothing_is_cut(ax.figure)
-    ax.figure.canvas.draw()
-    assert not ax.get_legend().get_window_extent().overlaps(ax.get_window_extent())
-    many = {str(i): str(i) for i in range(7)}
-    with pytest.raises(ValueError, match="up to 6"):
-        score_radar(means, metrics, many)
-    with pytest.raises(ValueError, match="at least 3"):
-        score_radar(means, {"a": "a", "b": "b"}, METHODS)
-
-
-def test_score_radar_leaves_a_gap_where_a_method_has_no_score():
-    means = pd.DataFrame(
-        [{"method": "qbmvi", "metric": k, "mean": 0.5} for k in "abc"]
-        + [{"method": "pca", "metric": k, "mean": 0.4} for k in "ab"]
-    )
-    ax = score_radar(means, {k: k for k in "abcd"}, {"qbmvi": "Q", "pca": "P"}, radius=(0, 1))
-    assert np.isnan(ax.lines[1].get_ydata()[2]) and ax.get_ylim() == (0, 1)
-    assert len(ax.get_xticklabels()) == 3  # nobody has d
 
 
 def test_paired_differences_tells_clear_from_unclear_and_single():
@@ -247,13 +216,11 @@ def test_pseudotime_comparison_leaves_out_cells_off_the_trajectory():
     truth = rng.uniform(size=300)
     same, other = truth**2, 1 - truth
     truth[:50], same[50:60] = np.nan, np.inf
-    umap = rng.normal(size=(300, 2))
-    axes = pseudotime_comparison(truth, {"QBMVI": same, "PCA": other}, umap)
-    assert [ax.get_title() for ax in axes[:3]] == ["reference", "QBMVI", "PCA"]
-    assert axes[4].get_title() == "Spearman 1.000 (240 cells)"
-    assert axes[5].get_title() == "Spearman -1.000 (250 cells)"
-    assert "no unit" in axes[4].get_xlabel() and "no unit" in axes[4].get_ylabel()
-    limits = {ax.collections[0].get_clim() for ax in axes[4:]}
+    axes = pseudotime_comparison(truth, {"QBMVI": same, "PCA": other})
+    assert axes[0].get_title() == "QBMVI\nSpearman 1.000 (240 cells)"
+    assert axes[1].get_title() == "PCA\nSpearman -1.000 (250 cells)"
+    assert "no unit" in axes[0].get_xlabel() and "no unit" in axes[0].get_ylabel()
+    limits = {ax.collections[0].get_clim() for ax in axes}
     assert len(limits) == 1  # the one colour bar holds for both
     nothing_is_cut(axes[0].figure)
     with pytest.raises(ValueError, match="pseudotimes of shape"):

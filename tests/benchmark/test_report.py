@@ -3,7 +3,7 @@ import io
 import json
 import re
 from html.parser import HTMLParser
-from typing import NamedTuple
+from pathlib import Path
 
 import matplotlib
 
@@ -13,28 +13,21 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from scvi_qbm.benchmark.metrics.groups import Metric
 from scvi_qbm.benchmark.report import pictures as _report_pictures
-from scvi_qbm.benchmark.report import report
-from scvi_qbm.benchmark.report.report import read_report, write_report
+from scvi_qbm.benchmark.report import read as report
+from scvi_qbm.benchmark.report import read_report, write_report
 from scvi_qbm.benchmark.statistics import POOLED, means, paired, pool, t_interval, tidy, wins
 
 EVIL = "<script>alert('x')</script> & $5"
 
 
-class Metric(NamedTuple):
-    name: str
-    label: str
-    group: str
-    higher_is_better: bool | None
-    summary: str
-
-
 METRICS = (
-    Metric("nmi", "NMI", "clustering", True, 'Of types with clusters, <at "best">.'),
-    Metric("ari", "ARI", "clustering", True, "Adjusted Rand index."),
-    Metric("pcr", "PCR", "scib", True, "Variance between batches."),
-    Metric("error", "Error", "other", False, "Lower is better."),
-    Metric("n_clusters", "Clusters", "other", None, "Says nothing by itself."),
+    Metric("nmi", "NMI", "clustering", 'Of types with clusters, <at "best">.'),
+    Metric("ari", "ARI", "clustering", "Adjusted Rand index."),
+    Metric("pcr", "PCR", "scib", "Variance between batches."),
+    Metric("error", "Error", "other", "Lower is better.", False),
+    Metric("n_clusters", "Clusters", "other", "Says nothing by itself.", None),
 )
 
 
@@ -326,7 +319,7 @@ class Page(HTMLParser):
 
 @pytest.fixture
 def metrics(monkeypatch):
-    monkeypatch.setattr(report, "_metrics", lambda: METRICS)
+    monkeypatch.setattr(report, "METRICS", METRICS)
     monkeypatch.setattr(report, "HEADLINE", ("nmi", "ari", "pcr"))
 
 
@@ -341,7 +334,7 @@ def whole(tmp_path_factory):
     directory = write_rows(tmp_path_factory.mktemp("bench"), made_rows(), tail='{"data": "panc')
     add_artifacts(directory)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "_metrics", lambda: METRICS)
+        patch.setattr(report, "METRICS", METRICS)
         patch.setattr(report, "HEADLINE", ("nmi", "ari", "pcr"))
         path = write_report(directory, title="A <title>")
     return path, Page(path.read_text())
@@ -511,8 +504,24 @@ def test_errors_are_clear(metrics, tmp_path):
         write_report(tmp_path)
 
 
+def test_rows_of_methods_that_are_no_more_are_shown(monkeypatch, tmp_path):
+    """As they were published: with the label of their own configuration, else by their name."""
+    monkeypatch.setattr(_report_pictures, "_png", lambda figure: b"png")
+    published = Path(__file__).parents[2] / "docs" / "benchmark"
+    lines = (published / "rows.jsonl").read_text().splitlines()
+    lines = [line for line in lines if json.loads(line)["data"] == "pbmc_10x_3techs"]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines) + "\n")
+    found = read_report(tmp_path)
+    assert found.unreadable == 0 and found.labels["qbmvi_long"] == "qbmvi_long"
+    assert found.blocks["scpoli"] == "supervised"
+    assert {"qbmvi_long", "gaussian"} <= set(found.paired["method"])
+    (tmp_path / "config.json").write_text((published / "config.json").read_text())
+    said = Page(write_report(tmp_path).read_text()).said
+    assert (
+        json.loads((tmp_path / "config.json").read_text())["methods"]["qbmvi_long"]["label"]
+        in said
+    )
+
+
 def test_the_columns_named_here_are_metrics():
-    names = {metric.name for metric in report._metrics()}
-    assert set(report.HEADLINE) <= names and set(_report_pictures.RADAR) <= names
-    for metric in report._metrics():
-        assert metric._fields == Metric._fields
+    assert set(report.HEADLINE) <= {metric.name for metric in report.METRICS}

@@ -14,7 +14,7 @@ import pytest
 
 from scvi_qbm.benchmark.config import Config, DataSpec, Task
 from scvi_qbm.benchmark.curves import _train, score_by_epoch
-from scvi_qbm.benchmark.data import DownloadError
+from scvi_qbm.benchmark.data.remote import DownloadError
 from scvi_qbm.benchmark.data.specs import load_data, resolve
 from scvi_qbm.benchmark.measure import measure, prepared
 from scvi_qbm.benchmark.methods import METHODS, Method, MethodResult
@@ -121,7 +121,7 @@ def test_rows_scored_by_newer_code_say_what_fitted_them(copied, config, monkeypa
     spec, task = resolve(config.data[0]), Task("made", "labels", 0)
     row = measure(task, spec, copied, max_epochs=2, groups=GROUPS)
     assert row["status"] == "ok" and row["versions"]["code"] != "newer"
-    assert measure(replace(task, seed=1), spec, copied, max_epochs=2, groups=GROUPS)["versions"][
+    assert measure(task._replace(seed=1), spec, copied, max_epochs=2, groups=GROUPS)["versions"][
         "code"
     ] == ("newer")
 

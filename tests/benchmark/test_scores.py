@@ -4,14 +4,9 @@ import pytest
 from anndata import AnnData
 from scipy import sparse
 
-from scvi_qbm.benchmark import scores as module
-from scvi_qbm.benchmark.scores import (
-    GROUPS,
-    METRICS,
-    Reference,
-    prepare_reference,
-    score_embedding,
-)
+from scvi_qbm.benchmark.metrics import neighbors, trajectory
+from scvi_qbm.benchmark.metrics.groups import Reference
+from scvi_qbm.benchmark.scores import GROUPS, METRICS, prepare_reference, score_embedding
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -144,13 +139,13 @@ def test_a_group_that_fails_does_not_take_the_others(space, reference, monkeypat
     def fail(*args, **kwargs):
         raise RuntimeError("no\n luck")
 
-    monkeypatch.setattr(module, "knn_label_entropy", fail)
-    monkeypatch.setattr(module, "trajectory_conservation", fail)
+    monkeypatch.setattr(neighbors, "knn_label_entropy", fail)
+    monkeypatch.setattr(trajectory, "trajectory_conservation", fail)
     scores, _ = score_embedding(space, reference, groups=["local", "clustering", "trajectory"])
     assert scores["errors"] == "local: RuntimeError: no luck; trajectory: RuntimeError: no luck"
     assert np.isnan(scores["knn_label_entropy"]) and np.isnan(scores["trajectory"])
     assert scores["nmi"] > 0.5
-    monkeypatch.setattr(module, "nearest_neighbors", fail)
+    monkeypatch.setattr(neighbors, "nearest_neighbors", fail)
     scores, _ = score_embedding(space[:, :2], reference, groups=["clustering", "classify"])
     assert scores["errors"] == "neighbors: RuntimeError: no luck; clustering: no neighbours"
     assert np.isnan(scores["nmi"]) and scores["knn_accuracy"] > 0.5

@@ -7,7 +7,7 @@ import pytest
 from support.machines import peaked_ising
 
 from scvi_qbm import pl
-from scvi_qbm.benchmark.instances import sherrington_kirkpatrick
+from scvi_qbm.benchmark.sampling.instances import sherrington_kirkpatrick
 from scvi_qbm.landscape import find_attractors
 from scvi_qbm.samplers import get_sampler
 

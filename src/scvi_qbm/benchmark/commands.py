@@ -6,8 +6,6 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-__all__ = ["add_commands", "positive", "run_command"]
-
 _RUN = """\
 example: scvi-qbm benchmark run --data cells.h5ad --layer counts --batch-key donor \\
            --label-key cell_type --methods core pca harmony --seeds 5 --workers 2 --out DIR
@@ -17,25 +15,7 @@ Rows are kept in DIR as they are ready: a run that was stopped goes on where it 
 
 
 def positive(text: str) -> int:
-    """Type of a command-line option that counts something.
-
-    Parameters
-    ----------
-    text
-        What the user wrote.
-
-    Returns
-    -------
-    int
-        At least 1.
-
-    Raises
-    ------
-    argparse.ArgumentTypeError
-        If it is below 1.
-    ValueError
-        If it is no integer.
-    """
+    """Type of a command-line option that counts something."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError("must be at least 1")
@@ -43,13 +23,7 @@ def positive(text: str) -> int:
 
 
 def add_commands(subjects: Any) -> None:
-    """Add the subcommands to ``scvi-qbm benchmark``.
-
-    Parameters
-    ----------
-    subjects
-        The subparsers to add them to.
-    """
+    """Add the subcommands to ``scvi-qbm benchmark``."""
     run = subjects.add_parser(
         "run",
         help="compare methods by their embeddings",
@@ -125,13 +99,7 @@ def _config(args: argparse.Namespace) -> Any:
 
 
 def run_command(args: argparse.Namespace) -> None:
-    """Run what :func:`add_commands` parsed.
-
-    Parameters
-    ----------
-    args
-        What the parser returned; ``args.subject`` names the subcommand.
-    """
+    """Run what :func:`add_commands` parsed."""
     {"run": _run, "curves": _curves, "report": _report, "methods": _methods}[args.subject](args)
 
 
@@ -152,7 +120,7 @@ def _run(args: argparse.Namespace) -> None:
     counts = rows["status"].value_counts()
     print(f"{args.out / 'rows.jsonl'}: " + ", ".join(f"{n} {name}" for name, n in counts.items()))
     if not args.no_report and counts.get("ok", 0):
-        from scvi_qbm.benchmark.report.report import write_report
+        from scvi_qbm.benchmark.report import write_report
 
         print(write_report(args.out))
 
@@ -171,7 +139,7 @@ def _curves(args: argparse.Namespace) -> None:
 
 
 def _report(args: argparse.Namespace) -> None:
-    from scvi_qbm.benchmark.report.report import write_report
+    from scvi_qbm.benchmark.report import write_report
 
     if not args.directory.is_dir():
         raise FileNotFoundError(f"no such directory: {args.directory}")

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from .columns import GROUPS
 from .methods import get_method, select_methods
+from .scores import GROUPS
 
-__all__ = ["Config", "DataSpec", "Task"]
+__all__ = ["Config", "DataSpec"]
 
 
 @dataclass(frozen=True)
@@ -60,28 +60,12 @@ class DataSpec:
     max_epochs: int | None = None
 
 
-@dataclass(frozen=True)
-class Task:
-    """One row to measure.
-
-    Parameters
-    ----------
-    data
-        Name of the data set.
-    method
-        Name of the method.
-    seed
-        From 0 on.
-    """
+class Task(NamedTuple):
+    """One row to measure: names of the data set and the method, and the seed, from 0 on."""
 
     data: str
     method: str
     seed: int
-
-    @property
-    def key(self) -> dict[str, Any]:
-        """What identifies the row."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -98,7 +82,7 @@ class Config:
         Number of seeds, 0 to ``seeds - 1``; some methods take fewer (``Method.n_seeds``).
     max_epochs
         Epochs at most, for every model alike; default each method's own
-        (:meth:`~scvi_qbm.benchmark.methods.Method.budget`).
+        (on 20,000 cells and more fewer, by scvi-tools' rule).
     groups
         Groups of metrics; default all.
     seeds_of
@@ -175,21 +159,6 @@ class Config:
                 content[name] = tuple(content[name])
         return _build(cls, {"data": tuple(specs), **content}, str(path))
 
-    def spec(self, name: str) -> DataSpec:
-        """The data set of that name.
-
-        Parameters
-        ----------
-        name
-            One of the names in ``data``.
-
-        Returns
-        -------
-        DataSpec
-            Its columns and limits.
-        """
-        return next(spec for spec in self.data if spec.name == name)
-
     def tasks(self) -> list[Task]:
         """All rows, by seed, then data set, then method: a run cut short is balanced.
 
@@ -210,16 +179,6 @@ class Config:
             for method in self.methods
             if seed < wanted(method)
         ]
-
-    def as_dict(self) -> dict[str, Any]:
-        """All fields, as JSON takes them.
-
-        Returns
-        -------
-        dict[str, Any]
-            By name, data sets as dictionaries.
-        """
-        return asdict(self)
 
 
 _TYPES: dict[str, tuple[type, ...]] = {

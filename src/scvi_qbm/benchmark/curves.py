@@ -23,8 +23,6 @@ from .methods import get_method
 from .rows import Rows
 from .scores import score_embedding
 
-__all__ = ["EPOCHS", "score_by_epoch"]
-
 #: Epochs after which an embedding is scored, denser early on, where scores change.
 EPOCHS = (1, 2, 3, 5, 8, 12, 20, 30, 40, 60, 80, 100, 150, 200, 300, 400)
 
@@ -69,31 +67,6 @@ def score_by_epoch(
     Clustering scores, kNN label entropy and the kNN probe: those that are quick.
 
     Rows are kept in ``out/curves.jsonl`` as they are ready.
-
-    Parameters
-    ----------
-    config
-        Data sets, seeds and budget; its methods are not used.
-    out
-        Directory of the benchmark.
-    methods
-        Methods that take ``train_kwargs``: QBMVI, its twins and recipes.
-    epochs
-        When to look, up to the budget.
-    n_threads
-        Threads of the scores.
-    progress
-        Whether to show a progress bar, a step a data set, method and seed.
-
-    Returns
-    -------
-    pandas.DataFrame
-        A row a data set, method, seed and epoch.
-
-    Raises
-    ------
-    ValueError
-        For a method that cannot be looked at while it trains.
     """
     for name in methods:
         if "on_model" not in signature(get_method(name).run).parameters:
@@ -103,27 +76,23 @@ def score_by_epoch(
     for seed in range(config.seeds):
         for spec in map(resolve, config.data):
             for name in methods:
-                own = get_method(name).max_epochs
-                budget = spec.max_epochs or config.max_epochs or own
+                budget = spec.max_epochs or config.max_epochs or get_method(name).max_epochs
                 wanted = [e for e in epochs if e <= budget]
                 key = {"data": spec.name, "method": name, "seed": seed}
                 if {**key, "epoch": wanted[-1]} not in rows:
                     todo.append((spec, key, budget, wanted))
+    groups = ("clustering", "local")
     for spec, key, budget, wanted in track(todo, description="Curves", disable=not progress):
-        adata, reference = prepared(spec, Path(out))
-        kept = _train(key["method"], adata, spec.batch_key, key["seed"], budget, wanted)
+        adata, known = prepared(spec, Path(out))
+        seed = key["seed"]
+        kept = _train(key["method"], adata, spec.batch_key, seed, budget, wanted)
         for epoch, embedding in kept.items():
-            if {**key, "epoch": epoch} in rows:
-                continue
-            scores, _ = score_embedding(
-                embedding,
-                reference,
-                groups=("clustering", "local"),
-                seed=key["seed"],
-                n_jobs=n_threads,
-            )
-            scores["knn_f1"] = knn_probe(embedding, reference.labels).macro_f1
-            rows.add({**key, "epoch": epoch}, scores)
+            if {**key, "epoch": epoch} not in rows:
+                scores, _ = score_embedding(
+                    embedding, known, groups=groups, seed=seed, n_jobs=n_threads
+                )
+                scores["knn_f1"] = knn_probe(embedding, known.labels).macro_f1
+                rows.add({**key, "epoch": epoch}, scores)
     return rows.frame()
 
 

@@ -2,48 +2,35 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import matplotlib
+from anndata import AnnData
 
 from scvi_qbm.benchmark.metrics.classify import knn_probe
 from scvi_qbm.data import pbmc68k
 from scvi_qbm.pl import embedding_scatter, training_curves
 
-from .methods import MethodResult, gaussian_twin, pca, qbmvi
-
-__all__ = ["run_demo"]
+from .methods import METHODS, MethodResult
 
 
 def run_demo(out: Path, seed: int = 0, max_epochs: int = 200) -> str:
-    """Train, embed, draw and report; everything goes to ``out``.
-
-    Parameters
-    ----------
-    out
-        Directory, made if it is not there.
-    seed
-        Of everything.
-    max_epochs
-        At most so many epochs of either model; early stopping is on.
-
-    Returns
-    -------
-    str
-        The report, as Markdown; also in ``out/report.md``.
-    """
+    """Train, embed, draw and report; everything goes to ``out``."""
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
     import scanpy as sc
 
     out.mkdir(parents=True, exist_ok=True)
     adata = pbmc68k()
-    options = {"layer": "counts", "seed": seed}
-    print("QBMVI")
-    results = {"QBMVI": qbmvi(adata, max_epochs=max_epochs, **options)}
-    print("Gaussian twin (same network, likelihood, optimiser, budget)")
-    results["Gaussian twin"] = gaussian_twin(adata, max_epochs=max_epochs, **options)
-    results["PCA"] = pca(adata, **options)
+    counts = AnnData(adata.layers["counts"], obs=adata.obs, var=adata.var)
+    results = {}
+    for name in ("qbmvi", "gaussian", "pca"):
+        method = METHODS[name]
+        print(f"{method.label}: {method.summary}")
+        results[method.label] = method.run(
+            counts, batch_key=None, seed=seed, max_epochs=max_epochs
+        )
 
     adata.obsm["X_qbmvi"] = results["QBMVI"].embedding
     sc.pp.neighbors(adata, use_rep="X_qbmvi", random_state=seed)
@@ -76,11 +63,7 @@ def _report(n_cells: int, n_genes: int, results: dict[str, MethodResult], labels
     ]
     for name, result in results.items():
         scores = knn_probe(result.embedding, labels)  # type: ignore[arg-type]
-        elbo = (
-            "-"
-            if result.validation_elbo != result.validation_elbo
-            else (f"{result.validation_elbo:.1f}")
-        )
+        elbo = "-" if math.isnan(result.validation_elbo) else f"{result.validation_elbo:.1f}"
         lines.append(
             f"| {name} | {elbo} | {scores.accuracy:.3f} ({scores.accuracy_sd:.3f}) | "
             f"{scores.macro_f1:.3f} | {result.seconds:.0f} |"

@@ -19,14 +19,13 @@ from numpy.typing import NDArray
 from scvi_qbm._files import replacing
 from scvi_qbm.benchmark.data.specs import load_data
 from scvi_qbm.distributions import fast_counts
+from scvi_qbm.model import QBMVI
 
 from .config import DataSpec, Task
-from .likelihood import held_out_likelihood
 from .methods import get_method
+from .methods.common import budget
 from .rows import folder_of
 from .scores import Reference, prepare_reference, score_embedding
-
-__all__ = ["measure", "prepared"]
 
 _PACKAGES = ("scvi-qbm", "scvi-tools", "torch", "numpy", "scanpy", "scib-metrics", "anndata")
 
@@ -44,27 +43,6 @@ def measure(
     """Measure a row; what fails becomes a row that says why.
 
     The embedding is kept in ``out/embeddings``, and used again if only scores are missing.
-
-    Parameters
-    ----------
-    task, spec
-        What to measure, and the data set it names.
-    out
-        Directory of the benchmark.
-    max_epochs
-        Epochs at most; default the method's own.
-    groups
-        Groups of metrics; default all.
-    scored
-        Groups that an earlier row has: computed as well if the model has to be fitted again.
-    n_jobs
-        Threads of the scores.
-
-    Returns
-    -------
-    dict[str, Any]
-        Columns of the row apart from its key; ``status`` is ``ok``, ``failed`` or ``absent`` (a
-        package is missing), with the ``reason``.
     """
     started = time.perf_counter()
     row: dict[str, Any] = {
@@ -105,20 +83,6 @@ def prepared(spec: DataSpec, out: Path) -> tuple[AnnData, Reference]:
     """A data set and what its scores compare with; its labels go to ``out/references``.
 
     The last pair is kept in memory.
-
-    Parameters
-    ----------
-    spec
-        The data set, resolved.
-    out
-        Directory of the benchmark.
-
-    Returns
-    -------
-    adata : anndata.AnnData
-        Counts in ``X``.
-    reference : scvi_qbm.benchmark.scores.Reference
-        Principal components, labels, batches and pseudotime before integration.
     """
     adata = load_data(spec)
     reference = prepare_reference(
@@ -148,8 +112,9 @@ def _embedding(
 ) -> tuple[NDArray[Any], dict[str, Any], bool]:
     """Embedding, columns about its fit, and whether it was fitted just now."""
     method = get_method(task.method)
-    budget = spec.max_epochs or max_epochs or method.budget(adata.n_obs)
-    key = json.dumps([str(task), str(spec), budget, adata.n_obs, adata.n_vars], sort_keys=True)
+    own = budget(method.max_epochs, adata.n_obs)
+    epochs = spec.max_epochs or max_epochs or own
+    key = json.dumps([str(task), str(spec), epochs, adata.n_obs, adata.n_vars], sort_keys=True)
     fingerprint = hashlib.sha256(key.encode()).hexdigest()
     path = out / "embeddings" / task.data / folder_of(task.method) / f"{task.seed}.npz"
     if path.exists():
@@ -164,7 +129,7 @@ def _embedding(
     before = _reset_peak_memory()
     processor = time.process_time()
     with fast_counts():  # as QBMVI has it: cost should not differ by that
-        result = method.run(adata, seed=task.seed, max_epochs=budget, **options)
+        result = method.run(adata, seed=task.seed, max_epochs=epochs, **options)
     fitted = {
         "seconds": round(result.seconds, 2),
         # Of all threads, setting up included: what a busy machine does not change.
@@ -180,14 +145,34 @@ def _embedding(
     history = getattr(result.model, "history", None) or {}
     if "elbo_train" in history:
         # The trainer's limit: scANVI's second training has one of its own.
-        limit = getattr(getattr(result.model, "trainer", None), "max_epochs", budget)
+        limit = getattr(getattr(result.model, "trainer", None), "max_epochs", epochs)
         fitted |= {"epochs": len(history["elbo_train"]), "max_epochs": limit}
     if method.likelihood and result.model is not None:
-        fitted |= held_out_likelihood(result.model)
+        fitted |= _held_out_likelihood(result.model)
     embedding = np.asarray(result.embedding, dtype=np.float32)
     info = {"fingerprint": fingerprint, "fitted": json.dumps(fitted)}
     _save(path, {"embedding": embedding, **{k: np.array(v) for k, v in info.items()}})
     return embedding, fitted, True
+
+
+def _held_out_likelihood(
+    model: Any, *, n_samples: int = 100, max_cells: int = 256
+) -> dict[str, float]:
+    """Importance-weighted bound on held-out cells (Burda et al. 2016), and the error of log Z.
+
+    Nats per cell of the first ``max_cells`` held-out cells, which are the same for all models of
+    one seed. The error of log Z is the same in every cell, hence in the mean.
+    """
+    out = {}
+    held_out = model.validation_indices
+    if held_out is not None and len(held_out):
+        value = model.get_marginal_ll(
+            indices=np.sort(held_out[:max_cells]), n_mc_samples=n_samples, return_mean=True
+        )
+        out["validation_iwae"] = float(value)
+    if isinstance(model, QBMVI):
+        out["log_z_se"] = float(model.get_log_partition().standard_error)
+    return out
 
 
 def _save(path: Path, arrays: dict[str, Any], *, alone: bool = True) -> None:

@@ -14,8 +14,6 @@ from pathlib import Path
 from threading import Thread
 from typing import Any, NamedTuple
 
-__all__ = ["print_to", "work_through"]
-
 
 class _Worker(NamedTuple):
     process: Any
@@ -33,26 +31,10 @@ def work_through(
     environment: Mapping[str, str] | None = None,
     logs: Path | None = None,
 ) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """Yield ``(task, row)`` as the rows are ready.
+    """Yield ``(task, row)`` as the rows are ready, with ``status="failed"`` for a dead process.
 
-    Parameters
-    ----------
-    tasks
-        Picklable tasks.
-    function
-        Picklable, from a task to its row. Runs in processes that are started afresh, not forked.
-    n_workers
-        Number of processes.
-    timeout
-        Seconds a task may take before its process is killed.
-    environment
-        Variables for the processes, set before they import anything.
-    logs
-        Directory for what the processes print; else it goes where ours does.
-
-    Yields
-    ------
-    A task and its row; for a process that died or was killed, a row with ``status="failed"``.
+    Processes are started afresh, not forked, with the variables of ``environment``; what they
+    print goes to ``logs``, and one whose task takes ``timeout`` seconds is killed.
     """
     left = deque(tasks)
     workers: dict[int, _Worker] = {}

@@ -12,10 +12,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from scvi_qbm.benchmark.metrics.extras import require
+from scvi_qbm.benchmark.extras import require
 from scvi_qbm.benchmark.pool import print_to
-
-__all__ = ["work_through_on_ray"]
 
 
 def work_through_on_ray(

@@ -10,19 +10,9 @@ import pandas as pd
 
 from scvi_qbm._files import replacing
 
-__all__ = ["Rows", "folder_of"]
-
 
 class Rows:
-    """Rows of one part, each with its key, kept in ``DIR/PART.jsonl`` as they come.
-
-    Parameters
-    ----------
-    directory
-        Made if it is not there.
-    part
-        Name of the file, without its ending.
-    """
+    """Rows of one part, each with its key, kept in ``DIR/PART.jsonl`` as they come."""
 
     def __init__(self, directory: Path, part: str) -> None:
         directory.mkdir(parents=True, exist_ok=True)
@@ -39,76 +29,24 @@ class Rows:
         return self.find(key) is not None
 
     def find(self, key: dict[str, Any]) -> dict[str, Any] | None:
-        """The row with this key, if it was measured.
-
-        Parameters
-        ----------
-        key
-            Some of a row's fields.
-
-        Returns
-        -------
-        dict[str, Any] | None
-            The first that has them all; None if there is none.
-        """
+        """The row with this key, if it was measured."""
         return next((r for r in self.rows if key.items() <= r.items()), None)
 
     def add(self, key: dict[str, Any], values: dict[str, Any]) -> None:
-        """Append a row and write the file.
-
-        Parameters
-        ----------
-        key
-            What identifies it.
-        values
-            What was measured.
-        """
-        self.rows.append({**key, **values})
-        self._write()
-
-    def put(self, key: dict[str, Any], values: dict[str, Any]) -> None:
-        """As :meth:`add`, in the place of the row that has this key, if there is one.
-
-        Parameters
-        ----------
-        key
-            What identifies it.
-        values
-            What was measured.
-        """
-        before = self.find(key)
+        """Append a row, or replace the one that has this key, and write the file."""
+        row, before = {**key, **values}, self.find(key)
         if before is None:
-            self.add(key, values)
-            return
-        self.rows[self.rows.index(before)] = {**key, **values}
-        self._write()
-
-    def _write(self) -> None:
+            self.rows.append(row)
+        else:
+            self.rows[self.rows.index(before)] = row
         with replacing(self.path) as temporary:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
 
     def frame(self) -> pd.DataFrame:
-        """All rows, as a data frame.
-
-        Returns
-        -------
-        pandas.DataFrame
-            In the order they came.
-        """
+        """All rows, as a data frame."""
         return pd.DataFrame(self.rows)
 
 
 def folder_of(method: str) -> str:
-    """Name of a method's folder, without what Windows refuses.
-
-    Parameters
-    ----------
-    method
-        Its name, which may be ``"module:function"``.
-
-    Returns
-    -------
-    str
-        Dots in place of colons.
-    """
+    """Name of a method's folder, without what Windows refuses."""
     return method.replace(":", ".")

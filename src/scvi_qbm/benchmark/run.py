@@ -20,12 +20,12 @@ from scvi_qbm.benchmark.data.specs import resolve
 from scvi_qbm.benchmark.pool import work_through
 from scvi_qbm.benchmark.ray import work_through_on_ray
 
-from .columns import GROUPS
 from .config import Config, DataSpec, Task
 from .methods import METHODS, get_method
 from .rows import Rows
+from .scores import GROUPS
 
-__all__ = ["EXECUTORS", "run_benchmark"]
+__all__ = ["run_benchmark"]
 
 #: Where rows can run, which is processes of this machine, or Ray.
 EXECUTORS = ("processes", "ray")
@@ -94,7 +94,7 @@ def run_benchmark(
     with _alone(out):
         _write_config(config, specs, out)
         rows = Rows(out, "rows")
-        before = {task: rows.find(task.key) for task in config.tasks()}
+        before = {task: rows.find(task._asdict()) for task in config.tasks()}
         wanted = set(config.groups or GROUPS)
         tasks = [
             task
@@ -146,7 +146,7 @@ def _lacks(row: Mapping[str, Any], groups: set[str], retry_failed: bool) -> bool
 
 def _keep(rows: Rows, task: Task, new: dict[str, Any]) -> None:
     """Write what was measured; no score that is there is lost to a failure or to fewer groups."""
-    old = rows.find(task.key) or {"status": "absent"}
+    old = rows.find(task._asdict()) or {"status": "absent"}
     if old["status"] == "ok":
         if new["status"] != "ok":
             return
@@ -155,7 +155,7 @@ def _keep(rows: Rows, task: Task, new: dict[str, Any]) -> None:
             new = old | {k: v for k, v in new.items() if k not in failed}
         elif new["errors"] and not old.get("errors"):
             return
-    rows.put(task.key, new)
+    rows.add(task._asdict(), new)
 
 
 def _download(names: set[str], specs: Mapping[str, DataSpec], progress: bool) -> dict[str, str]:
@@ -271,16 +271,11 @@ def _alone(out: Path) -> Iterator[None]:
 
 
 def _shown(results: Any, total: int, progress: bool) -> Iterator[tuple[Task, dict[str, Any]]]:
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
+    from rich import progress as parts
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeRemainingColumn(), disable=not progress) as bar:
+    columns = (parts.TextColumn("{task.description}"), parts.BarColumn())
+    columns += (parts.MofNCompleteColumn(), parts.TimeRemainingColumn())
+    with parts.Progress(*columns, disable=not progress) as bar:
         shown = bar.add_task("benchmark", total=total)
         for task, row in results:
             state = f"  {row['errors']}" if row.get("errors") else ""

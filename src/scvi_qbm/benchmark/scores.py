@@ -5,67 +5,17 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import scanpy as sc
 from anndata import AnnData
 from numpy.typing import ArrayLike, NDArray
 
-from scvi_qbm.benchmark.metrics.classify import (
-    knn_probe,
-    leave_one_batch_out,
-    logistic_probe,
-    xgboost_scores,
-)
-from scvi_qbm.benchmark.metrics.clustering import leiden_sweep
-from scvi_qbm.benchmark.metrics.neighbors import (
-    check_embedding,
-    knn_label_entropy,
-    nearest_neighbors,
-    umap_coordinates,
-)
-from scvi_qbm.benchmark.metrics.scgraph import ScGraphReference, scgraph_reference, scgraph_scores
-from scvi_qbm.benchmark.metrics.scib import scib_scores
-from scvi_qbm.benchmark.metrics.trajectory import reference_pseudotime, trajectory_conservation
+from scvi_qbm.benchmark.metrics import classify, clustering, neighbors, scgraph, scib, trajectory
+from scvi_qbm.benchmark.metrics.groups import Embedded, Group, Metric, Reference
 
-from .columns import DESCRIPTIONS, GROUPS, METRICS, Metric
-
-if TYPE_CHECKING:
-    from scib_metrics.nearest_neighbors import NeighborsResults
-
-__all__ = ["GROUPS", "METRICS", "Metric", "Reference", "prepare_reference", "score_embedding"]
-
-
-@dataclass
-class Reference:
-    """What is known of a data set before any method, computed once.
-
-    Parameters
-    ----------
-    labels, batch, fine_labels
-        ``(n_cells,)`` strings or None.
-    unintegrated
-        Principal components of log counts per 10,000, ``(n_cells, 50)``.
-    scgraph
-        :func:`~scvi_qbm.benchmark.metrics.scgraph.scgraph_reference`, or None.
-    pseudotime
-        :func:`~scvi_qbm.benchmark.metrics.trajectory.reference_pseudotime`, or None.
-    trajectory_labels
-        Groups of which the earliest is where the trajectory starts anew in an embedding.
-    pseudotime_per_batch
-        Whether each batch has its own pseudotime, and is scored by itself.
-    """
-
-    labels: NDArray[np.str_] | None
-    batch: NDArray[np.str_] | None
-    fine_labels: NDArray[np.str_] | None
-    unintegrated: NDArray[np.float32]
-    scgraph: ScGraphReference | None = None
-    pseudotime: NDArray[np.float64] | None = None
-    trajectory_labels: NDArray[np.str_] | None = None
-    pseudotime_per_batch: bool = False
+__all__ = ["prepare_reference", "score_embedding"]
 
 
 def _column(adata: AnnData, key: str | None) -> NDArray[np.str_] | None:
@@ -89,7 +39,6 @@ def prepare_reference(
     root_key: str | None = None,
     root_label: str | None = None,
     pseudotime_per_batch: bool = False,
-    seed: int = 0,
 ) -> Reference:
     """What the scores compare an embedding with. ``adata`` stays as it is.
 
@@ -105,8 +54,6 @@ def prepare_reference(
         Column of ``obs`` and its value where a trajectory begins; None if there is none.
     pseudotime_per_batch
         Compute a pseudotime for each batch, as scIB did, not one for all cells.
-    seed
-        Of the principal components and the pseudotime's neighbours.
 
     Returns
     -------
@@ -142,136 +89,36 @@ def prepare_reference(
             genes = cells.var["highly_variable"].to_numpy()
         variable = AnnData(cells.X[:, genes])
         n_comps = min(50, variable.n_obs - 1, variable.n_vars - 1)
-        sc.pp.pca(variable, n_comps=n_comps, random_state=seed)
+        sc.pp.pca(variable, n_comps=n_comps)
     reference = Reference(labels, batch, fine_labels, variable.obsm["X_pca"].astype(np.float32))
     if labels is not None and np.sum(np.unique(labels, return_counts=True)[1] >= 10) >= 3:
-        reference.scgraph = scgraph_reference(cells.X, batch, labels)
+        reference.scgraph = scgraph.scgraph_reference(cells.X, batch, labels)
     groups = _column(adata, root_key)
     if groups is not None and root_label is not None:
         reference.trajectory_labels = groups
         per_batch = pseudotime_per_batch and batch is not None
         reference.pseudotime_per_batch = per_batch
-        reference.pseudotime = reference_pseudotime(
-            reference.unintegrated,
-            groups,
-            root_label,
-            batch=batch if per_batch else None,
-            seed=seed,
+        reference.pseudotime = trajectory.reference_pseudotime(
+            reference.unintegrated, groups, root_label, batch=batch if per_batch else None
         )
     return reference
 
 
-@dataclass
-class _Task:
-    """One embedding on its way through the groups."""
-
-    embedding: NDArray[np.float32]
-    reference: Reference
-    seed: int
-    n_jobs: int
-    neighbors: NeighborsResults | None = None
-    scores: dict[str, Any] = field(default_factory=dict)
-    artifacts: dict[str, NDArray[Any]] = field(default_factory=dict)
-
-
-def _scib(task: _Task) -> None:
-    known = task.reference
-    if known.labels is not None:
-        task.scores |= scib_scores(
-            task.embedding,
-            known.batch,
-            known.labels,
-            known.unintegrated,
-            neighbors=task.neighbors,
-            n_jobs=task.n_jobs,
-            seed=task.seed,
-        )
-
-
-def _clustering(task: _Task) -> None:
-    known = task.reference
-    if known.labels is None and known.fine_labels is None:
-        return
-    sweep = leiden_sweep(task.neighbors, seed=42 + task.seed)  # 42 is scib-metrics' own
-    names = ("nmi", "ari", "ami", "fmi")
-    if known.labels is not None:
-        found = sweep.score(known.labels)
-        for name in (*names, "n_clusters", "resolution"):
-            task.scores[name] = getattr(found, name)
-    if known.fine_labels is not None:
-        found = sweep.score(known.fine_labels)
-        for name in names:
-            task.scores[f"{name}_fine"] = getattr(found, name)
-
-
-def _local(task: _Task) -> None:
-    if task.reference.labels is not None:
-        entropy = knn_label_entropy(task.neighbors, task.reference.labels)
-        task.scores["knn_label_entropy"] = entropy
-
-
-def _scgraph(task: _Task) -> None:
-    known = task.reference
-    spaces = {"scgraph": task.embedding}
-    plane = umap_coordinates(task.embedding, task.neighbors, seed=task.seed)
-    spaces["scgraph_umap"] = task.artifacts["umap"] = plane
-    if known.scgraph is None or known.labels is None:
-        return
-    for name, space in spaces.items():
-        found = scgraph_scores(space, known.labels, known.scgraph)
-        task.scores[name] = found.weighted
-        task.scores[f"{name}_rank"], task.scores[f"{name}_corr"] = found.rank, found.corr
-
-
-def _classify(task: _Task) -> None:
-    known, x, seed = task.reference, task.embedding, task.seed
-    if known.labels is not None:
-        near, linear = (
-            knn_probe(x, known.labels, seed=seed),
-            logistic_probe(x, known.labels, seed=seed),
-        )
-        task.scores |= {"knn_accuracy": near.accuracy, "knn_f1": near.macro_f1}
-        task.scores |= {"logistic_accuracy": linear.accuracy, "logistic_f1": linear.macro_f1}
-        if known.batch is not None:
-            unseen = leave_one_batch_out(x, known.labels, known.batch)
-            task.scores |= {"lobo_accuracy": unseen.accuracy, "lobo_f1": unseen.macro_f1}
-        trees = xgboost_scores(x, known.labels, n_jobs=task.n_jobs, seed=seed)
-        for name in ("accuracy", "precision", "recall", "f1"):
-            task.scores[f"xgb_{name}"] = getattr(trees, name)
-            task.scores[f"xgb_{name}_sd"] = getattr(trees, f"{name}_sd")
-        task.artifacts |= {"confusion": trees.confusion, "confusion_labels": trees.labels}
-    if known.fine_labels is not None:
-        task.scores["knn_f1_fine"] = knn_probe(x, known.fine_labels, seed=seed).macro_f1
-
-
-def _trajectory(task: _Task) -> None:
-    known = task.reference
-    if known.pseudotime is None or known.trajectory_labels is None:
-        return
-    batch = known.batch if known.pseudotime_per_batch else None
-    found = trajectory_conservation(
-        task.neighbors, known.pseudotime, known.trajectory_labels, batch=batch
+#: What is computed together, by name, in the order of tables. A new metric is a line in one of
+#: these groups, or a group of its own: one function in one file of ``metrics``, and its name here.
+GROUPS: dict[str, Group] = {
+    found.name: found
+    for found in (
+        scib.scib,
+        clustering.clustering,
+        neighbors.local,
+        scgraph.scgraph,
+        classify.classify,
+        trajectory.trajectory,
     )
-    every = trajectory_conservation(
-        task.neighbors,
-        known.pseudotime,
-        known.trajectory_labels,
-        batch=batch,
-        every_component=True,
-    )
-    task.scores |= {"trajectory": found.score, "trajectory_every": every.score}
-    task.scores["diffusion_eigenvalue"] = found.eigenvalue
-    task.artifacts["pseudotime"] = found.pseudotime
-
-
-_RUN: dict[str, Callable[[_Task], None]] = {
-    "scib": _scib,
-    "clustering": _clustering,
-    "local": _local,
-    "scgraph": _scgraph,
-    "classify": _classify,
-    "trajectory": _trajectory,
 }
+#: Every score, in the order of tables.
+METRICS: tuple[Metric, ...] = tuple(m for found in GROUPS.values() for m in found.metrics)
 
 
 def score_embedding(
@@ -315,37 +162,35 @@ def score_embedding(
         If the embedding is not a finite matrix with one row a cell, or a group is unknown.
     """
     chosen = list(GROUPS if groups is None else dict.fromkeys(groups))
-    unknown = [group for group in chosen if group not in GROUPS]
+    unknown = [name for name in chosen if name not in GROUPS]
     if unknown:
         raise ValueError(f"Unknown groups {unknown}. Available: {', '.join(GROUPS)}.")
-    x = check_embedding(embedding, len(reference.unintegrated))
-    task = _Task(x, reference, seed, n_jobs)
+    x = neighbors.check_embedding(embedding, len(reference.unintegrated))
+    cells = Embedded(x, reference, seed, n_jobs)
     errors = []
-    for metric in METRICS:
-        if metric.group in chosen:
-            task.scores[metric.name] = float("nan")
-    for group in chosen:
-        task.scores |= dict.fromkeys(DESCRIPTIONS.get(group, ()), float("nan"))
+    for name in chosen:
+        columns = (*(m.name for m in GROUPS[name].metrics), *GROUPS[name].described)
+        cells.scores |= dict.fromkeys(columns, float("nan"))
 
-    def run(name: str, step: Callable[[_Task], None]) -> None:
+    def run(name: str, compute: Callable[[Embedded], None]) -> None:
         started = time.perf_counter()
         try:
-            step(task)
+            compute(cells)
         except Exception as error:  # noqa: BLE001  one group must not take the others with it
             message = " ".join(str(error).split())
             errors.append(f"{name}: {type(error).__name__}: {message}")
-        task.scores[f"seconds_{name}"] = time.perf_counter() - started
+        cells.scores[f"seconds_{name}"] = time.perf_counter() - started
 
-    def search(task: _Task) -> None:
-        task.neighbors = nearest_neighbors(task.embedding, n_jobs=n_jobs, seed=seed)
+    def search(cells: Embedded) -> None:
+        cells.neighbors = neighbors.nearest_neighbors(cells.x, n_jobs=n_jobs, seed=seed)
 
-    if set(chosen) - {"classify"}:
+    if any(GROUPS[name].needs_neighbors for name in chosen):
         run("neighbors", search)
-    for group in chosen:
-        if task.neighbors is None and group != "classify":
-            errors.append(f"{group}: no neighbours")
-            task.scores[f"seconds_{group}"] = float("nan")
+    for name in chosen:
+        if cells.neighbors is None and GROUPS[name].needs_neighbors:
+            errors.append(f"{name}: no neighbours")
+            cells.scores[f"seconds_{name}"] = float("nan")
         else:
-            run(group, _RUN[group])
-    task.scores["errors"] = "; ".join(errors)
-    return task.scores, task.artifacts
+            run(name, GROUPS[name].compute)
+    cells.scores["errors"] = "; ".join(errors)
+    return cells.scores, cells.artifacts

@@ -10,8 +10,6 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from scipy.stats import t as student
 
-__all__ = ["DETERMINISTIC", "POOLED", "means", "paired", "pool", "t_interval", "tidy", "wins"]
-
 #: What stands for the data set in rows that are means over data sets.
 POOLED = "(all data sets)"
 #: Methods to which another seed gives the same embedding, so that one row of theirs is
@@ -29,25 +27,8 @@ _PAIRED = [
 _ROUNDING = 1e-9
 
 
-def t_interval(values: ArrayLike, level: float = 0.95) -> tuple[float, float, float]:
-    """Mean and Student's interval of independent values.
-
-    Parameters
-    ----------
-    values
-        Shape ``(n,)``; what is not finite counts as missing.
-    level
-        Coverage.
-
-    Returns
-    -------
-    mean : float
-        NaN without values.
-    low : float
-        Lower end, NaN for fewer than two values.
-    high : float
-        Upper end, likewise.
-    """
+def t_interval(values: ArrayLike) -> tuple[float, float, float]:
+    """Mean and Student's interval of independent values."""
     x = np.asarray(values, dtype=float)
     x = x[np.isfinite(x)]
     if len(x) == 0:
@@ -55,29 +36,13 @@ def t_interval(values: ArrayLike, level: float = 0.95) -> tuple[float, float, fl
     mean = float(x.mean())
     if len(x) == 1:
         return mean, float("nan"), float("nan")
-    quantile = student.ppf(0.5 + level / 2, len(x) - 1)
+    quantile = student.ppf(0.975, len(x) - 1)
     half = float(quantile * x.std(ddof=1) / np.sqrt(len(x)))
     return mean, mean - half, mean + half
 
 
 def tidy(rows: pd.DataFrame) -> pd.DataFrame:
-    """One row a run: a run that succeeded stands for its failed attempts, the last for earlier.
-
-    Parameters
-    ----------
-    rows
-        Columns ``data``, ``method``, ``seed``, ``status`` and others.
-
-    Returns
-    -------
-    pandas.DataFrame
-        The rows that stand, in their order.
-
-    Raises
-    ------
-    ValueError
-        If one of those columns is missing.
-    """
+    """One row a run: a run that succeeded stands for its failed attempts, the last for earlier."""
     key = ["data", "method", "seed"]
     if missing := [c for c in (*key, "status") if c not in rows]:
         raise ValueError(f"Benchmark rows lack {', '.join(missing)}.")
@@ -87,32 +52,17 @@ def tidy(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def means(rows: pd.DataFrame, metrics: Iterable[str]) -> pd.DataFrame:
-    """Mean, sd and 95 % interval over seeds by data set, method and metric.
-
-    Parameters
-    ----------
-    rows
-        Output of :func:`tidy`; only rows with status ``"ok"`` count.
-    metrics
-        Columns to summarise; those that are not there are passed over.
-
-    Returns
-    -------
-    pandas.DataFrame
-        Columns ``data, method, metric, n, mean, sd, low, high``; ``n`` is the number of seeds with
-        a finite value, and combinations without any are left out.
-    """
+    """Mean, sd and 95 % interval over seeds by data set, method and metric."""
     metrics = list(metrics)
     good = _numeric(rows, metrics)
-    out: list[dict[str, Any]] = []
+    out = []
     for (data, method), group in good.groupby(["data", "method"], sort=False):
         for metric in metrics:
             x = _finite(group, metric)
             if len(x):
                 mean, low, high = t_interval(x)
                 sd = float(x.std(ddof=1)) if len(x) > 1 else float("nan")
-                values = (data, method, metric, len(x), mean, sd, low, high)
-                out.append(dict(zip(_MEANS, values, strict=True)))
+                out.append((data, method, metric, len(x), mean, sd, low, high))
     return pd.DataFrame(out, columns=_MEANS)
 
 
@@ -120,37 +70,16 @@ def paired(
     rows: pd.DataFrame,
     metrics: Mapping[str, bool | None],
     reference: str = "qbmvi",
-    *,
-    deterministic: Collection[str] = DETERMINISTIC,
-    comparable: Mapping[str, str] = COMPARABLE,
 ) -> pd.DataFrame:
     """Differences between a reference method and each other one over their common seeds.
 
     A seed fixes the held-out cells and the folds, so a difference within a seed has less noise
-    than that of two means. Positive: the reference is better.
+    than that of two means. Positive: the reference is better. ``metrics`` says whether higher is
+    better; None where neither is, which is not compared.
 
-    Parameters
-    ----------
-    rows
-        Output of :func:`tidy`; only rows with status ``"ok"`` count.
-    metrics
-        Column -> whether higher is better; None where neither is (not compared).
-    reference
-        Method to compare the others with.
-    deterministic
-        Methods whose single row is compared with every seed of the other side.
-    comparable
-        Metric -> column in which two methods must agree for their difference to mean anything;
-        an empty text agrees with nothing.
-
-    Returns
-    -------
-    pandas.DataFrame
-        Columns ``data, metric, reference, method, pairing, n, mean, sd, low, high, verdict``, one
-        row a data set, metric and method. ``pairing`` is ``"seeds"`` or ``"fixed"`` (one side is
-        deterministic), ``n`` the number of pairs, ``low`` and ``high`` the 95 % interval (NaN with
-        one pair). ``verdict``: ``"better"`` or ``"worse"`` (the reference, interval clear of
-        zero), ``"unclear"``, ``"one run"``, ``"no common seed"`` or ``"not comparable"``.
+    ``pairing`` is ``"seeds"`` or ``"fixed"`` (one side is deterministic), ``n`` the number of
+    pairs; ``verdict`` is ``"better"`` or ``"worse"`` (the 95 % interval is clear of zero),
+    ``"unclear"``, ``"one run"``, ``"no common seed"`` or ``"not comparable"``.
     """
     good = _numeric(rows, metrics)
     out = []
@@ -165,31 +94,19 @@ def paired(
                 if higher is None or a.empty or b.empty:
                     continue
                 row = {"data": data, "metric": metric, "reference": reference, "method": method}
-                column = comparable.get(metric)
+                column = COMPARABLE.get(metric)
                 if column is not None and not _agree(ours, theirs, column):
                     out.append(row | _summary(pd.Series(dtype=float)) | {
                         "pairing": "seeds", "verdict": "not comparable"})  # fmt: skip
                     continue
-                a, b, pairing = _pair(a, b, reference, method, deterministic)
+                a, b, pairing = _pair(a, b, reference, method)
                 difference = (a - b).dropna() if higher else (b - a).dropna()
                 out.append(row | _summary(difference) | {"pairing": pairing})
     return pd.DataFrame(out, columns=_PAIRED)
 
 
 def pool(differences: pd.DataFrame) -> pd.DataFrame:
-    """Mean over data sets of each set's mean difference, with an interval over sets.
-
-    Parameters
-    ----------
-    differences
-        Output of :func:`paired`.
-
-    Returns
-    -------
-    pandas.DataFrame
-        The same columns with ``data`` = :data:`POOLED`; ``n`` is the number of data sets, ``sd``
-        that between them, and one set gives no interval (verdict ``"one set"``).
-    """
+    """Mean over data sets of each set's mean difference, with an interval over sets."""
     used = differences[(differences["data"] != POOLED) & (differences["n"] > 0)]
     out = []
     keys = ["metric", "reference", "method"]
@@ -203,21 +120,7 @@ def pool(differences: pd.DataFrame) -> pd.DataFrame:
 
 
 def wins(differences: pd.DataFrame, metrics: Collection[str] | None = None) -> pd.DataFrame:
-    """How often the reference is better or worse than each method, by intervals clear of zero.
-
-    Parameters
-    ----------
-    differences
-        Output of :func:`paired`; pooled rows are passed over.
-    metrics
-        Metrics to count; all if None.
-
-    Returns
-    -------
-    pandas.DataFrame
-        Indexed by method, columns ``better``, ``unclear``, ``worse``, ``one_run``: numbers of
-        comparisons (data set x metric).
-    """
+    """How often the reference is better or worse than each method, by intervals clear of zero."""
     used = differences[differences["data"] != POOLED]
     if metrics is not None:
         used = used[used["metric"].isin(list(metrics))]
@@ -248,12 +151,12 @@ def _agree(ours: pd.DataFrame, theirs: pd.DataFrame, column: str) -> bool:
 
 
 def _pair(
-    a: pd.Series, b: pd.Series, reference: str, method: str, deterministic: Collection[str]
+    a: pd.Series, b: pd.Series, reference: str, method: str
 ) -> tuple[pd.Series, pd.Series, str]:
     """Both sides on the same seeds."""
-    if method in deterministic and len(b) == 1:
+    if method in DETERMINISTIC and len(b) == 1:
         return a, pd.Series(b.iloc[0], index=a.index), "fixed"
-    if reference in deterministic and len(a) == 1:
+    if reference in DETERMINISTIC and len(a) == 1:
         return pd.Series(a.iloc[0], index=b.index), b, "fixed"
     return a, b, "seeds"
 

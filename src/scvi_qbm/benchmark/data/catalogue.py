@@ -17,8 +17,6 @@ from scvi_qbm.benchmark.data.shared import SHARED, find_shared
 from scvi_qbm.data.normalise import log_cp10k
 from scvi_qbm.data.pbmc import pbmc68k
 
-__all__ = ["describe", "download", "list_datasets", "load"]
-
 _PBMC68K = DatasetInfo(
     name="pbmc68k",
     title="700 blood cells that ship inside scanpy: no download, no batches",
@@ -62,12 +60,6 @@ def describe(name: str) -> DatasetInfo:
     ------
     KeyError
         If there is no such set; the message lists those there are.
-
-    Examples
-    --------
-    >>> from scvi_qbm.benchmark.data import describe
-    >>> describe("immune").batch_key
-    'batch'
     """
     if name not in _ALL:
         raise KeyError(f"No data set {name!r}. There are: {', '.join(_ALL)}.")
@@ -116,8 +108,8 @@ def load(
         If there is no such set, or its file lacks a column that the table promises.
     FileNotFoundError
         If the file must be put in place by hand and is not there.
-    DownloadError, ChecksumError
-        See :func:`fetch`.
+    DownloadError
+        If it could not be had; ``ChecksumError`` where it is not the published file.
     ValueError
         If the file holds no counts where they should be, or the subset is not positive.
     """
@@ -202,8 +194,8 @@ def download(name: str, *, progress: bool = True) -> list[Path]:
         If there is no such set.
     FileNotFoundError
         If the file must be put in place by hand and is not there.
-    DownloadError, ChecksumError
-        See :func:`fetch`.
+    DownloadError
+        If it could not be had; ``ChecksumError`` where it is not the published file.
     """
     info = describe(name)
     if info.kind == "bundled":

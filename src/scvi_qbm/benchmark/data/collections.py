@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from scvi_qbm.benchmark.data.info import DatasetInfo, RemoteFile
 
-__all__ = ["COLLECTIONS"]
-
 _FIGSHARE = "https://figshare.com/articles/dataset/_/12420968"
 _SCIB = "Luecken et al. (2022), Nat. Methods 19, 41-50, doi:10.1038/s41592-021-01336-8"
 _SOLAR = (
@@ -37,7 +35,6 @@ _TABLE = (
     DatasetInfo(
         name="immune",
         title="scIB human immune cells: 33,506 cells of blood and bone marrow, 10 batches",
-        kind="download",
         file_name="Immune_ALL_human.h5ad",
         url="https://ndownloader.figshare.com/files/25717328",
         sha256="96709b5fa677d5eafc734793a7873a2c763453ba8abddad24c0fba39e0d7f2c8",
@@ -60,7 +57,6 @@ _TABLE = (
     DatasetInfo(
         name="pancreas",
         title="scIB human pancreas: 16,382 cells, 9 batches of several technologies",
-        kind="download",
         file_name="human_pancreas_norm_complexBatch.h5ad",
         url="https://ndownloader.figshare.com/files/24539828",
         sha256="97e6dfd65553e4d10aa3ef5d904362970a75c677c31d70fabc9234191a09db8c",
@@ -83,7 +79,6 @@ _TABLE = (
     DatasetInfo(
         name="hlca_core",
         title="Human Lung Cell Atlas, core: about 585,000 cells of healthy lungs, 107 donors",
-        kind="download",
         file_name="hlca_core.h5ad",
         url=_CELLXGENE + "b53b3bcd-3485-4562-a543-e473dfef3b27.h5ad",
         counts="raw",
@@ -113,7 +108,6 @@ _TABLE = (
     DatasetInfo(
         name="fetal_lung",
         title="Human fetal lung, 5 to 22 weeks after conception: 71,752 cells",
-        kind="download",
         file_name="fetal_lung.h5ad",
         url=_CELLXGENE + "2b55f5c0-aa82-41e8-9d84-915b1d5a797b.h5ad",
         counts="auto",
@@ -139,7 +133,6 @@ _TABLE = (
     DatasetInfo(
         name="eye",
         title="Human trabecular meshwork and ciliary body (the paper's HTMCB)",
-        kind="download",
         file_name="eye.h5ad",
         counts="auto",
         batch_key="sample_id",
@@ -168,7 +161,6 @@ _TABLE = (
     DatasetInfo(
         name="pbmc12k",
         title="PBMC12k: 10x blood cells of one donor, 4k and 8k, as scvi.data.pbmc_dataset",
-        kind="download",
         file_name="pbmc8k_filtered_gene_bc_matrices.tar.gz",
         url=_TENX + "pbmc8k/pbmc8k_filtered_gene_bc_matrices.tar.gz",
         parts=(
@@ -199,7 +191,6 @@ _TABLE = (
     DatasetInfo(
         name="bmmc_multiome",
         title="NeurIPS 2021 bone marrow, RNA of the multiome, 12 donors at 4 sites",
-        kind="download",
         file_name="GSE194122_openproblems_neurips2021_multiome_BMMC_processed.h5ad",
         url=(
             _GEO_FILES
@@ -218,7 +209,6 @@ _TABLE = (
     DatasetInfo(
         name="bmmc_cite",
         title="NeurIPS 2021 bone marrow, RNA of CITE-seq, 12 donors at 4 sites",
-        kind="download",
         file_name="GSE194122_openproblems_neurips2021_cite_BMMC_processed.h5ad",
         url=(
             _GEO_FILES

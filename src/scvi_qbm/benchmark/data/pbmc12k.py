@@ -13,8 +13,6 @@ from anndata import AnnData
 from pandas.compat import pickle_compat
 from scipy import io, sparse
 
-__all__ = ["build_pbmc12k"]
-
 # What a pickle of data frames needs, and nothing that runs code.
 _ROOTS = {
     "__builtin__", "_codecs", "builtins", "collections", "copy_reg", "copyreg", "numpy", "pandas",
@@ -31,35 +29,7 @@ _NAMES = {
 
 
 def build_pbmc12k(tar_8k: Path, tar_4k: Path, gene_info: Path, metadata: Path) -> AnnData:
-    """Cells of the two 10x runs that scvi-tools has labels for, and its genes.
-
-    Parameters
-    ----------
-    tar_8k, tar_4k
-        10x ``filtered_gene_bc_matrices`` archives: matrix.mtx, genes.tsv, barcodes.tsv.
-    gene_info
-        CSV with the column ``ENSG``: genes to keep, in this order.
-    metadata
-        Pickle of a dictionary: ``barcodes`` (frame indexed by barcode), ``clusters`` (integer code
-        of each cell), ``list_clusters`` (names of the codes).
-
-    Returns
-    -------
-    AnnData with counts as ``X`` (CSR, float32); ``obs["batch"]`` ``"pbmc8k"`` or ``"pbmc4k"``,
-    ``obs["str_labels"]`` cell types; ``var_names`` Ensembl ids, ``var["gene_symbols"]``.
-
-    Raises
-    ------
-    ValueError
-        If the archives hold other genes than each other, or nothing matches.
-    pickle.UnpicklingError
-        If the pickle asks for anything but pandas, numpy and containers.
-
-    Notes
-    -----
-    A barcode that stands in both runs means the cell of the 4k run, and labelled barcodes of
-    neither run are dropped, as in scvi-tools.
-    """
+    """Cells of the two 10x runs that scvi-tools has labels for, and its genes."""
     counts_8k, genes, barcodes_8k = _read_10x(tar_8k)
     counts_4k, genes_4k, barcodes_4k = _read_10x(tar_4k)
     if not genes.index.equals(genes_4k.index):

@@ -12,8 +12,6 @@ from scipy import sparse
 from scvi_qbm.benchmark.data.read import count_fault
 from scvi_qbm.data.normalise import log_cp10k
 
-__all__ = ["preprocess_counts"]
-
 _SMALLEST_BATCH = 20
 
 
@@ -144,9 +142,7 @@ def _voters(adata: AnnData, batch_key: str | None) -> tuple[AnnData, str | None]
     large = sizes.index[sizes >= _SMALLEST_BATCH]
     if len(large) < 2:
         return adata, None
-    if len(large) == len(sizes):
-        return adata, batch_key
     voters = adata[adata.obs[batch_key].isin(large).to_numpy()].copy()
-    voters.obs[batch_key] = voters.obs[batch_key].astype("category")
-    voters.obs[batch_key] = voters.obs[batch_key].cat.remove_unused_categories()
+    batches = voters.obs[batch_key].astype("category")
+    voters.obs[batch_key] = batches.cat.remove_unused_categories()
     return voters, batch_key

@@ -10,8 +10,6 @@ import numpy as np
 from anndata import AnnData
 from scipy import sparse
 
-__all__ = ["check_columns", "choose_cells", "count_fault", "read_counts"]
-
 _ROWS = 8192
 _SAMPLE = 512
 
@@ -63,32 +61,6 @@ def read_counts(
 
     Memory is that of the chosen cells' counts, however many other matrices the file holds and
     whether they are dense.
-
-    Parameters
-    ----------
-    path
-        The file.
-    counts
-        Where the counts are, as in :class:`DatasetInfo`.
-    keys
-        Argument name -> column of ``obs`` that must exist.
-    features
-        ``(column of var, value)`` of the genes to keep.
-    rounded
-        Whether values that are not integers are rounded, with a warning, rather than refused.
-    max_cells, seed
-        Random subset of the cells.
-
-    Returns
-    -------
-    AnnData with counts as ``X`` (CSR, float32), ``obs``, ``var`` and ``uns["source"]`` if present.
-
-    Raises
-    ------
-    KeyError
-        If a column or the matrix is missing.
-    ValueError
-        If the matrix holds no counts.
     """
     import h5py
     from anndata.io import read_elem

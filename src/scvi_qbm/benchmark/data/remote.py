@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import hashlib
 import json
 import os
 import shutil
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-__all__ = ["ChecksumError", "DownloadError", "data_dir", "fetch"]
-
+# Shows the bytes that are here, and how many there will be.
+_Show = Callable[[int, int | None], None]
 _CHUNK = 1 << 20
 _TIMEOUT = (10.0, 60.0)  # seconds to connect, and between two reads
 _ATTEMPTS = 4  # without a byte more
@@ -61,36 +61,6 @@ def fetch(
     whole and its SHA-256 is right. Every later use is checked too: against the published SHA-256,
     or, where none is published, against the one recorded at first use in ``<name>.sha256.json``.
     Let one process at a time download a file: they would share its part.
-
-    Parameters
-    ----------
-    url
-        Address, or None where none is known: then the file must have been put there by hand.
-    file_name
-        Name in the data folder, without ``.gz`` where ``unpack``.
-    sha256
-        Published SHA-256 of what is at ``url``, as 64 hexadecimal digits.
-    unpack
-        Whether ``url`` is a gzip archive of the file. The archive is removed once unpacked.
-    portal
-        Web page to name in errors.
-    progress
-        Whether to draw a progress bar on standard error.
-
-    Returns
-    -------
-    pathlib.Path
-        Path of the checked file.
-
-    Raises
-    ------
-    FileNotFoundError
-        If ``url`` is None and the file is not there.
-    DownloadError
-        If the network, the server or the connection failed. What came is kept for the next call.
-    ChecksumError
-        If the file differs from what was published or recorded. A bad download is deleted, a bad
-        file that was there before is left alone.
     """
     folder = data_dir()
     target = folder / file_name
@@ -125,9 +95,8 @@ def _by_hand(url: str, path: Path) -> str:
 
 
 def _digest(path: Path) -> str:
-    import pooch
-
-    return str(pooch.file_hash(str(path), alg="sha256"))
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _check(path: Path, expected: str, origin: str, url: str | None) -> None:
@@ -177,107 +146,86 @@ def _unpack(archive: Path, target: Path) -> None:
 
 
 def _download(url: str, path: Path, sha256: str | None, progress: bool) -> None:
-    import pooch
-
-    logger = pooch.get_logger()
-    level = logger.level
-    logger.setLevel("ERROR")
-    try:
-        pooch.retrieve(
-            url,
-            known_hash=None if sha256 is None else f"sha256:{sha256}",
-            fname=path.name,
-            path=path.parent,
-            downloader=_ResumingDownloader(path, sha256 is not None, progress),
-        )
-    except ValueError as error:  # pooch's word for a wrong hash; it has deleted the file
+    part = _Part(path, url, sha256 is not None)
+    with _bar(path.name, progress) as show:
+        part.complete(show)
+    if sha256 is not None and (found := _digest(part.path)) != sha256.lower():
+        part.path.unlink()
         raise ChecksumError(
-            f"What came from {url} is not the published file ({error}). It was deleted. "
-            + _by_hand(url, path)
-        ) from error
-    finally:
-        logger.setLevel(level)
+            f"What came from {url} has SHA-256 {found} and is not the published file ({sha256}). "
+            "It was deleted. " + _by_hand(url, path)
+        )
+    os.replace(part.path, path)
 
 
-class _ResumingDownloader:
-    """A downloader for pooch (``(url, output_file, pooch) -> None``) that goes on where it broke.
+class _Part:
+    """A file on its way: ``<name>.part``, and beside it what the server said of it.
 
-    Parameters
-    ----------
-    path
-        Final path; the part is kept beside it as ``<name>.part``.
-    verified
-        Whether the whole will be compared with a published checksum: only then is a part
-        continued that the server gave without ETag or date.
-    progress
-        Whether to draw a bar.
+    ``verified``: whether the whole will be compared with a published checksum; only then is a part
+    continued that the server gave without ETag or date.
     """
 
-    def __init__(self, path: Path, verified: bool, progress: bool) -> None:
-        self.path = path
-        self.part = path.with_name(f"{path.name}.part")
-        self.note = path.with_name(f"{path.name}.part.json")
-        self.verified = verified
-        self.progress = progress
+    def __init__(self, target: Path, url: str, verified: bool) -> None:
+        self.target, self.url, self.verified = target, url, verified
+        self.path = target.with_name(f"{target.name}.part")
+        self.note = target.with_name(f"{target.name}.part.json")
         self.answered = False
+        self.by_hand = _by_hand(url, target)
 
-    def __call__(self, url: str, output_file: str, pooch: Any) -> None:
-        """Download ``url`` to ``output_file``; raise DownloadError where that fails."""
-        with _bar(self.path.name, self.progress) as show:
-            longest, failures = 0, 0
-            while not self._attempt(url, show):
-                size = self._size()
-                failures = 0 if size > longest else failures + 1
-                longest = max(longest, size)
-                if failures == _ATTEMPTS:
-                    raise DownloadError(
-                        f"The connection to {url} keeps breaking off; {size} bytes are kept in "
-                        f"{self.part}, and the next call goes on from there. "
-                        + _by_hand(url, self.path)
-                    )
-                time.sleep(_PAUSE)
+    def complete(self, show: _Show) -> None:
+        """Go on until the file is whole; DownloadError where that fails."""
+        longest, failures = 0, 0
+        while not self._attempt(show):
+            size = self._size()
+            failures = 0 if size > longest else failures + 1
+            longest = max(longest, size)
+            if failures == _ATTEMPTS:
+                raise DownloadError(
+                    f"The connection to {self.url} keeps breaking off; {size} bytes are kept in "
+                    f"{self.path}, and the next call goes on from there. {self.by_hand}"
+                )
+            time.sleep(_PAUSE)
         self.note.unlink(missing_ok=True)
-        os.replace(self.part, output_file)
 
     def _size(self) -> int:
-        return self.part.stat().st_size if self.part.exists() else 0
+        return self.path.stat().st_size if self.path.exists() else 0
 
-    def _resume_headers(self, url: str) -> dict[str, str]:
+    def _resume_headers(self) -> dict[str, str]:
         """Headers that ask for the rest of the part, if there is one of this address."""
         note = json.loads(self.note.read_text()) if self.note.exists() else {}
         validator = note.get("validator")
-        if self._size() == 0 or note.get("url") != url or not (validator or self.verified):
+        if self._size() == 0 or note.get("url") != self.url or not (validator or self.verified):
             return {}
         headers = {"Range": f"bytes={self._size()}-"}
         if validator:
             headers["If-Range"] = validator
         return headers
 
-    def _attempt(self, url: str, show: Callable[[int, int | None], None]) -> bool:
+    def _attempt(self, show: _Show) -> bool:
         """Ask once; whether the file is whole now."""
         import requests
         import urllib3
 
         headers = {"User-Agent": "scvi-qbm", "Accept-Encoding": "identity"}
-        headers |= self._resume_headers(url)
+        headers |= self._resume_headers()
         try:
-            response = requests.get(url, headers=headers, stream=True, timeout=_TIMEOUT)
+            response = requests.get(self.url, headers=headers, stream=True, timeout=_TIMEOUT)
         except requests.RequestException as error:
             if self.answered:
                 return False
             raise DownloadError(
-                f"No answer from {url} ({error}). Is there a network? {_by_hand(url, self.path)}"
+                f"No answer from {self.url} ({error}). Is there a network? {self.by_hand}"
             ) from error
         self.answered = True
         with response:
             if response.status_code == 416 and "Range" in headers:
                 # The part is not a beginning of what the server has now.
-                self.part.unlink()
+                self.path.unlink()
                 return False
-            start, total = self._begin(response, url)
+            start, total = self._begin(response)
             show(start, total)
             try:
-                with self.part.open("ab" if start else "wb") as out:
+                with self.path.open("ab" if start else "wb") as out:
                     while chunk := response.raw.read(_CHUNK, decode_content=False):
                         out.write(chunk)
                         show(start := start + len(chunk), total)
@@ -285,69 +233,42 @@ class _ResumingDownloader:
                 return False
         return total is None or self._size() == total
 
-    def _begin(self, response: Any, url: str) -> tuple[int, int | None]:
+    def _begin(self, response: Any) -> tuple[int, int | None]:
         """First byte that comes and the size of the whole; note what the part belongs to."""
         status = response.status_code
         if status not in (200, 206):
             raise DownloadError(
-                f"{url} answered HTTP {status} {response.reason}. {_by_hand(url, self.path)}"
+                f"{self.url} answered HTTP {status} {response.reason}. {self.by_hand}"
             )
         if response.headers.get("Content-Type", "").startswith("text/html"):
             raise DownloadError(
-                f"{url} answered with a web page, not with a file. {_by_hand(url, self.path)}"
+                f"{self.url} answered with a web page, not with a file. {self.by_hand}"
             )
         length = response.headers.get("Content-Length")
         start = 0
         if status == 206:
             start = int(response.headers["Content-Range"].split()[1].split("-")[0])
             if start != self._size():
-                self.part.unlink()
+                self.path.unlink()
                 raise DownloadError(
-                    f"{url} answered with another range than asked for. Try again. "
-                    + _by_hand(url, self.path)
+                    f"{self.url} answered with another range than asked for. Try again. "
+                    + self.by_hand
                 )
         etag = response.headers.get("ETag", "")
         # Only a strong ETag promises the same bytes.
         validator = etag if etag.startswith('"') else response.headers.get("Last-Modified")
-        self.note.write_text(json.dumps({"url": url, "validator": validator}))
+        self.note.write_text(json.dumps({"url": self.url, "validator": validator}))
         return start, None if length is None else start + int(length)
 
 
 @contextlib.contextmanager
-def _bar(name: str, shown: bool) -> Iterator[Callable[[int, int | None], None]]:
-    if not shown:
-        yield lambda done, total: None
-        return
-    # The style of scvi-tools' bars, where it is loaded: to load it for a bar would take 10 s.
-    settings = getattr(sys.modules.get("scvi"), "settings", None)
-    if getattr(settings, "progress_bar_style", "rich") == "tqdm":
-        from tqdm.auto import tqdm
-
-        with tqdm(desc=name, unit="B", unit_scale=True) as bar:
-
-            def show(done: int, total: int | None) -> None:
-                bar.total = total
-                bar.update(done - bar.n)
-
-            yield show
-        return
+def _bar(name: str, shown: bool) -> Iterator[_Show]:
+    from rich import progress as parts
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    columns = (parts.TextColumn("{task.description}"), parts.BarColumn(), parts.DownloadColumn())
+    columns += (parts.TransferSpeedColumn(), parts.TimeRemainingColumn())
+    console = Console(stderr=True)
+    with parts.Progress(*columns, console=console, disable=not shown) as progress:
         task = progress.add_task(name, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)

@@ -7,87 +7,66 @@ from pathlib import Path
 
 from scvi_qbm.benchmark.data.info import DatasetInfo
 
-__all__ = ["SHARED", "find_shared"]
 
-_README = "uns['source'] of the file, README.md of its folder"
+def _shared(name: str, **known: str) -> DatasetInfo:
+    return DatasetInfo(
+        name=name,
+        kind="shared",
+        file_name=f"{name}.h5ad",
+        batch_key="batch",
+        label_key="cell_type",
+        source="uns['source'] of the file, README.md of its folder",
+        **known,
+    )
+
 
 _TABLE = (
-    DatasetInfo(
+    _shared(
         name="pbmc_kang_ctrl_8donors",
         title="Blood cells of 8 donors, control: mild batches, realistic size",
-        kind="shared",
-        file_name="pbmc_kang_ctrl_8donors.h5ad",
-        batch_key="batch",
-        label_key="cell_type",
         citation="Kang et al. (2018), Nat. Biotechnol. 36, 89-94; GSE96583",
         licence="GPL-3 (the package it was taken from)",
-        source=_README,
         remarks="12,261 x 1,287; expressed genes kept by muscat; authors' labels.",
     ),
-    DatasetInfo(
+    _shared(
         name="pbmc_3k_4k_facs",
         title="Blood cells of 3 studies: strong batches confounded with type",
-        kind="shared",
-        file_name="pbmc_3k_4k_facs.h5ad",
-        batch_key="batch",
-        label_key="cell_type",
         citation="Zheng et al. (2017), Nat. Commun. 8, 14049; SRP073767, 10x Genomics",
         licence="as its parts",
-        source=_README,
         remarks=(
             "8,284 x 3,959; the FACS study is sorted. cell_type is harmonised; cell_type_orig is "
             "each study's own, so that it cannot be compared across them."
         ),
     ),
-    DatasetInfo(
+    _shared(
         name="pbmc_10x_3techs",
         title="Blood cells by 3 chemistries: small and quick",
-        kind="shared",
-        file_name="pbmc_10x_3techs.h5ad",
-        batch_key="batch",
-        label_key="cell_type",
         citation="Korsunsky et al. (2019), Nat. Methods 16, 1289-1296",
         licence="GPL>=3 (package); 10x data CC BY 4.0",
-        source=_README,
         remarks="1,200 x 1,767; HSC (3 cells) and MK (7) are tiny; coarser: cell_type_broad.",
     ),
-    DatasetInfo(
+    _shared(
         name="pancreas_panc8_small",
         title="Pancreas of 5 technologies in miniature",
-        kind="shared",
-        file_name="pancreas_panc8_small.h5ad",
-        batch_key="batch",
-        label_key="cell_type",
         citation="Grun 2016; Muraro 2016; Lawlor 2017; Segerstolpe 2016; Baron 2016",
         licence="MIT (the package it was taken from)",
-        source=_README,
         remarks="500 x 1,947; UMI and read counts mixed; 5 endothelial cells.",
     ),
-    DatasetInfo(
+    _shared(
         name="cellmix_lines_6batches_2kgenes",
         title="Five cell lines in 6 batches: identity known from the genotype",
-        kind="shared",
-        file_name="cellmix_lines_6batches_2kgenes.h5ad",
-        batch_key="batch",
-        label_key="cell_type",
         citation="Tian et al. (2019), Nat. Methods 16, 479-487; GSE118767",
         licence="MIT (repository); GPL-3 (SuperCell)",
-        source=_README,
         remarks="2,980 x 1,773.",
     ),
-    DatasetInfo(
+    _shared(
         name="paul15_myeloid",
         title="Mouse myeloid progenitors: haematopoiesis, two arms",
-        kind="shared",
-        file_name="paul15_myeloid.h5ad",
-        batch_key="batch",
-        label_key="cell_type",
         fine_label_key="paul15_cluster",
         root_key="paul15_cluster",
         root_label="7MEP",
         citation="Paul et al. (2015), Cell 163, 1663-1677; GSE72857",
         licence="MIT (the repositories it was taken from)",
-        source=_README,
         remarks=(
             "2,660 x 3,451; 16 of the 19 clusters are here. The sort (Lin- cKit+ Sca1-) leaves "
             "out stem cells, so the two arms meet in cells already leaning: 7MEP and 9/10GMP. "
@@ -100,18 +79,13 @@ _TABLE = (
             "monocle_pseudotime is another method's result, not truth."
         ),
     ),
-    DatasetInfo(
+    _shared(
         name="pancreas_endocrinogenesis_e15",
         title="Mouse endocrine pancreas, day 15.5: a branching trajectory, one batch",
-        kind="shared",
-        file_name="pancreas_endocrinogenesis_e15.h5ad",
-        batch_key="batch",
-        label_key="cell_type",
         root_key="cell_type",
         root_label="Ductal",
         citation="Bastidas-Ponce et al. (2019), Development 146, dev173849; GSE132188",
         licence="GPL-3 (the package it was taken from)",
-        source=_README,
         remarks=(
             "3,696 x 1,617 spliced counts. Endocrine cells bud from the ductal epithelium: "
             "Ductal, Ngn3 low EP, Ngn3 high EP, Pre-endocrine, then alpha, beta, delta, epsilon. "
@@ -128,20 +102,6 @@ def find_shared(file_name: str) -> Path:
 
     Looked for in the folder ``SCVI_QBM_DATA_DIR`` names, then in ``../shared/data`` as seen from
     the working directory and from the root of the repository.
-
-    Parameters
-    ----------
-    file_name
-        Name of the h5ad file.
-
-    Returns
-    -------
-    The first path that exists.
-
-    Raises
-    ------
-    FileNotFoundError
-        If it is in none of them; the message lists them.
     """
     folders = [Path.cwd().parent, Path(__file__).resolve().parents[5]]
     folders = [folder / "shared" / "data" for folder in folders]

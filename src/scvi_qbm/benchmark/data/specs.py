@@ -15,32 +15,11 @@ from scvi_qbm.benchmark.config import DataSpec
 from scvi_qbm.benchmark.data import describe, list_datasets, load
 from scvi_qbm.benchmark.data.read import choose_cells
 
-__all__ = ["load_data", "resolve"]
-
 _FROM_TABLE = ("batch_key", "label_key", "fine_label_key", "root_key", "root_label")
 
 
 def resolve(spec: DataSpec) -> DataSpec:
-    """The data set with what :func:`scvi_qbm.benchmark.data.describe` knows of it.
-
-    Parameters
-    ----------
-    spec
-        As the configuration has it.
-
-    Returns
-    -------
-    DataSpec
-        With the columns that the table knows in place of None, or an absolute path.
-
-    Raises
-    ------
-    ValueError
-        If it has neither a path nor a name in the table, or a layer is given for one of the table,
-        whose counts have their place.
-    FileNotFoundError
-        If its file is not there.
-    """
+    """The data set with what :func:`scvi_qbm.benchmark.data.describe` knows of it."""
     if spec.path is not None:
         if not Path(spec.path).is_file():
             raise FileNotFoundError(f"no such file: {spec.path}")
@@ -65,23 +44,6 @@ def load_data(spec: DataSpec) -> AnnData:
     """Read a data set: counts in ``X`` (CSR, float32), the columns of ``spec`` in ``obs``.
 
     Cells are drawn first (``max_cells``, seed 0), then genes (``n_top_genes``, by batch).
-
-    Parameters
-    ----------
-    spec
-        The data set, resolved (:func:`resolve`).
-
-    Returns
-    -------
-    anndata.AnnData
-        Cells by genes, integer counts; ``obs`` columns are categories.
-
-    Raises
-    ------
-    KeyError
-        If a layer or a column is missing.
-    ValueError
-        If the matrix does not hold counts, or a column has missing values.
     """
     if spec.path is None:
         # Drawn while reading: a file of millions need not be read whole.

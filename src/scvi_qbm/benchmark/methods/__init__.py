@@ -22,19 +22,9 @@ from scvi_qbm.benchmark.methods.scvi_tools import (
     scvi_model,
     sysvi,
 )
-from scvi_qbm.benchmark.methods.vae import GaussianTwin, gaussian_twin, qbmvi
+from scvi_qbm.benchmark.methods.vae import gaussian_twin, qbmvi
 
-__all__ = [
-    "METHODS",
-    "GaussianTwin",
-    "Method",
-    "MethodResult",
-    "gaussian_twin",
-    "get_method",
-    "pca",
-    "qbmvi",
-    "select_methods",
-]
+__all__ = ["METHODS", "Method", "MethodResult", "get_method", "select_methods"]
 
 
 class Method(NamedTuple):
@@ -43,8 +33,8 @@ class Method(NamedTuple):
     Parameters
     ----------
     run
-        The function: ``run(adata, layer=, batch_key=, seed=, max_epochs=)``; one that uses labels
-        takes ``label_key`` as well.
+        The function: ``run(adata, batch_key=, seed=, max_epochs=)`` with counts in ``X``; one that
+        uses labels takes ``label_key`` as well.
     label
         Its name in tables and pictures.
     summary
@@ -75,23 +65,7 @@ class Method(NamedTuple):
         """Whether ``run`` takes ``label_key``."""
         return "label_key" in signature(self.run).parameters
 
-    def budget(self, n_cells: int) -> int:
-        """Its epochs on so many cells: from 20,000 on fewer, by scvi-tools' rule.
 
-        Parameters
-        ----------
-        n_cells
-            Cells of the data set.
-
-        Returns
-        -------
-        int
-            ``max_epochs``, or 400 for each 20,000 cells' share, if that is less; at least 1.
-        """
-        return max(1, min(self.max_epochs, round(400 * 20_000 / n_cells)))
-
-
-_FAST = {"optimiser": "qbmvi"}
 _NB, _NORMAL = "nb, counts", "normal, log CP10k"
 # scvi-tools' epochs, which its learning rate and epsilon need.
 _THEIRS = 400
@@ -127,7 +101,7 @@ METHODS: dict[str, Method] = {
         "unsupervised", _NB, True, max_epochs=_THEIRS,
     ),
     "scvi_fast": Method(
-        partial(scvi_model, **_FAST), "scVI, our optimiser",
+        partial(scvi_model, optimiser="qbmvi"), "scVI, our optimiser",
         "10 latents, with QBMVI's learning rate, epsilon and stopping.",
         "unsupervised", _NB, True,
     ),

@@ -15,11 +15,6 @@ from anndata import AnnData
 from numpy.typing import NDArray
 from scipy import sparse
 
-__all__ = [
-    "MethodResult", "bare", "completed", "dense", "fit", "imported", "log_normalised",
-    "need_batches",
-]  # fmt: skip
-
 
 class MethodResult(NamedTuple):
     """What a method returns.
@@ -42,16 +37,15 @@ class MethodResult(NamedTuple):
     model: Any = None
 
 
-def bare(adata: AnnData, layer: str | None, *keys: str | None) -> AnnData:
+def bare(adata: AnnData, *keys: str | None) -> AnnData:
     """A light copy with these columns, so that the caller's object stays as it is."""
-    x = adata.X if layer is None else adata.layers[layer]
     obs = adata.obs[[key for key in keys if key is not None]].copy()
-    return AnnData(X=x, obs=obs, var=adata.var[[]].copy())
+    return AnnData(X=adata.X, obs=obs, var=adata.var[[]].copy())
 
 
-def log_normalised(adata: AnnData, layer: str | None, *keys: str | None) -> AnnData:
+def log_normalised(adata: AnnData, *keys: str | None) -> AnnData:
     """As :func:`bare`, with log(1 + CP10k) of the counts."""
-    data = bare(adata, layer, *keys)
+    data = bare(adata, *keys)
     data.X = data.X.astype(np.float32, copy=True)
     sc.pp.normalize_total(data, target_sum=1e4)
     sc.pp.log1p(data)
@@ -62,24 +56,29 @@ def fit(
     model: Any,
     started: float,
     *,
+    bound: bool = True,
     on_model: Callable[[Any], None] | None = None,
-    embed: dict[str, Any] | None = None,
     **kwargs: Any,
 ) -> MethodResult:
     """Train, embed, and bound the likelihood of the cells that were held out.
 
-    ``on_model`` gets the model before it is trained; ``embed``: for its latent representation.
+    ``on_model`` gets the model before it is trained; without ``bound`` the ELBO is NaN.
     """
     if on_model is not None:
         on_model(model)
     model.train(**kwargs)
-    embedding = np.asarray(model.get_latent_representation(**(embed or {})))
+    embedding = np.asarray(model.get_latent_representation())
     seconds = time.perf_counter() - started
-    held_out = model.validation_indices
+    held_out = model.validation_indices if bound else None
     elbo = float("nan")
-    if held_out is not None and len(held_out) and hasattr(model, "get_elbo"):
+    if held_out is not None and len(held_out):
         elbo = float(model.get_elbo(indices=held_out))
     return MethodResult(embedding, elbo, seconds, model)
+
+
+def budget(max_epochs: int, n_cells: int) -> int:
+    """``max_epochs``, or 400 for each 20,000 cells' share (scvi-tools' rule) if that is less."""
+    return max(1, min(max_epochs, round(400 * 20_000 / n_cells)))
 
 
 def dense(adata: AnnData) -> None:

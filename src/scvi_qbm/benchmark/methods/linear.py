@@ -9,67 +9,28 @@ import pandas as pd
 import scanpy as sc
 from anndata import AnnData
 
+from scvi_qbm.benchmark.extras import require
 from scvi_qbm.benchmark.methods.common import MethodResult, log_normalised, need_batches
-from scvi_qbm.benchmark.metrics.extras import require
-
-__all__ = ["harmony", "labels_embedded", "pca", "scanorama", "shuffled"]
 
 
 def pca(
-    adata: AnnData,
-    *,
-    layer: str | None = None,
-    batch_key: str | None = None,
-    seed: int = 0,
-    max_epochs: int | None = None,
-    n_comps: int = 50,
+    adata: AnnData, *, batch_key: str | None, seed: int, max_epochs: int | None
 ) -> MethodResult:
-    """Principal components of log(1 + CP10k); no batch correction.
-
-    Parameters
-    ----------
-    adata, layer, batch_key, seed
-        As :func:`~scvi_qbm.benchmark.methods.qbmvi`; the matrix must hold counts.
-    max_epochs
-        Ignored.
-    n_comps
-        Number of components.
-
-    Returns
-    -------
-    scvi_qbm.benchmark.methods.MethodResult
-        Components, ``(n_cells, n_comps)``; fewer in small data.
-    """
-    data, started = log_normalised(adata, layer), time.perf_counter()
-    n_comps = min(n_comps, data.n_obs - 1, data.n_vars - 1)
+    """Principal components of log(1 + CP10k); no batch correction."""
+    data, started = log_normalised(adata), time.perf_counter()
+    n_comps = min(50, data.n_obs - 1, data.n_vars - 1)
     sc.pp.pca(data, n_comps=n_comps, random_state=seed)
     return MethodResult(data.obsm["X_pca"], float("nan"), time.perf_counter() - started)
 
 
 def harmony(
-    adata: AnnData,
-    *,
-    layer: str | None = None,
-    batch_key: str | None = None,
-    seed: int = 0,
-    max_epochs: int | None = None,
+    adata: AnnData, *, batch_key: str | None, seed: int, max_epochs: int | None
 ) -> MethodResult:
-    """Harmony (Korsunsky et al. 2019, ``harmonypy``) on 50 principal components.
-
-    Parameters
-    ----------
-    adata, layer, batch_key, seed, max_epochs
-        As :func:`pca`.
-
-    Raises
-    ------
-    ValueError
-        If there is no batch column.
-    """
+    """Harmony (Korsunsky et al. 2019, ``harmonypy``) on 50 principal components."""
     need_batches(batch_key, "Harmony")
     package = require("harmonypy", "benchmark")
     started = time.perf_counter()
-    before = pca(adata, layer=layer, seed=seed).embedding
+    before = pca(adata, batch_key=None, seed=seed, max_epochs=None).embedding
     meta = pd.DataFrame({"batch": adata.obs[batch_key].astype(str).to_numpy()})
     out = package.run_harmony(before, meta, "batch", random_state=seed, verbose=False)
     # harmonypy 0.0.x keeps components in rows, 2.x cells.
@@ -79,28 +40,12 @@ def harmony(
 
 
 def scanorama(
-    adata: AnnData,
-    *,
-    layer: str | None = None,
-    batch_key: str | None = None,
-    seed: int = 0,
-    max_epochs: int | None = None,
+    adata: AnnData, *, batch_key: str | None, seed: int, max_epochs: int | None
 ) -> MethodResult:
-    """Scanorama (Hie et al. 2019), its 100-dimensional embedding.
-
-    Parameters
-    ----------
-    adata, layer, batch_key, seed, max_epochs
-        As :func:`pca`.
-
-    Raises
-    ------
-    ValueError
-        If there is no batch column.
-    """
+    """Scanorama (Hie et al. 2019), its 100-dimensional embedding."""
     need_batches(batch_key, "Scanorama")
     package = require("scanorama", "scanorama")
-    data, started = log_normalised(adata, layer, batch_key), time.perf_counter()
+    data, started = log_normalised(adata, batch_key), time.perf_counter()
     batch = data.obs[batch_key].astype(str).to_numpy()
     parts = [data[batch == name].copy() for name in np.unique(batch)]
     package.integrate_scanpy(parts, seed=seed, verbose=False)
@@ -111,43 +56,18 @@ def scanorama(
 
 
 def shuffled(
-    adata: AnnData,
-    *,
-    layer: str | None = None,
-    batch_key: str | None = None,
-    seed: int = 0,
-    max_epochs: int | None = None,
+    adata: AnnData, *, batch_key: str | None, seed: int, max_epochs: int | None
 ) -> MethodResult:
-    """Control: the principal components of another cell, so that nothing is left but mixing.
-
-    Parameters
-    ----------
-    adata, layer, batch_key, seed, max_epochs
-        As :func:`pca`.
-    """
-    result = pca(adata, layer=layer, seed=seed)
+    """Control: the principal components of another cell, so that nothing is left but mixing."""
+    result = pca(adata, batch_key=None, seed=seed, max_epochs=None)
     order = np.random.default_rng(seed).permutation(adata.n_obs)
     return result._replace(embedding=result.embedding[order])
 
 
 def labels_embedded(
-    adata: AnnData,
-    *,
-    label_key: str,
-    layer: str | None = None,
-    batch_key: str | None = None,
-    seed: int = 0,
-    max_epochs: int | None = None,
+    adata: AnnData, *, label_key: str, batch_key: str | None, seed: int, max_epochs: int | None
 ) -> MethodResult:
-    """Control: one-hot cell types with a little noise; perfect by every score of cell types.
-
-    Parameters
-    ----------
-    adata, layer, batch_key, seed, max_epochs
-        As :func:`pca`.
-    label_key
-        Column of cell types.
-    """
+    """Control: one-hot cell types with a little noise; perfect by every score of cell types."""
     started = time.perf_counter()
     codes, names = pd.factorize(adata.obs[label_key].astype(str))
     noise = np.random.default_rng(seed).normal(scale=0.1, size=(adata.n_obs, len(names)))

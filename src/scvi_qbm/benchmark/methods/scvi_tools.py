@@ -10,6 +10,7 @@ import numpy as np
 import scvi
 from anndata import AnnData
 
+from scvi_qbm.benchmark.extras import require
 from scvi_qbm.benchmark.methods.common import (
     MethodResult,
     bare,
@@ -18,10 +19,7 @@ from scvi_qbm.benchmark.methods.common import (
     log_normalised,
     need_batches,
 )
-from scvi_qbm.benchmark.metrics.extras import require
 from scvi_qbm.recipes import get_recipe, resolve_plan
-
-__all__ = ["autozi", "drvi", "ldvae", "scanvi", "scpoli", "scvi_model", "sysvi"]
 
 UNKNOWN = "__unlabelled__"
 
@@ -49,118 +47,72 @@ def _training(optimiser: str, max_epochs: int | None) -> dict[str, Any]:
 def _fit_counts(
     cls: Any,
     adata: AnnData,
-    layer: str | None,
+    batch_key: str | None,
+    seed: int,
+    max_epochs: int | None,
+    *,
+    optimiser: str = "default",
+    bound: bool = True,
+    **model_kwargs: Any,
+) -> MethodResult:
+    """Register counts, build ``cls``, and train it within the budget."""
+    scvi.settings.seed = seed
+    data, started = bare(adata, batch_key), time.perf_counter()
+    cls.setup_anndata(data, batch_key=batch_key)
+    model = cls(data, **model_kwargs)
+    return fit(model, started, bound=bound, **_training(optimiser, max_epochs))
+
+
+def scvi_model(
+    adata: AnnData,
+    *,
     batch_key: str | None,
     seed: int,
     max_epochs: int | None,
     optimiser: str = "default",
     **model_kwargs: Any,
 ) -> MethodResult:
-    """Register counts, build ``cls``, and train it within the budget."""
-    scvi.settings.seed = seed
-    data, started = bare(adata, layer, batch_key), time.perf_counter()
-    cls.setup_anndata(data, batch_key=batch_key)
-    return fit(cls(data, **model_kwargs), started, **_training(optimiser, max_epochs))
-
-
-def scvi_model(
-    adata: AnnData,
-    *,
-    layer: str | None = None,
-    batch_key: str | None = None,
-    seed: int = 0,
-    max_epochs: int | None = None,
-    optimiser: str = "default",
-    **model_kwargs: Any,
-) -> MethodResult:
-    """``scvi.model.SCVI``, negative binomial unless said otherwise.
-
-    Parameters
-    ----------
-    adata, layer, batch_key, seed, max_epochs
-        As :func:`~scvi_qbm.benchmark.methods.qbmvi`.
-    optimiser
-        ``"default"`` (lr 1e-3, eps 0.01, no early stopping) or ``"qbmvi"`` (the recipe's).
-    **model_kwargs
-        Arguments of :class:`scvi.model.SCVI`.
-    """
+    """``scvi.model.SCVI``, negative binomial unless said otherwise."""
     from scvi.model import SCVI
 
     kwargs = {"gene_likelihood": "nb", "optimiser": optimiser} | model_kwargs
-    return _fit_counts(SCVI, adata, layer, batch_key, seed, max_epochs, **kwargs)
+    return _fit_counts(SCVI, adata, batch_key, seed, max_epochs, **kwargs)
 
 
 def ldvae(
-    adata: AnnData,
-    *,
-    layer: str | None = None,
-    batch_key: str | None = None,
-    seed: int = 0,
-    max_epochs: int | None = None,
+    adata: AnnData, *, batch_key: str | None, seed: int, max_epochs: int | None
 ) -> MethodResult:
-    """LDVAE (``scvi.model.LinearSCVI``, Svensson et al. 2020) at its defaults.
-
-    Parameters
-    ----------
-    adata, layer, batch_key, seed, max_epochs
-        As :func:`~scvi_qbm.benchmark.methods.qbmvi`.
-    """
+    """LDVAE (``scvi.model.LinearSCVI``, Svensson et al. 2020) at its defaults."""
     from scvi.model import LinearSCVI
 
-    return _fit_counts(LinearSCVI, adata, layer, batch_key, seed, max_epochs)
+    return _fit_counts(LinearSCVI, adata, batch_key, seed, max_epochs)
 
 
 def autozi(
-    adata: AnnData,
-    *,
-    layer: str | None = None,
-    batch_key: str | None = None,
-    seed: int = 0,
-    max_epochs: int | None = None,
+    adata: AnnData, *, batch_key: str | None, seed: int, max_epochs: int | None
 ) -> MethodResult:
     """AUTOZI (``scvi.model.AUTOZI``, Clivio et al. 2019) at its defaults.
 
     Its likelihood has a prior over zero inflation of its own: its ELBO is not comparable and is
     not reported.
-
-    Parameters
-    ----------
-    adata, layer, batch_key, seed, max_epochs
-        As :func:`~scvi_qbm.benchmark.methods.qbmvi`.
     """
     from scvi.model import AUTOZI
 
-    result = _fit_counts(AUTOZI, adata, layer, batch_key, seed, max_epochs)
-    return result._replace(validation_elbo=float("nan"))
+    return _fit_counts(AUTOZI, adata, batch_key, seed, max_epochs, bound=False)
 
 
 def sysvi(
-    adata: AnnData,
-    *,
-    layer: str | None = None,
-    batch_key: str | None = None,
-    seed: int = 0,
-    max_epochs: int | None = None,
+    adata: AnnData, *, batch_key: str | None, seed: int, max_epochs: int | None
 ) -> MethodResult:
     """SysVI with its VampPrior (``scvi.external.SysVI``, Hrovatin et al. 2025) at its defaults.
 
     On log(1 + CP10k), as its authors ask, so that its bound is on another scale.
-
-    Parameters
-    ----------
-    adata, layer, batch_key, seed, max_epochs
-        As :func:`~scvi_qbm.benchmark.methods.qbmvi`.
-
-    Raises
-    ------
-    ValueError
-        If there is no batch column: its loss needs one.
     """
     from scvi.external import SysVI
 
     need_batches(batch_key, "SysVI")
     scvi.settings.seed = seed
-    data, started = log_normalised(adata, layer, batch_key), time.perf_counter()
+    data, started = log_normalised(adata, batch_key), time.perf_counter()
     dense(data)
     SysVI.setup_anndata(data, batch_key=batch_key)
     model = SysVI(data)
@@ -170,92 +122,40 @@ def sysvi(
 
 
 def drvi(
-    adata: AnnData,
-    *,
-    layer: str | None = None,
-    batch_key: str | None = None,
-    seed: int = 0,
-    max_epochs: int | None = None,
+    adata: AnnData, *, batch_key: str | None, seed: int, max_epochs: int | None
 ) -> MethodResult:
-    """DRVI (Moinfar and Theis 2024), from ``drvi-py`` or scvi-tools 1.5, at its defaults.
-
-    Parameters
-    ----------
-    adata, layer, batch_key, seed, max_epochs
-        As :func:`~scvi_qbm.benchmark.methods.qbmvi`.
-    """
+    """DRVI (Moinfar and Theis 2024), from ``drvi-py`` or scvi-tools 1.5, at its defaults."""
     try:
         from scvi.external import DRVI
     except ImportError:
         DRVI = require("drvi.model", "benchmark").DRVI
     scvi.settings.seed = seed
-    data, started = bare(adata, layer, batch_key), time.perf_counter()
+    data, started = bare(adata, batch_key), time.perf_counter()
     DRVI.setup_anndata(data, batch_key=batch_key)
-    model = DRVI(data)
     # On its own plan: its bound is not read.
-    model.train(early_stopping=False, **_training("default", max_epochs))
-    embedding = np.asarray(model.get_latent_representation())
-    return MethodResult(embedding, float("nan"), time.perf_counter() - started, model)
+    training = _training("default", max_epochs)
+    return fit(DRVI(data), started, bound=False, early_stopping=False, **training)
 
 
 def scanvi(
-    adata: AnnData,
-    *,
-    label_key: str,
-    layer: str | None = None,
-    batch_key: str | None = None,
-    seed: int = 0,
-    max_epochs: int | None = None,
+    adata: AnnData, *, label_key: str, batch_key: str | None, seed: int, max_epochs: int | None
 ) -> MethodResult:
-    """A fitted scVI turned into scANVI (Xu et al. 2021); it sees every cell's label.
-
-    Parameters
-    ----------
-    adata, layer, batch_key, seed, max_epochs
-        As :func:`~scvi_qbm.benchmark.methods.qbmvi`; ``max_epochs`` of scVI, and its tutorial's
-        20 at most for scANVI, on its own plan.
-    label_key
-        Column of cell types.
-    """
+    """A fitted scVI turned into scANVI (Xu et al. 2021); it sees every cell's label."""
     from scvi.model import SCANVI, SCVI
 
     scvi.settings.seed = seed
-    data, started = bare(adata, layer, batch_key, label_key), time.perf_counter()
+    data, started = bare(adata, batch_key, label_key), time.perf_counter()
     SCVI.setup_anndata(data, batch_key=batch_key, labels_key=label_key)
     base = SCVI(data, gene_likelihood="nb")
     base.train(**_training("default", max_epochs))
     model = SCANVI.from_scvi_model(base, unlabeled_category=UNKNOWN)
-    model.train(max_epochs=min(20, max_epochs or 20))
-    embedding = np.asarray(model.get_latent_representation())
-    return MethodResult(embedding, float("nan"), time.perf_counter() - started, model)
+    return fit(model, started, bound=False, max_epochs=min(20, max_epochs or 20))
 
 
 def scpoli(
-    adata: AnnData,
-    *,
-    label_key: str,
-    layer: str | None = None,
-    batch_key: str | None = None,
-    seed: int = 0,
-    max_epochs: int | None = None,
+    adata: AnnData, *, label_key: str, batch_key: str | None, seed: int, max_epochs: int | None
 ) -> MethodResult:
-    """Prototypes of scPoli (De Donno et al. 2023, ``scarches``); it sees every cell's label.
-
-    Parameters
-    ----------
-    adata, layer, batch_key, seed
-        As :func:`~scvi_qbm.benchmark.methods.qbmvi`.
-    label_key
-        Column of cell types.
-    max_epochs
-        At most so many. Its tutorial's 50 (four fifths are pre-training, as there), or what makes
-        3,000 steps: its tutorial has 16,000 cells.
-
-    Raises
-    ------
-    ImportError
-        If scarches is missing.
-    """
+    """Prototypes of scPoli (De Donno et al. 2023, ``scarches``); it sees every cell's label."""
     import anndata
 
     # scarches 0.6.1 imports a name that anndata dropped (scarches issue 276).
@@ -263,7 +163,7 @@ def scpoli(
         anndata.read = anndata.read_h5ad
     scPoli = require("scarches.models.scpoli", "scpoli").scPoli
     scvi.settings.seed = seed
-    data, started = bare(adata, layer, batch_key, label_key), time.perf_counter()
+    data, started = bare(adata, batch_key, label_key), time.perf_counter()
     dense(data)
     data.X = data.X.astype(np.float32)
     if batch_key is None:

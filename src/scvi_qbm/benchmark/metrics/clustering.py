@@ -16,7 +16,8 @@ from sklearn.metrics import (
     normalized_mutual_info_score,
 )
 
-from scvi_qbm.benchmark.metrics.extras import require
+from scvi_qbm.benchmark.extras import require
+from scvi_qbm.benchmark.metrics.groups import Embedded, group
 from scvi_qbm.benchmark.metrics.neighbors import as_neighbors
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     from scib_metrics.nearest_neighbors import NeighborsResults
 
-__all__ = ["RESOLUTIONS", "ClusterScores", "LeidenSweep", "leiden_sweep"]
+__all__ = ["leiden_sweep"]
 
 #: Resolutions of the Leiden sweep, 0.05 and 0.1 to 2 in steps of 0.1.
 RESOLUTIONS = (0.05, *(round(0.1 * i, 1) for i in range(1, 21)))
@@ -33,16 +34,8 @@ RESOLUTIONS = (0.05, *(round(0.1 * i, 1) for i in range(1, 21)))
 class ClusterScores(NamedTuple):
     """Agreement of clusters with labels at the resolution of the highest NMI.
 
-    Parameters
-    ----------
-    nmi
-        Normalised mutual information, arithmetic mean of the entropies.
-    ari, ami, fmi
-        Adjusted Rand index, adjusted mutual information, Fowlkes-Mallows index.
-    resolution, n_clusters
-        Of that clustering.
-    table
-        One row a resolution with these columns.
+    NMI with the arithmetic mean of the entropies, adjusted Rand index, adjusted mutual
+    information, Fowlkes-Mallows index; ``table`` has a row with them for each resolution.
     """
 
     nmi: float
@@ -56,38 +49,15 @@ class ClusterScores(NamedTuple):
 
 @dataclass(frozen=True)
 class LeidenSweep:
-    """Clusterings at several resolutions, to be scored against any number of label sets.
-
-    Parameters
-    ----------
-    resolutions
-        ``(n_resolutions,)``.
-    clusters
-        Cluster of each cell, ``(n_resolutions, n_cells)``.
-    """
+    """Clusterings at several resolutions, to be scored against any number of label sets."""
 
     resolutions: tuple[float, ...]
-    clusters: NDArray[np.int64]
+    clusters: NDArray[np.int64]  # of each cell, (n_resolutions, n_cells)
 
     def score(self, labels: ArrayLike) -> ClusterScores:
         """Agreement with these labels, at the resolution where NMI is highest (the first of ties).
 
         The choice uses the labels, as scIB's does: every method gets the same help from it.
-
-        Parameters
-        ----------
-        labels
-            Cell types, ``(n_cells,)``.
-
-        Returns
-        -------
-        ClusterScores
-            At the best resolution, with a table of all.
-
-        Raises
-        ------
-        ValueError
-            If the number of labels is not the number of cells.
         """
         y = np.asarray(labels).astype(str)
         if len(y) != self.clusters.shape[1]:
@@ -115,14 +85,12 @@ def leiden_sweep(
     neighbors: NeighborsResults | ArrayLike,
     *,
     resolutions: Sequence[float] = RESOLUTIONS,
-    n_neighbors: int = 15,
-    n_jobs: int = 1,
     seed: int = 42,
 ) -> LeidenSweep:
     """Leiden clusterings of the graph that scib-metrics clusters, one for each resolution.
 
-    UMAP's connectivities of ``n_neighbors`` neighbours, modularity, two iterations of igraph's
-    Leiden: given equal resolutions and seed, :meth:`LeidenSweep.score` equals
+    UMAP's connectivities of 15 neighbours, the cell itself included, modularity, two iterations of
+    igraph's Leiden: given equal resolutions and seed, :meth:`LeidenSweep.score` equals
     ``scib_metrics.nmi_ari_cluster_labels_leiden`` in NMI and ARI.
 
     Parameters
@@ -132,10 +100,6 @@ def leiden_sweep(
         ``(n_cells, n_dimensions)``.
     resolutions
         Of the modularity: more gives more clusters.
-    n_neighbors
-        Of the graph, the cell itself included.
-    n_jobs
-        Threads of the search for neighbours, if there is one.
     seed
         Of every clustering; 42 is that of scib-metrics.
 
@@ -154,7 +118,7 @@ def leiden_sweep(
     if not len(resolutions):
         raise ValueError("`resolutions` is empty.")
     igraph = require("igraph")
-    found = as_neighbors(neighbors, n_neighbors, n_jobs=n_jobs)
+    found = as_neighbors(neighbors, 15)
     graph = igraph.Graph.Weighted_Adjacency(found.knn_graph_connectivities, mode="directed")
     graph.to_undirected(mode="each")
     clusters = []
@@ -169,3 +133,32 @@ def leiden_sweep(
     finally:
         igraph.set_random_number_generator(random)
     return LeidenSweep(tuple(map(float, resolutions)), np.asarray(clusters, dtype=np.int64))
+
+
+@group(
+    "clustering",
+    ("nmi", "NMI", "Of types with Leiden clusters, at the resolution of best NMI."),
+    ("ari", "ARI", "Adjusted Rand index, same clusters."),
+    ("ami", "AMI", "Adjusted mutual information, same clusters."),
+    ("fmi", "FMI", "Fowlkes-Mallows index, same clusters."),
+    ("nmi_fine", "NMI, fine", "As NMI, for the fine types, at their own best resolution."),
+    ("ari_fine", "ARI, fine", "As ARI, for the fine types."),
+    ("ami_fine", "AMI, fine", "As AMI, for the fine types."),
+    ("fmi_fine", "FMI, fine", "As FMI, for the fine types."),
+    described=("n_clusters", "resolution"),
+)
+def clustering(cells: Embedded) -> None:
+    """Agreement of Leiden clusters with types and fine types."""
+    known = cells.known
+    if known.labels is None and known.fine_labels is None:
+        return
+    sweep = leiden_sweep(cells.neighbors, seed=42 + cells.seed)  # 42 is scib-metrics' own
+    names = ("nmi", "ari", "ami", "fmi")
+    if known.labels is not None:
+        found = sweep.score(known.labels)
+        for name in (*names, "n_clusters", "resolution"):
+            cells.scores[name] = getattr(found, name)
+    if known.fine_labels is not None:
+        found = sweep.score(known.fine_labels)
+        for name in names:
+            cells.scores[f"{name}_fine"] = getattr(found, name)

@@ -14,7 +14,7 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-__all__ = ["generation_scores", "log_normalise", "two_sample_auc"]
+__all__ = ["generation_scores"]
 
 
 def _dense(x: ArrayLike) -> NDArray[np.float64]:
@@ -22,20 +22,7 @@ def _dense(x: ArrayLike) -> NDArray[np.float64]:
 
 
 def log_normalise(counts: ArrayLike, target: float = 1e4) -> NDArray[np.float64]:
-    """``log1p`` of counts scaled to ``target`` a cell; cells without counts stay 0.
-
-    Parameters
-    ----------
-    counts
-        ``(n_cells, n_genes)``, dense or sparse.
-    target
-        Counts that every cell is scaled to.
-
-    Returns
-    -------
-    numpy.ndarray
-        float64 ``(n_cells, n_genes)``, dense, natural logarithms.
-    """
+    """``log1p`` of counts scaled to ``target`` a cell; cells without counts stay 0."""
     x = _dense(counts)
     totals = x.sum(1, keepdims=True)
     return np.log1p(np.divide(target * x, totals, out=np.zeros_like(x), where=totals > 0))
@@ -53,29 +40,6 @@ def two_sample_auc(
 
     A classifier two-sample test: any number above 0.5 beyond its error proves a difference, while
     0.5 only says that this classifier sees none.
-
-    Parameters
-    ----------
-    real, generated
-        Features, (n, d) and (m, d).
-    classifier
-        ``"boosting"`` (gradient-boosted trees) or ``"logistic"`` (standardised, linear).
-    seed
-        Of the five folds and the classifier.
-
-    Returns
-    -------
-    float
-        AUROC of the held-out folds' probabilities.
-
-    Raises
-    ------
-    ValueError
-        If the classifier is unknown, features differ in number, or there are fewer than ten cells.
-
-    References
-    ----------
-    Lopez-Paz and Oquab (2017), Revisiting Classifier Two-Sample Tests, arXiv:1610.06545.
     """
     real, generated = _dense(real), _dense(generated)
     if real.shape[1] != generated.shape[1]:
@@ -95,9 +59,7 @@ def two_sample_auc(
     return float(roc_auc_score(y, scores))
 
 
-def generation_scores(
-    real: ArrayLike, generated: ArrayLike, *, n_components: int = 30, seed: int = 0
-) -> dict[str, float]:
+def generation_scores(real: ArrayLike, generated: ArrayLike, *, seed: int = 0) -> dict[str, float]:
     """How far generated counts are from held-out ones; every score would be 0 or 0.5 at best.
 
     Parameters
@@ -105,8 +67,6 @@ def generation_scores(
     real, generated
         Counts, (n, n_genes) and (m, n_genes). Use cells the model has not been trained on, and
         judge a score by what a second half of the real cells gets.
-    n_components
-        Principal components, of real and generated cells together, for the classifiers.
     seed
         Of folds and classifiers.
 
@@ -117,12 +77,14 @@ def generation_scores(
         in units of the real standard deviation. ``zeros``: mean absolute difference of the share
         of zeros. ``correlation``: root mean square difference of gene correlations over the 200
         most variable genes; 0 where a generated gene is constant. ``auc_boosting``,
-        ``auc_logistic``: :func:`two_sample_auc` on principal components.
+        ``auc_logistic``: AUROC of classifiers that tell both
+        kinds apart by 30 principal components of all cells.
 
     Raises
     ------
     ValueError
-        If fewer than two genes vary among the real cells; or as :func:`two_sample_auc`.
+        If fewer than two genes vary among the real cells, or there are fewer than ten cells
+        of either kind.
     """
     counts = _dense(real), _dense(generated)
     x, y = (log_normalise(c) for c in counts)
@@ -136,7 +98,7 @@ def generation_scores(
     difference = _correlations(x[:, top])[upper] - _correlations(y[:, top])[upper]
     # Of both kinds together: components of one kind alone fit its noise and give it away.
     both = np.concatenate([x, y])
-    pca = PCA(min(n_components, *both.shape), random_state=seed).fit(both)
+    pca = PCA(min(30, *both.shape), random_state=seed).fit(both)
     features = pca.transform(x), pca.transform(y)
     zeros = np.abs((counts[0] == 0).mean(0) - (counts[1] == 0).mean(0)).mean()
     return {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,8 +15,6 @@ from scvi_qbm.benchmark.metrics.neighbors import nearest_neighbors
 
 if TYPE_CHECKING:
     from scib_metrics.nearest_neighbors import NeighborsResults
-
-__all__ = ["kbet_per_label"]
 
 
 def _diffusion_coordinates(
@@ -35,14 +33,14 @@ def _diffusion_coordinates(
     return vectors * np.array([v if v == 1 else v / (1 - v) for v in values], dtype=np.float32)
 
 
-def _acceptance(indices: NDArray[np.int64], batches: NDArray[np.int64], alpha: float) -> float:
+def _acceptance(indices: NDArray[np.int64], batches: NDArray[np.int64]) -> float:
     """Share of rows whose batch counts a chi-squared test does not tell from ``batches``."""
     n_batches = batches.max() + 1
     frequency = np.bincount(batches, minlength=n_batches) / len(batches)
     observed = np.eye(n_batches)[batches[indices]].sum(1)
     expected = frequency * indices.shape[1]
     statistic = np.sum((observed - expected) ** 2 / expected, axis=1)
-    return float(np.mean(chi2.sf(statistic, n_batches - 1) >= alpha))
+    return float(np.mean(chi2.sf(statistic, n_batches - 1) >= 0.05))
 
 
 def kbet_per_label(
@@ -50,7 +48,6 @@ def kbet_per_label(
     batch: ArrayLike,
     labels: ArrayLike,
     *,
-    alpha: float = 0.05,
     n_jobs: int = 1,
     seed: int = 0,
 ) -> float:
@@ -61,31 +58,6 @@ def kbet_per_label(
     fourth decimal. Within a label, neighbours are searched in a diffusion map, between 10 and 70
     by the size of its batches. Kept from it, for equality: a small label lowers the number of
     diffusion components for all labels that follow.
-
-    Parameters
-    ----------
-    neighbors
-        50 neighbours of each cell.
-    batch, labels
-        ``(n_cells,)``.
-    alpha
-        Level of the test.
-    n_jobs
-        Threads of the searches.
-    seed
-        Of eigenvectors and searches.
-
-    Returns
-    -------
-    float
-        From 0 to 1, higher is better mixed. Labels in one batch only or with fewer than 10 cells
-        are left out; labels whose graph is in pieces count 0 unless the large pieces hold 75% of
-        their cells. NaN if no label is left.
-
-    References
-    ----------
-    Buettner et al. (2019), Nat. Methods 16, 43 (kBET); Luecken et al. (2022), Nat. Methods 19, 41
-    (within labels).
     """
     names, codes = np.unique(np.asarray(labels).astype(str), return_inverse=True)
     _, batches = np.unique(np.asarray(batch).astype(str), return_inverse=True)
@@ -107,23 +79,12 @@ def kbet_per_label(
                 continue
             rows, part = rows[large], part[large][:, large]
         n_components = min(n_components, len(rows) - 1)
-        scores.append(_label_score(part, batches[rows], k, n_components, alpha, n_jobs, seed))
+        try:
+            space = _diffusion_coordinates(part, n_components, seed)
+            found = nearest_neighbors(space, k + 1, n_jobs=n_jobs, seed=seed)
+        except ValueError:  # as scib-metrics: no map counts as rejection
+            scores.append(0.0)
+            continue
+        _, present = np.unique(batches[rows], return_inverse=True)
+        scores.append(_acceptance(found.indices, present))
     return float(np.mean(scores)) if scores else float("nan")
-
-
-def _label_score(
-    graph: sparse.csr_matrix,
-    batches: NDArray[Any],
-    k: int,
-    n_components: int,
-    alpha: float,
-    n_jobs: int,
-    seed: int,
-) -> float:
-    try:
-        space = _diffusion_coordinates(graph, n_components, seed)
-        found = nearest_neighbors(space, k + 1, n_jobs=n_jobs, seed=seed)
-    except ValueError:  # as scib-metrics: no map counts as rejection
-        return 0.0
-    _, present = np.unique(batches, return_inverse=True)
-    return _acceptance(found.indices, present, alpha)

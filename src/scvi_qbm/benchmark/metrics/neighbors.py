@@ -10,43 +10,19 @@ from anndata import AnnData
 from numpy.typing import ArrayLike, NDArray
 from sklearn.neighbors import NearestNeighbors
 
-from scvi_qbm.benchmark.metrics.extras import require
+from scvi_qbm.benchmark.extras import require
+from scvi_qbm.benchmark.metrics.groups import Embedded, group
 
 if TYPE_CHECKING:
     from scib_metrics.nearest_neighbors import NeighborsResults
 
-__all__ = [
-    "as_neighbors",
-    "check_embedding",
-    "knn_label_entropy",
-    "nearest_neighbors",
-    "subgraph",
-    "umap_coordinates",
-]
+__all__ = ["knn_label_entropy", "nearest_neighbors"]
 
 N_NEIGHBORS = 90
 
 
 def check_embedding(embedding: ArrayLike, n_cells: int | None = None) -> NDArray[np.float32]:
-    """A new float32 array of the embedding, after checking it.
-
-    Parameters
-    ----------
-    embedding
-        Shape ``(n_cells, n_dimensions)``.
-    n_cells
-        The number of rows it must have.
-
-    Returns
-    -------
-    numpy.ndarray
-        float32 ``(n_cells, n_dimensions)``, contiguous, a copy.
-
-    Raises
-    ------
-    ValueError
-        If it is not two-dimensional, has no columns, is not finite or has another number of rows.
-    """
+    """A new float32 array of the embedding, after checking it."""
     x = np.array(embedding, dtype=np.float32, order="C")
     if x.ndim != 2 or x.shape[1] == 0:
         raise ValueError(f"An embedding is cells x dimensions, this has shape {x.shape}.")
@@ -104,42 +80,14 @@ def nearest_neighbors(
 
 
 def subgraph(neighbors: NeighborsResults, n_neighbors: int) -> NeighborsResults:
-    """The nearest of the neighbours found.
-
-    Parameters
-    ----------
-    neighbors
-        From :func:`nearest_neighbors`.
-    n_neighbors
-        How many to keep, the cell itself included; all where there are fewer.
-
-    Returns
-    -------
-    scib_metrics.nearest_neighbors.NeighborsResults
-        Of ``n_neighbors`` columns at most.
-    """
+    """The nearest of the neighbours found."""
     return neighbors.subset_neighbors(min(n_neighbors, neighbors.n_neighbors))
 
 
-def as_neighbors(x: Any, n_neighbors: int, **kwargs: Any) -> NeighborsResults:
-    """Neighbours from neighbours (the nearest of them) or from an embedding (searched).
-
-    Parameters
-    ----------
-    x
-        Neighbours, or an embedding ``(n_cells, n_dimensions)``.
-    n_neighbors
-        How many are wanted, the cell itself included; fewer in small data.
-    **kwargs
-        For :func:`nearest_neighbors`, if there is a search.
-
-    Returns
-    -------
-    scib_metrics.nearest_neighbors.NeighborsResults
-        Of ``n_neighbors`` columns at most.
-    """
+def as_neighbors(x: Any, n_neighbors: int) -> NeighborsResults:
+    """Neighbours from neighbours (the nearest of them) or from an embedding (searched)."""
     if not hasattr(x, "subset_neighbors"):
-        x = nearest_neighbors(x, **kwargs)
+        x = nearest_neighbors(x)
     return subgraph(x, n_neighbors)
 
 
@@ -148,8 +96,6 @@ def knn_label_entropy(
     labels: ArrayLike,
     *,
     n_neighbors: int = 15,
-    n_jobs: int = 1,
-    seed: int = 0,
 ) -> float:
     """One minus the mean entropy of the labels among each cell's neighbours; 1 is pure.
 
@@ -165,8 +111,6 @@ def knn_label_entropy(
         ``(n_cells,)``, at least two distinct values.
     n_neighbors
         Neighbours of a cell, itself *not* included.
-    n_jobs, seed
-        Of the search, if there is one.
 
     Returns
     -------
@@ -178,7 +122,7 @@ def knn_label_entropy(
     ValueError
         If lengths differ or there is one label only.
     """
-    found = as_neighbors(neighbors, N_NEIGHBORS, n_jobs=n_jobs, seed=seed)
+    found = as_neighbors(neighbors, N_NEIGHBORS)
     names, codes = np.unique(np.asarray(labels).astype(str), return_inverse=True)
     if len(codes) != found.n_samples:
         raise ValueError(f"{found.n_samples} cells in `neighbors`, {len(codes)} in `labels`.")
@@ -200,32 +144,9 @@ def umap_coordinates(
     embedding: ArrayLike,
     neighbors: NeighborsResults | None = None,
     *,
-    min_dist: float = 0.5,
     seed: int = 0,
 ) -> NDArray[np.float32]:
-    """Two-dimensional UMAP of 15 neighbours: an illustration, and what scGraph's authors score.
-
-    Parameters
-    ----------
-    embedding
-        Shape ``(n_cells, n_dimensions)``.
-    neighbors
-        ``nearest_neighbors(embedding)``, if at hand.
-    min_dist
-        Smallest distance in the plane.
-    seed
-        Of the layout.
-
-    Returns
-    -------
-    numpy.ndarray
-        float32 ``(n_cells, 2)``.
-
-    Raises
-    ------
-    ValueError
-        As :func:`check_embedding`.
-    """
+    """Two-dimensional UMAP of 15 neighbours: an illustration, and what scGraph's authors score."""
     x = check_embedding(embedding)
     near = as_neighbors(x if neighbors is None else neighbors, 15)
     cells = AnnData(x)
@@ -234,5 +155,16 @@ def umap_coordinates(
         "connectivities_key": "connectivities",
         "params": {"method": "umap", "n_neighbors": near.n_neighbors, "use_rep": "X"},
     }
-    sc.tl.umap(cells, min_dist=min_dist, random_state=seed)
+    sc.tl.umap(cells, random_state=seed)
     return np.asarray(cells.obsm["X_umap"], dtype=np.float32)
+
+
+@group(
+    "local",
+    ("knn_label_entropy", "kNN label purity", "1 - entropy of types among 15 neighbours."),
+)
+def local(cells: Embedded) -> None:
+    """Purity of types among neighbours."""
+    if cells.known.labels is not None:
+        entropy = knn_label_entropy(cells.neighbors, cells.known.labels)
+        cells.scores["knn_label_entropy"] = entropy

@@ -19,7 +19,10 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.spatial.distance import cdist
 from scipy.stats import rankdata, trim_mean
 
-__all__ = ["ScGraphReference", "ScGraphScores", "scgraph_reference", "scgraph_scores"]
+from scvi_qbm.benchmark.metrics.groups import Embedded, group
+from scvi_qbm.benchmark.metrics.neighbors import umap_coordinates
+
+__all__ = ["scgraph_reference", "scgraph_scores"]
 
 TRIM = 0.05
 MIN_BATCH = 100
@@ -30,35 +33,22 @@ MIN_TYPE = 10
 class ScGraphReference:
     """Distances between cell types before integration.
 
-    Parameters
-    ----------
-    distances
-        ``(n_types, n_types)``: column j holds the distances from type j, its largest being 1. NaN
-        where two types share no batch.
-    labels
-        The types, sorted.
-    batches
-        Those used. Empty if ``pooled``.
-    pooled
-        No batch was large enough (or none was given): all cells were taken as one batch, so
-        batch effects are part of this reference.
+    ``pooled``: no batch was large enough (or none was given), so that all cells were taken as one
+    batch, and batch effects are part of this reference.
     """
 
+    # Column j: from type j, its largest being 1; NaN where two types share no batch.
     distances: NDArray[np.float64]
-    labels: tuple[str, ...]
-    batches: tuple[str, ...]
+    labels: tuple[str, ...]  # sorted
+    batches: tuple[str, ...]  # those used
     pooled: bool
 
 
 class ScGraphScores(NamedTuple):
     """Means over cell types of a correlation with the reference; from -1 to 1, higher is better.
 
-    Parameters
-    ----------
-    rank, corr
-        Spearman's and Pearson's ("Rank-PCA" and "Corr-PCA" in the package).
-    weighted
-        Pearson's, weighted by one over the reference's distance ("Corr-Weighted"): the score.
+    Spearman's, Pearson's, and (the score) Pearson's weighted by one over the reference's distance:
+    "Rank-PCA", "Corr-PCA" and "Corr-Weighted" in the package.
     """
 
     rank: float
@@ -200,3 +190,25 @@ def scgraph_scores(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # a mean of nothing is NaN
         return ScGraphScores(*map(float, np.nanmean(scores, axis=0)))
+
+
+@group(
+    "scgraph",
+    ("scgraph", "scGraph", "Weighted correlation of distances between types (Corr-Weighted)."),
+    ("scgraph_rank", "scGraph rank", "Rank correlation of distances between types."),
+    ("scgraph_corr", "scGraph corr", "Correlation of distances between types."),
+    ("scgraph_umap", "scGraph, UMAP", "scGraph of the embedding's UMAP, as published."),
+    ("scgraph_umap_rank", "scGraph rank, UMAP", "Its rank correlation."),
+    ("scgraph_umap_corr", "scGraph corr, UMAP", "Its unweighted correlation."),
+)
+def scgraph(cells: Embedded) -> None:
+    """ScGraph of the embedding and of its UMAP, which is kept for the pictures."""
+    known = cells.known
+    plane = umap_coordinates(cells.x, cells.neighbors, seed=cells.seed)
+    cells.artifacts["umap"] = plane
+    if known.scgraph is None or known.labels is None:
+        return
+    for name, space in (("scgraph", cells.x), ("scgraph_umap", plane)):
+        found = scgraph_scores(space, known.labels, known.scgraph)
+        cells.scores[name] = found.weighted
+        cells.scores[f"{name}_rank"], cells.scores[f"{name}_corr"] = found.rank, found.corr

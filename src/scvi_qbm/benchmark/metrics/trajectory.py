@@ -13,12 +13,9 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 
-__all__ = [
-    "TrajectoryScore",
-    "diffusion_pseudotime",
-    "reference_pseudotime",
-    "trajectory_conservation",
-]
+from scvi_qbm.benchmark.metrics.groups import Embedded, group
+
+__all__ = ["diffusion_pseudotime", "reference_pseudotime", "trajectory_conservation"]
 
 # scanpy takes eigenvalues from here on for those of separate pieces.
 _FLAT = 0.9994
@@ -29,15 +26,10 @@ _RESOLVED = 1e-6
 class TrajectoryScore(NamedTuple):
     """Conservation of a trajectory.
 
-    Parameters
-    ----------
-    score
-        ``(Spearman correlation + 1) / 2``, from 0 to 1; 0 also where no start cell was found.
-    pseudotime
-        In the embedding, ``(n_cells,)``; NaN for cells without a pseudotime before.
-    eigenvalue
-        The largest of the diffusion map below 1, that of its leading component; NaN where no
-        start cell was found. At 0.9994 or more scanpy's pseudotime all but leaves it out.
+    ``score`` is ``(Spearman correlation + 1) / 2``, 0 also where no start cell was found;
+    ``pseudotime`` that in the embedding, NaN for cells without one before; ``eigenvalue`` the
+    largest of the diffusion map below 1, NaN where no start cell was found. At 0.9994 or more
+    scanpy's pseudotime all but leaves its component out.
     """
 
     score: float
@@ -111,7 +103,7 @@ def _with_graph(connectivities: sparse.spmatrix) -> AnnData:
     return cells
 
 
-def _connectivities(x: Any, seed: int = 0) -> sparse.csr_matrix:
+def _connectivities(x: Any) -> sparse.csr_matrix:
     """The graph of 15 neighbours: from a graph, from neighbours or from an embedding."""
     if sparse.issparse(x):
         return sparse.csr_matrix(x)
@@ -119,7 +111,7 @@ def _connectivities(x: Any, seed: int = 0) -> sparse.csr_matrix:
         nearest = x.subset_neighbors(min(15, x.n_neighbors))
         return sparse.csr_matrix(nearest.knn_graph_connectivities)
     cells = AnnData(np.array(x, dtype=np.float32))
-    sc.pp.neighbors(cells, n_neighbors=15, use_rep="X", random_state=seed)
+    sc.pp.neighbors(cells, n_neighbors=15, use_rep="X")
     return cells.obsp["connectivities"]
 
 
@@ -173,12 +165,11 @@ def _dpt(
 
 
 def reference_pseudotime(
-    unintegrated: ArrayLike | sparse.spmatrix,
+    unintegrated: ArrayLike,
     labels: ArrayLike,
     start_label: str,
     *,
     batch: ArrayLike | None = None,
-    seed: int = 0,
 ) -> NDArray[np.float64]:
     """Diffusion pseudotime before integration.
 
@@ -187,8 +178,7 @@ def reference_pseudotime(
     Parameters
     ----------
     unintegrated
-        Principal components (or log-normalised values), ``(n_cells, n_features)``, or a graph of
-        connectivities ``(n_cells, n_cells)``, sparse.
+        Principal components, ``(n_cells, n_components)``.
     labels
         ``(n_cells,)``.
     start_label
@@ -196,8 +186,6 @@ def reference_pseudotime(
     batch
         If given, ``(n_cells,)``, each batch has its own pseudotime: score it batch by batch, as
         the scales differ.
-    seed
-        Of the search for neighbours.
 
     Returns
     -------
@@ -222,26 +210,19 @@ def reference_pseudotime(
     Haghverdi et al. (2016), Nat. Methods 13, 845 (doi:10.1038/nmeth.3971).
     """
     y = np.asarray(labels).astype(str)
-    x: Any = unintegrated if sparse.issparse(unintegrated) else np.asarray(unintegrated)
+    x = np.asarray(unintegrated)
     batches = np.zeros(len(y), int) if batch is None else np.asarray(batch).astype(str)
     if {len(y), len(batches)} != {x.shape[0]}:
         raise ValueError(f"{x.shape[0]} cells, {len(y)} in `labels`, {len(batches)} in `batch`.")
     start = y == str(start_label)
     if not start.any():
         raise ValueError(f"No cell has the label {start_label!r}.")
-    is_graph = sparse.issparse(x) and x.shape[0] == x.shape[1]
-    graph = sparse.csr_matrix(x) if is_graph else None
     pseudotime = np.full(len(y), np.nan)
     for value in np.unique(batches):
         rows = np.flatnonzero(batches == value)
         if len(rows) < 30:  # a diffusion map of 15 neighbours needs more cells than those
             continue
-        if graph is not None:
-            part = graph[rows][:, rows]
-        else:
-            dense = x[rows].toarray() if sparse.issparse(x) else x[rows]
-            part = _connectivities(dense, seed)
-        found = _dpt(part, start[rows], warn=True)
+        found = _dpt(_connectivities(x[rows]), start[rows], warn=True)
         if found is not None:
             pseudotime[rows], _ = found
     pseudotime[~np.isfinite(pseudotime)] = np.nan
@@ -268,7 +249,6 @@ def trajectory_conservation(
     *,
     batch: ArrayLike | None = None,
     every_component: bool = False,
-    seed: int = 0,
 ) -> TrajectoryScore:
     """Rank correlation of the pseudotime before with that in the embedding, as in scIB.
 
@@ -291,8 +271,6 @@ def trajectory_conservation(
     every_component
         If True, the embedding's pseudotime is :func:`diffusion_pseudotime`, which keeps diffusion
         components that scanpy's leaves out. Not scIB's score.
-    seed
-        Of the search for neighbours, if there is one.
 
     Returns
     -------
@@ -305,7 +283,7 @@ def trajectory_conservation(
         If lengths differ or fewer than 3 cells have a pseudotime.
     """
     before, y = np.asarray(pseudotime, dtype=np.float64), np.asarray(labels).astype(str)
-    graph = _connectivities(embedding, seed)
+    graph = _connectivities(embedding)
     batches = None if batch is None else np.asarray(batch).astype(str)
     lengths = {len(before), len(y), *([] if batches is None else [len(batches)])}
     if lengths != {graph.shape[0]}:
@@ -330,3 +308,34 @@ def trajectory_conservation(
         each = [_spearman(before[rows], after[rows]) for rows in groups]
         correlation = float(pd.Series(each).mean())
     return TrajectoryScore((correlation + 1) / 2, after, leading)
+
+
+@group(
+    "trajectory",
+    ("trajectory", "Trajectory", "Rank agreement of pseudotime with the unintegrated one."),
+    (
+        "trajectory_every",
+        "Trajectory, every component",
+        "The same without scanpy's cut of leading diffusion components; ours.",
+    ),
+    described=("diffusion_eigenvalue",),
+)
+def trajectory(cells: Embedded) -> None:
+    """Conservation of the pseudotime, with scanpy's cut and without."""
+    known = cells.known
+    if known.pseudotime is None or known.trajectory_labels is None:
+        return
+    batch = known.batch if known.pseudotime_per_batch else None
+    found, every = (
+        trajectory_conservation(
+            cells.neighbors,
+            known.pseudotime,
+            known.trajectory_labels,
+            batch=batch,
+            every_component=every,
+        )
+        for every in (False, True)
+    )
+    cells.scores |= {"trajectory": found.score, "trajectory_every": every.score}
+    cells.scores["diffusion_eigenvalue"] = found.eigenvalue
+    cells.artifacts["pseudotime"] = found.pseudotime

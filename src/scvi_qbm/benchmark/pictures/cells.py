@@ -18,14 +18,6 @@ from numpy.typing import ArrayLike, NDArray
 from scvi_qbm.benchmark.pictures.scores import _plain, _quiet, _short
 from scvi_qbm.pl.style import PALETTE
 
-__all__ = [
-    "confused_groups",
-    "confusion_matrix",
-    "confusion_zoom",
-    "embedding_grid",
-    "pseudotime_comparison",
-]
-
 
 def embedding_grid(
     embeddings: Mapping[str, ArrayLike], labels: ArrayLike, batch: ArrayLike | None = None
@@ -143,28 +135,12 @@ def confusion_matrix(
 
 
 def confused_groups(
-    confusions: Sequence[ArrayLike], n_groups: int = 2, size: int = 6, min_cells: int = 20
+    confusions: Sequence[ArrayLike], *, size: int = 6, min_cells: int = 20
 ) -> list[NDArray[np.intp]]:
     """Groups of types that are taken for each other most, by the mean of several classifiers.
 
     From the most confused pair on, the type that is most confused with the group joins it, until
     it has ``size`` types or none is left with a share above 0.02.
-
-    Parameters
-    ----------
-    confusions
-        Counts ``(n_types, n_types)`` each, true types in rows, the same types in all.
-    n_groups
-        Groups wanted; fewer where little is confused. No type is in two of them.
-    size
-        Most types in a group.
-    min_cells
-        Rarer types are passed over, for a few cells make large shares.
-
-    Returns
-    -------
-    list[numpy.ndarray]
-        Indices of the types of each group, the most confused group first.
     """
     counts = [np.asarray(c, dtype=float) for c in confusions]
     mean = np.mean([c / np.maximum(c.sum(axis=1, keepdims=True), 1) for c in counts], axis=0)
@@ -173,7 +149,7 @@ def confused_groups(
     rare = counts[0].sum(axis=1) < min_cells
     affinity[rare] = affinity[:, rare] = 0
     groups = []
-    while len(groups) < n_groups and affinity.max(initial=0) > 0.02:
+    while len(groups) < 2 and affinity.max(initial=0) > 0.02:
         group = list(np.unravel_index(affinity.argmax(), affinity.shape))
         while len(group) < size:
             joining = affinity[group].sum(axis=0)
@@ -186,9 +162,7 @@ def confused_groups(
     return groups
 
 
-def confusion_zoom(
-    confusions: Mapping[str, ArrayLike], labels: Sequence[str], n_groups: int = 2, size: int = 6
-) -> Sequence[Axes]:
+def confusion_zoom(confusions: Mapping[str, ArrayLike], labels: Sequence[str]) -> Sequence[Axes]:
     """The most confused groups of close types, methods side by side.
 
     Parameters
@@ -198,8 +172,6 @@ def confusion_zoom(
         The groups come from their mean (:func:`confused_groups`), which favours none.
     labels
         Names of the types.
-    n_groups, size
-        Groups, and most types in each.
 
     Returns
     -------
@@ -212,7 +184,7 @@ def confusion_zoom(
         If shapes do not fit, or no types of 20 cells or more are confused.
     """
     shares = {name: _shares(c, labels) for name, c in confusions.items()}
-    groups = confused_groups(list(confusions.values()), n_groups, size)
+    groups = confused_groups(list(confusions.values()))
     if not groups:
         raise ValueError("No two types of at least 20 cells are confused.")
     longest = max(len(_short(labels[i])) for g in groups for i in g)
@@ -244,7 +216,7 @@ def confusion_zoom(
 
 
 def pseudotime_comparison(
-    reference: ArrayLike, recovered: Mapping[str, ArrayLike], umap: ArrayLike | None = None
+    reference: ArrayLike, recovered: Mapping[str, ArrayLike]
 ) -> Sequence[Axes]:
     """Pseudotime in each embedding against the reference's, with Spearman's correlation.
 
@@ -254,13 +226,11 @@ def pseudotime_comparison(
         Shape ``(n_cells,)``; NaN where a cell is not on the trajectory.
     recovered
         Label of the method -> ``(n_cells,)``.
-    umap
-        ``(n_cells, 2)``: coordinates of a row of maps above, coloured by pseudotime.
 
     Returns
     -------
     collections.abc.Sequence[matplotlib.axes.Axes]
-        Row by row, flat.
+        One a method.
 
     Raises
     ------
@@ -272,43 +242,26 @@ def pseudotime_comparison(
     if not times or any(t.shape != truth.shape for t in times.values()):
         shapes = {name: t.shape for name, t in times.items()}
         raise ValueError(f"Wanted pseudotimes of shape {truth.shape}, got {shapes}.")
-    low, high = (f([f(t[np.isfinite(t)]) for t in (truth, *times.values())]) for f in (min, max))
-    n_rows, n_columns = 1 + (umap is not None), len(times) + (umap is not None)
     figure, grid = plt.subplots(
-        n_rows, n_columns, figsize=(2.1 * n_columns + 0.9, 2.2 * n_rows + 0.3),
-        layout="constrained", squeeze=False,
-    )  # fmt: skip
-    if umap is not None:
-        xy = np.asarray(umap, dtype=float)
-        for ax, (name, t) in zip(grid[0], {"reference": truth, **times}.items(), strict=True):
-            on = np.isfinite(t) & np.isfinite(truth)
-            ax.scatter(*xy[~on].T, s=1, color="0.88", lw=0, rasterized=True)
-            dots = ax.scatter(*xy[on].T, c=t[on], s=np.clip(5000 / len(t), 0.8, 8), lw=0,
-                              cmap="viridis", vmin=low, vmax=high, rasterized=True)  # fmt: skip
-            ax.set(xticks=[], yticks=[])
-            ax.spines[:].set_color("0.85")
-            ax.set_title(fill(_plain(name), 24), fontsize=8.5)
-            ax.set_xlabel("UMAP of the reference", fontsize=7, color="0.4")
-        _small_bar(figure, dots, grid[0], "pseudotime (no unit)")
-        grid[1, 0].set_axis_off()
-    lower = grid[-1][n_columns - len(times) :]
-    bins = []
-    for ax, (name, t) in zip(lower, times.items(), strict=True):
+        1, len(times), figsize=(2.1 * len(times) + 0.9, 2.5), layout="constrained", squeeze=False
+    )
+    axes, bins = list(grid[0]), []
+    for ax, (name, t) in zip(axes, times.items(), strict=True):
         on = np.isfinite(t) & np.isfinite(truth)
         both = pd.DataFrame({"x": truth[on], "y": t[on]})
         rho = both["x"].corr(both["y"], method="spearman")
         bins.append(ax.hexbin(both["x"], both["y"], gridsize=32, bins="log", mincnt=1, lw=0,
                               cmap="Blues"))  # fmt: skip
-        head = "" if umap is not None else fill(_plain(name), 24) + "\n"
-        ax.set_title(f"{head}Spearman {rho:.3f} ({on.sum():,} cells)", fontsize=8)
+        name = fill(_plain(name), 24)
+        ax.set_title(f"{name}\nSpearman {rho:.3f} ({on.sum():,} cells)", fontsize=8)
         ax.set_xlabel("reference pseudotime (no unit)", fontsize=7.5)
         _quiet(ax)
-    lower[0].set_ylabel("recovered pseudotime\n(no unit)", fontsize=7.5)
+    axes[0].set_ylabel("recovered pseudotime\n(no unit)", fontsize=7.5)
     most = max(2, *(b.get_array().max() for b in bins))
     for b in bins:  # one scale for all, which the bar shows
         b.set_clim(0.5, most)
-    _small_bar(figure, bins[0], grid[-1], "cells per bin")
-    return list(grid.flat)
+    _small_bar(figure, bins[0], axes, "cells per bin")
+    return axes
 
 
 def _colour(k: int) -> tuple[float, float, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from textwrap import fill
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -15,14 +16,6 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from scvi_qbm.pl.style import PALETTE
-
-__all__ = [
-    "cost",
-    "paired_differences",
-    "score_by_epoch",
-    "score_dots",
-    "score_radar",
-]
 
 BLOCK_COLOURS = {"unsupervised": PALETTE[0], "supervised": PALETTE[3], "control": "0.45"}
 _INK = "0.25"
@@ -36,7 +29,6 @@ def score_dots(
     blocks: Mapping[str, str] | None = None,
     *,
     reference: str | None = None,
-    n_columns: int = 6,
 ) -> Sequence[Axes]:
     """Scores of one data set, a panel a metric: a dot a seed, mean and interval.
 
@@ -54,8 +46,6 @@ def score_dots(
         Method -> ``"unsupervised"``, ``"supervised"`` or ``"control"``, shown by colour.
     reference
         Method whose line is shaded.
-    n_columns
-        Panels side by side.
 
     Returns
     -------
@@ -69,7 +59,7 @@ def score_dots(
     """
     methods, blocks = _methods(rows, methods), blocks or {}
     metrics = {m: t for m, t in metrics.items() if any(len(_values(rows, k, m)) for k in methods)}
-    grid = _panels(list(metrics.values()), methods, blocks, reference, n_columns)
+    grid = _panels(list(metrics.values()), methods, blocks, reference)
     rng = np.random.default_rng(0)
     for ax, metric in zip(grid, metrics, strict=True):
         for y, method in enumerate(methods):
@@ -85,99 +75,12 @@ def score_dots(
                 ax.plot(row.mean, y, "D", ms=4.2, mew=0.6, mec="white", color=colour)
         _span(ax, rows.loc[rows["method"].isin(list(methods)), metric].to_numpy(dtype=float))
     handles = [
-        Line2D([], [], marker="o", ls="", ms=3, color=_INK, alpha=0.6, label="one seed"),
-        Line2D(
-            [],
-            [],
-            marker="D",
-            ms=4.5,
-            color=_INK,
-            label="mean and 95 % interval, cut at the frame",
-        ),
+        _key("one seed", "o", ms=3, alpha=0.6),
+        _key("mean and 95 % interval, cut at the frame", "D", ls="-", ms=4.5),
     ]
     _block_legend(grid[0].figure, handles, blocks, methods)
     grid[0].figure.supxlabel("score (raw, no unit unless named)", fontsize=8)
     return grid
-
-
-def score_radar(
-    means: pd.DataFrame,
-    metrics: Mapping[str, str],
-    methods: Mapping[str, str],
-    ax: Axes | None = None,
-    *,
-    radius: tuple[float, float] | None = None,
-) -> Axes:
-    """Mean scores on spokes that share one raw scale, at most six methods.
-
-    Parameters
-    ----------
-    means
-        Columns ``method, metric, mean`` of one data set.
-    metrics
-        Column -> label of its spoke; at least three with a value. Higher must be better, and the
-        scales alike (scores in [0, 1]): nothing is rescaled.
-    methods
-        Method -> label.
-    ax
-        Polar axes to draw into; new ones if None.
-    radius
-        Value at the centre and at the rim; if None, the tenths around all values.
-
-    Returns
-    -------
-    matplotlib.axes.Axes
-        The polar axes drawn into.
-
-    Raises
-    ------
-    ValueError
-        With more than six methods or fewer than three metrics.
-    """
-    wide = means.pivot_table(index="method", columns="metric", values="mean")
-    wide = wide.reindex(index=list(methods), columns=list(metrics)).dropna(axis=1, how="all")
-    if len(methods) > 6 or wide.shape[1] < 3:
-        raise ValueError(
-            f"A radar shows up to 6 methods on at least 3 metrics, got {len(methods)} on "
-            f"{wide.shape[1]}."
-        )
-    if ax is None:
-        # Placed by hand: layout engines do not see how far labels of spokes reach out.
-        ax = plt.figure(figsize=(8.0, 4.4)).add_axes((0.17, 0.13, 0.41, 0.74), projection="polar")
-    values = wide.to_numpy(dtype=float)
-    low, high = radius or (
-        np.floor(10 * np.nanmin(values) - 0.5) / 10,
-        np.ceil(10 * np.nanmax(values)) / 10,
-    )
-    angles = np.linspace(0, 2 * np.pi, wide.shape[1], endpoint=False)
-    for k, (method, label) in enumerate(methods.items()):
-        y = wide.loc[method].to_numpy(dtype=float)
-        style = {
-            "color": PALETTE[k],
-            "marker": "osD^vP"[k],
-            "ms": 3.5,
-            "label": fill(_plain(label), 24),
-        }
-        ax.plot(np.append(angles, 2 * np.pi), np.append(y, y[0]), lw=2.0 if k == 0 else 1.2,
-                zorder=4 if k == 0 else 3, **style)  # fmt: skip
-    ax.set_theta_offset(np.pi / 2)
-    ax.set_theta_direction(-1)
-    ax.set_ylim(low, high)
-    ax.set_yticks(MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(low, high)[1:])
-    ax.set_ylim(low, high)
-    ax.set_rlabel_position(np.degrees(angles[1]) / 2)
-    ax.tick_params(axis="y", labelsize=7, labelcolor="0.4")
-    ax.set_xticks(angles, [fill(_plain(metrics[m]), 16) for m in wide.columns], fontsize=8)
-    for text, angle in zip(ax.get_xticklabels(), angles, strict=True):
-        side = np.sin(angle)
-        text.set_ha("center" if abs(side) < 0.1 else "left" if side > 0 else "right")
-    ax.tick_params(axis="x", pad=1)
-    ax.grid(color="0.88", lw=0.7)
-    ax.spines["polar"].set_color("0.8")
-    ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.32, 0.5),
-              title=f"mean score (raw)\ncentre {low:.1f}, rim {high:.1f}", title_fontsize=8,
-              alignment="left")  # fmt: skip
-    return ax
 
 
 def paired_differences(
@@ -187,7 +90,6 @@ def paired_differences(
     blocks: Mapping[str, str] | None = None,
     *,
     reference_label: str = "the reference",
-    n_columns: int = 6,
 ) -> Sequence[Axes]:
     """Differences of a reference from each method, with intervals and the line of no difference.
 
@@ -196,16 +98,10 @@ def paired_differences(
     differences
         Columns ``method, metric, mean, low, high`` of one data set, positive where the reference
         is better. Hollow where the interval holds zero, a cross where there is none.
-    metrics
-        Column -> title of its panel, with the unit if it has one; passed over without a value.
-    methods
-        Method -> label, from top to bottom; those in ``differences`` if None.
-    blocks
-        Method -> block, shown by colour.
+    metrics, methods, blocks
+        As :func:`score_dots`.
     reference_label
         Its name in the axis label.
-    n_columns
-        Panels side by side.
 
     Returns
     -------
@@ -220,7 +116,7 @@ def paired_differences(
     methods, blocks = _methods(differences, methods), blocks or {}
     drawn = differences[differences["method"].isin(list(methods)) & differences["mean"].notna()]
     metrics = {m: t for m, t in metrics.items() if drawn["metric"].eq(m).any()}
-    grid = _panels(list(metrics.values()), methods, blocks, None, n_columns)
+    grid = _panels(list(metrics.values()), methods, blocks, None)
     for ax, metric in zip(grid, metrics, strict=True):
         ax.axvline(0, color="0.35", lw=0.9, zorder=1)
         for y, method in enumerate(methods):
@@ -239,17 +135,9 @@ def paired_differences(
         fit = here[half <= 4 * half.median()] if half.notna().any() else here[:0]
         _span(ax, np.concatenate([here["mean"], fit["low"], fit["high"], [0.0]]))
     handles = [
-        Line2D(
-            [],
-            [],
-            marker="o",
-            ls="-",
-            ms=4.5,
-            color=_INK,
-            label="clear of zero (cut at the frame)",
-        ),
-        Line2D([], [], marker="o", ls="-", ms=4.5, mfc="white", color=_INK, label="not clear"),
-        Line2D([], [], marker="x", ls="", ms=4.5, color=_INK, label="one run, no interval"),
+        _key("clear of zero (cut at the frame)", "o", ls="-", ms=4.5),
+        _key("not clear", "o", ls="-", ms=4.5, mfc="white"),
+        _key("one run, no interval", "x", ms=4.5),
     ]
     _block_legend(grid[0].figure, handles, blocks, methods)
     grid[0].figure.supxlabel(
@@ -336,12 +224,8 @@ def cost(
     ----------
     rows
         Columns ``method``, ``seconds`` and, if known, ``cpu_seconds`` and ``memory_mb``.
-    methods
-        Method -> label, from top to bottom; those in ``rows`` if None.
-    blocks
-        Method -> block, shown by colour.
-    reference
-        Method whose line is shaded.
+    methods, blocks, reference
+        As :func:`score_dots`.
 
     Returns
     -------
@@ -374,8 +258,8 @@ def cost(
         else:
             ax.set_xlim(left=0)
     handles = [
-        Line2D([], [], marker="o", ls="", ms=3.5, color=_INK, alpha=0.6, label="one run"),
-        Line2D([], [], marker="|", ls="", ms=9, mew=1.8, color=_INK, label="mean"),
+        _key("one run", "o", ms=3.5, alpha=0.6),
+        _key("mean", "|", ms=9, mew=1.8),
     ]
     _block_legend(grid[0].figure, handles, blocks, methods)
     return grid
@@ -401,7 +285,7 @@ def _panels(
     methods: Mapping[str, str],
     blocks: Mapping[str, str],
     reference: str | None,
-    n_columns: int,
+    n_columns: int = 6,
     width: float = 1.45,
 ) -> list[Axes]:
     """Panels with the methods on a shared axis, from top to bottom, and lines between blocks."""
@@ -449,13 +333,18 @@ def _block_legend(
 ) -> None:
     shown = {blocks.get(m) for m in methods}
     patches = [
-        Line2D([], [], marker="s", ls="", ms=5, color=colour, label=block)
+        _key(block, "s", ms=5, color=colour)
         for block, colour in BLOCK_COLOURS.items()
         if block in shown and len(shown) > 1
     ]
     figure.legend(handles=[*handles, *patches], loc="outside upper right", frameon=False,
                   ncols=len(handles) + len(patches), fontsize=7.5, columnspacing=1.2,
                   handletextpad=0.4)  # fmt: skip
+
+
+def _key(label: str, marker: str, **style: Any) -> Line2D:
+    """An entry of a legend."""
+    return Line2D([], [], marker=marker, label=label, **{"ls": "", "color": _INK} | style)
 
 
 def _quiet(ax: Axes) -> None:

@@ -6,34 +6,27 @@ import io
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scvi_qbm.benchmark import pictures
+from scvi_qbm.benchmark.pictures.cells import confused_groups
 from scvi_qbm.benchmark.report.html import Html, details, picture, tag
+from scvi_qbm.benchmark.report.read import Report
 from scvi_qbm.benchmark.rows import folder_of
-
-if TYPE_CHECKING:
-    from scvi_qbm.benchmark.report.report import Report
-
-__all__ = ["cell_pictures", "cost_picture", "score_pictures"]
 
 # Shown first where not all fit, in this order; by name, so that no result decides who is shown.
 FIRST = (
     "qbmvi", "bernoulli", "gaussian", "scvi", "harmony", "pca", "qbmvi_paper", "gaussian_paper",
 )  # fmt: skip
 RIVALS = ("gaussian", "bernoulli", "scvi", "qbmvi", "pca")
-RADAR = (
-    "nmi", "ari", "ami", "fmi", "knn_label_entropy", "xgb_f1", "scgraph", "ilisi",
-    "graph_connectivity", "pcr",
-)  # fmt: skip
 _PER_GRID = 5
 
 
 def score_pictures(report: Report, data: str) -> Iterator[Html]:
-    """Dots, radar and differences of one data set."""
+    """Scores by seed and paired differences of one data set."""
     rows, means = report.on(report.rows, data), report.on(report.means, data)
     rows = rows[rows["status"] == "ok"]
     methods = {m: report.labels[m] for m in report.methods if (rows["method"] == m).any()}
@@ -45,15 +38,6 @@ def score_pictures(report: Report, data: str) -> Iterator[Html]:
             lambda: pictures.score_dots(
                 rows, means, titles, methods, report.blocks, reference=report.reference
             ),
-        )
-    spokes = [m for m in RADAR if means["metric"].eq(m).any()]
-    shown = {m: methods[m] for m in _first(report, list(methods))[:6]}
-    if len(spokes) >= 3 and shown:
-        yield _draw(
-            "Scores on one scale",
-            "Means over seeds on a common raw scale; no interval is shown here. "
-            + ("" if len(shown) == len(methods) else f"{len(shown)} of {len(methods)} methods."),
-            lambda: pictures.score_radar(means, report.titles(spokes), shown),
         )
     differences = report.on(report.paired, data)
     if differences["mean"].notna().any():
@@ -143,7 +127,7 @@ def _confusions(report: Report, data: str) -> Iterator[Html]:
     seeds = f"Cross-validated classifier, mean of {n} {'seed' if n == 1 else 'seeds'}."
     if rival is not None and list(rival[1][1]) == list(labels):
         both = {name: matrix, report.labels[rival[0]]: rival[1][0]}
-        if pictures.confused_groups(list(both.values())):
+        if confused_groups(list(both.values())):
             yield _draw(
                 "The types that are confused most",
                 f"{seeds} Groups by the mean of both, so that they favour neither.",

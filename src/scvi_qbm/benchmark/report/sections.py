@@ -4,28 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from scvi_qbm.benchmark.report.html import Html, bullets, details, join, line, table, tag
+from scvi_qbm.benchmark.report.read import Report
 from scvi_qbm.benchmark.statistics import POOLED, wins
-
-if TYPE_CHECKING:
-    from scvi_qbm.benchmark.report.report import Report
-
-__all__ = [
-    "all_metrics",
-    "cost_table",
-    "data_table",
-    "failure_table",
-    "meaning",
-    "paired_table",
-    "remarks",
-    "score_table",
-    "wins_table",
-]
 
 BLOCKS = {
     "unsupervised": "unsupervised",

@@ -12,27 +12,9 @@ from matplotlib.lines import Line2D
 
 from scvi_qbm.pl.style import MARKERS, PALETTE
 
-__all__ = [
-    "sampling_law",
-    "sampling_optimum",
-    "sampling_reweighting",
-    "sampling_time",
-]
 
-
-def sampling_law(rows: pd.DataFrame) -> Sequence[Axes]:
-    """Log-frequency of states against energy, one panel a sampler; the line is Boltzmann's law.
-
-    Parameters
-    ----------
-    rows
-        Table of ``scvi_qbm.benchmark.sampling.law``.
-
-    Returns
-    -------
-    Sequence[Axes]
-        The axes.
-    """
+def draw_law(rows: pd.DataFrame) -> Sequence[Axes]:
+    """Log-frequency of states against energy, one panel a sampler; the line is Boltzmann's law."""
     models, samplers = list(rows["model"].unique()), list(rows["sampler"].unique())
     n_columns = min(5, len(samplers))
     per_model = -(-len(samplers) // n_columns)
@@ -73,19 +55,8 @@ def _law_panel(ax: Axes, row: pd.Series) -> None:
     ax.set_title(f"{row['sampler']}\nTV {row['total_variation']:.2f}", fontsize="small")
 
 
-def sampling_reweighting(rows: pd.DataFrame) -> Sequence[Axes]:
-    """Difference of inverse temperatures shown by the energies over that asked for; 1 is right.
-
-    Parameters
-    ----------
-    rows
-        Table of ``scvi_qbm.benchmark.sampling.reweighting``.
-
-    Returns
-    -------
-    Sequence[Axes]
-        The axes.
-    """
+def draw_reweighting(rows: pd.DataFrame) -> Sequence[Axes]:
+    """Difference of inverse temperatures shown by the energies over that asked for; 1 is right."""
     _, ax = plt.subplots(figsize=(4.8, 3.2), layout="constrained")
     samplers = list(rows["sampler"].unique())
     for k, (beta, group) in enumerate(rows.groupby("beta")):
@@ -104,19 +75,8 @@ def sampling_reweighting(rows: pd.DataFrame) -> Sequence[Axes]:
     return [ax]
 
 
-def sampling_optimum(rows: pd.DataFrame) -> Sequence[Axes]:
-    """Time to solution by size, one panel a family; hollow where the optimum was never seen.
-
-    Parameters
-    ----------
-    rows
-        Table of ``scvi_qbm.benchmark.sampling.optimum``.
-
-    Returns
-    -------
-    Sequence[Axes]
-        The axes.
-    """
+def draw_optimum(rows: pd.DataFrame) -> Sequence[Axes]:
+    """Time to solution by size, one panel a family; hollow where the optimum was never seen."""
     families, solvers = list(rows["family"].unique()), list(rows["solver"].unique())
     _, grid = plt.subplots(
         1, len(families), figsize=(1.4 + 2.6 * len(families), 3.4), layout="constrained",
@@ -150,19 +110,8 @@ def sampling_optimum(rows: pd.DataFrame) -> Sequence[Axes]:
     return list(grid[0])
 
 
-def sampling_time(rows: pd.DataFrame) -> Sequence[Axes]:
-    """Seconds a sample of equal mean energy by size; what never reached it is left out.
-
-    Parameters
-    ----------
-    rows
-        Table of ``scvi_qbm.benchmark.sampling.per_sample``.
-
-    Returns
-    -------
-    Sequence[Axes]
-        The axes.
-    """
+def draw_time(rows: pd.DataFrame) -> Sequence[Axes]:
+    """Seconds a sample of equal mean energy by size; what never reached it is left out."""
     _, ax = plt.subplots(figsize=(4.8, 3.4), layout="constrained")
     for k, (sampler, group) in enumerate(rows.groupby("sampler", sort=False)):
         group = group[np.isfinite(group["seconds"].astype(float))].sort_values("n_spins")

@@ -10,67 +10,25 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from rich.progress import track
+from scipy.stats import binomtest
 
+from scvi_qbm.benchmark.rows import Rows
+from scvi_qbm.benchmark.sampling.instances import (
+    moebius_ladder,
+    moebius_optimum,
+    planted,
+    sherrington_kirkpatrick,
+)
+from scvi_qbm.benchmark.sampling.solvers import SOLVERS, Solver, available, run_solver
 from scvi_qbm.ising import Ising
-
-from .instances import moebius_ladder, moebius_optimum, planted, sherrington_kirkpatrick
-from .rows import Rows
-from .solvers import SOLVERS, Solver, available, run_solver
-
-__all__ = ["optimum", "success_row", "time_to_solution", "wilson"]
 
 # Couplings of planted and SK models drawn anew: times to solution differ widely between them.
 _INSTANCES = 3
 
 
-def wilson(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's interval of a success rate.
-
-    Parameters
-    ----------
-    successes
-        Of the trials.
-    trials
-        Independent runs.
-    z
-        Normal quantile; 1.96 for 95 %.
-
-    Returns
-    -------
-    low : float
-        0 without trials.
-    high : float
-        1 without trials.
-
-    References
-    ----------
-    Wilson (1927), J. Am. Stat. Assoc. 22, 209.
-    """
-    if trials == 0:
-        return 0.0, 1.0
-    p, spread = successes / trials, z * z / trials
-    centre = (p + spread / 2) / (1 + spread)
-    half = z * math.sqrt(p * (1 - p) / trials + spread / trials / 4) / (1 + spread)
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
 def time_to_solution(rate: float, seconds: float) -> float:
     """Seconds to have seen the optimum with probability 0.99, at ``seconds`` a run.
 
-    Parameters
-    ----------
-    rate
-        Success rate of a run, from 0 to 1.
-    seconds
-        Wall-clock time of a run.
-
-    Returns
-    -------
-    float
-        Seconds, one run at least; infinite for a rate of 0.
-
-    References
-    ----------
     Ronnow et al. (2014), Science 345, 420.
     """
     if rate <= 0:
@@ -109,26 +67,6 @@ def success_row(
     """Tune the effort on one seed, measure the success rate on another, equal time for both.
 
     Efforts of which not even the smallest batch would fit are left out.
-
-    Parameters
-    ----------
-    solver
-        What to measure.
-    ising
-        The model.
-    ground
-        Its least energy, or the best known.
-    seconds
-        Budget of the tuning, and again of the measurement.
-    seed
-        Of the solver.
-
-    Returns
-    -------
-    dict[str, Any]
-        ``effort`` chosen; ``successes`` of ``runs``, their ``rate`` with Wilson's interval;
-        seconds a run and to solution (``tts99``) with its interval; ``best_energy``,
-        ``ground_energy``, and whether the former ``beats_best_known``.
     """
     tuned: dict[int, float] = {}
     share, batch = seconds / len(solver.efforts), solver.batch
@@ -150,7 +88,7 @@ def success_row(
     successes, trials, each, best = _success(
         solver, ising, effort, ground, seconds, seed, batches[effort]
     )
-    low, high = wilson(successes, trials)
+    low, high = binomtest(successes, trials).proportion_ci(method="wilson")
     return {
         "effort": effort,
         "successes": successes,
@@ -199,22 +137,7 @@ def _best_known(directory: Path, ising: Ising, seed: int, seconds: float) -> flo
 
 
 def optimum(directory: Path, *, quick: bool, seed: int) -> pd.DataFrame:
-    """Success rate and time to solution; the ladders of 800 and 1,000 get a longer budget.
-
-    Parameters
-    ----------
-    directory
-        Where ``optimum.jsonl`` is kept; what it has is not measured again.
-    quick
-        Small models and short budgets, to see that it runs.
-    seed
-        Of models and solvers.
-
-    Returns
-    -------
-    pandas.DataFrame
-        A row a model and solver, with the columns of :func:`success_row`.
-    """
+    """Success rate and time to solution; the ladders of 800 and 1,000 get a longer budget."""
     rows = Rows(directory, "optimum")
     for family, n, instance, ising, ground in _instances(directory, quick, seed):
         for name, solver in track(list(available().items()), f"{family} {n}"):

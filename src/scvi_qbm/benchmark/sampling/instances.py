@@ -8,53 +8,16 @@ from scipy.sparse.linalg import eigsh
 
 from scvi_qbm.ising import Ising
 
-__all__ = ["moebius_ladder", "moebius_optimum", "planted", "sherrington_kirkpatrick", "spectral"]
-
 
 def sherrington_kirkpatrick(n_spins: int, seed: int, field_sd: float = 0.0) -> Ising:
-    """Normal couplings of variance 1 / n, so that the glass transition is at beta = 1.
-
-    Parameters
-    ----------
-    n_spins
-        Number of spins.
-    seed
-        Seed of couplings and fields.
-    field_sd
-        Standard deviation of the normal fields; 0 for none.
-
-    Returns
-    -------
-    scvi_qbm.ising.Ising
-        Fully connected, in units of the glass transition's temperature.
-
-    References
-    ----------
-    Sherrington and Kirkpatrick (1975), Phys. Rev. Lett. 35, 1792.
-    """
+    """Normal couplings of variance 1 / n (glass transition at beta = 1) and normal fields."""
     rng = np.random.default_rng(seed)
     upper = np.triu(rng.normal(size=(n_spins, n_spins)) / np.sqrt(n_spins), 1)
     return Ising(upper + upper.T, field_sd * rng.normal(size=n_spins))
 
 
 def moebius_ladder(n_spins: int) -> Ising:
-    """MaxCut on the Moebius ladder: a ring with antiferromagnetic couplings, and to the far side.
-
-    Parameters
-    ----------
-    n_spins
-        Number of spins, even, >= 6.
-
-    Returns
-    -------
-    scvi_qbm.ising.Ising
-        Couplings of -1, no fields.
-
-    Raises
-    ------
-    ValueError
-        If ``n_spins`` is odd or below 6.
-    """
+    """MaxCut on the Moebius ladder: couplings of -1 on a ring and to its far side."""
     if n_spins % 2 or n_spins < 6:
         raise ValueError(f"A Moebius ladder has an even number of spins >= 6, got {n_spins}.")
     J = np.zeros((n_spins, n_spins))
@@ -68,16 +31,6 @@ def moebius_optimum(n_spins: int) -> float:
     """Ground-state energy of :func:`moebius_ladder`.
 
     The best cut has 3n/2 - 2 edges where 4 divides n, else all 3n/2.
-
-    Parameters
-    ----------
-    n_spins
-        Number of spins, even, >= 6.
-
-    Returns
-    -------
-    float
-        Edges not cut minus edges cut.
     """
     edges = 3 * n_spins // 2
     cut = edges - 2 if n_spins % 4 == 0 else edges
@@ -85,28 +38,10 @@ def moebius_optimum(n_spins: int) -> float:
 
 
 def planted(n_spins: int, alpha: float, seed: int) -> tuple[Ising, float]:
-    """Wishart planted ensemble: a dense model whose ground state is known.
+    """Wishart planted ensemble (Hamze et al. 2020): a dense model and its least energy.
 
-    Parameters
-    ----------
-    n_spins
-        Number of spins.
-    alpha
-        Patterns per spin. Hardest below 1: with very few there are many ground states, with many
-        the landscape is smooth.
-    seed
-        Seed of the planted state and the patterns.
-
-    Returns
-    -------
-    ising : scvi_qbm.ising.Ising
-        The model, without fields.
-    ground : float
-        Its least energy.
-
-    References
-    ----------
-    Hamze, Raymond, Pattison, Biswas and Katzgraber (2020), Phys. Rev. E 101, 052102.
+    ``alpha`` patterns a spin: hardest below 1. With very few there are many ground states, with
+    many the landscape is smooth.
     """
     rng = np.random.default_rng(seed)
     truth = rng.choice([-1.0, 1.0], size=n_spins)
@@ -120,22 +55,7 @@ def planted(n_spins: int, alpha: float, seed: int) -> tuple[Ising, float]:
 
 
 def spectral(ising: Ising, n_samples: int, seed: int) -> NDArray[np.int8]:
-    """Signs of random vectors in the top eigenspace of J: linear algebra, no Ising machine.
-
-    Parameters
-    ----------
-    ising
-        Model without fields.
-    n_samples
-        Number of random vectors.
-    seed
-        Their seed.
-
-    Returns
-    -------
-    numpy.ndarray
-        int8 ``(n_samples, n_spins)``, -1 and +1.
-    """
+    """Signs of random vectors in the top eigenspace of J: linear algebra, no Ising machine."""
     values, vectors = eigsh(ising.J, k=min(6, ising.n_spins - 1), which="LA")
     top = vectors[:, values > values.max() - 1e-6 * np.abs(values).max()]
     weights = np.random.default_rng(seed).normal(size=(top.shape[1], n_samples))

@@ -9,26 +9,30 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from numpy.typing import NDArray
 from rich.progress import track
 
+from scvi_qbm.benchmark.rows import Rows
+from scvi_qbm.benchmark.sampling.instances import sherrington_kirkpatrick
+from scvi_qbm.benchmark.sampling.optimum import optimum
+from scvi_qbm.benchmark.sampling.pictures import (
+    draw_law,
+    draw_optimum,
+    draw_reweighting,
+    draw_time,
+)
+from scvi_qbm.benchmark.sampling.solvers import SOLVERS, Solver, available, run_solver
 from scvi_qbm.diagnostics import effective_beta, effective_sample_size, total_variation
 from scvi_qbm.ising import Ising
 from scvi_qbm.samplers import get_sampler
 from scvi_qbm.samplers.exact import all_energies, boltzmann_law
-
-from .instances import sherrington_kirkpatrick
-from .optimum import optimum
-from .rows import Rows
-from .solvers import SOLVERS, Solver, available, run_solver
-
-__all__ = ["PARTS", "energy_slope", "run_sampling"]
 
 F64 = NDArray[np.float64]
 
@@ -130,8 +134,7 @@ def _quiet_sample(
 
 def _weighted_line(x: F64, y: F64, weight: F64) -> tuple[float, float]:
     """Slope and correlation of weighted points."""
-    x, y = x - np.average(x, weights=weight), y - np.average(y, weights=weight)
-    xx, xy, yy = (float((weight * a * b).sum()) for a, b in ((x, x), (x, y), (y, y)))
+    (xx, xy), (_, yy) = np.cov(x, y, aweights=weight)
     return xy / xx, xy / math.sqrt(xx * yy) if yy > 0 else math.nan
 
 
@@ -140,22 +143,6 @@ def energy_slope(cold: F64, hot: F64) -> tuple[float, float]:
 
     For Boltzmann samples :math:`\log P_2(E)/P_1(E)` is a line in E of slope
     :math:`\beta_1 - \beta_2`, whatever the density of states; fitted by logistic regression.
-
-    Parameters
-    ----------
-    cold, hot
-        Energies at the higher and at the lower inverse temperature, independent draws.
-
-    Returns
-    -------
-    slope : float
-        Inverse temperature of ``cold`` minus that of ``hot``, in units of 1 / energy.
-    standard_error : float
-        Of the slope.
-
-    References
-    ----------
-    Ferrenberg and Swendsen (1988), Phys. Rev. Lett. 61, 2635; Shirts (2013), JCTC 9, 909.
     """
     x = np.concatenate([cold, hot])
     y = np.concatenate([np.ones(len(cold)), np.zeros(len(hot))])
@@ -283,35 +270,22 @@ def per_sample(directory: Path, *, quick: bool, seed: int) -> pd.DataFrame:
     return rows.frame()
 
 
-#: Part of the sampling benchmark -> function that measures it, or goes on where it stopped.
-PARTS: dict[str, Callable[..., pd.DataFrame]] = {
-    "law": law,
-    "reweighting": reweighting,
-    "optimum": optimum,
-    "time": per_sample,
+#: Part of the sampling benchmark -> what measures it, or goes on where it stopped, and draws it.
+PARTS: dict[str, tuple[Callable[..., pd.DataFrame], Callable[..., Sequence[Axes]]]] = {
+    "law": (law, draw_law),
+    "reweighting": (reweighting, draw_reweighting),
+    "optimum": (optimum, draw_optimum),
+    "time": (per_sample, draw_time),
 }
 
 
 def run_sampling(directory: Path, *, parts: list[str], quick: bool, seed: int) -> None:
-    """Measure parts, or go on with them, and write tables and pictures.
-
-    Parameters
-    ----------
-    directory
-        Where rows, tables and pictures go.
-    parts
-        Names in :data:`PARTS`.
-    quick
-        Small sizes and short budgets: shows that it runs, proves nothing.
-    seed
-        Seed of instances and samplers.
-    """
-    from scvi_qbm.benchmark import pictures
-
+    """Measure parts, or go on with them, and write tables and pictures."""
     for part in parts:
-        frame = PARTS[part](directory, quick=quick, seed=seed)
+        measure, draw = PARTS[part]
+        frame = measure(directory, quick=quick, seed=seed)
         lists = [c for c in frame if frame[c].map(lambda v: isinstance(v, list)).any()]
         frame.drop(columns=lists).to_csv(directory / f"{part}.csv", index=False)
-        axes = getattr(pictures, f"sampling_{part}")(frame)
+        axes = draw(frame)
         axes[0].figure.savefig(directory / f"{part}.png", dpi=150)
         print(frame.drop(columns=lists).to_string(index=False, float_format=lambda v: f"{v:.3g}"))

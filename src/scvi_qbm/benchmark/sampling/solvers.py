@@ -11,40 +11,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from scvi_qbm.benchmark.sampling.instances import spectral
 from scvi_qbm.ising import Ising
 from scvi_qbm.samplers import get_sampler
-
-from .instances import spectral
-
-__all__ = ["SOLVERS", "Solver", "available", "run_solver"]
 
 
 @dataclass(frozen=True)
 class Solver:
-    """A way to low energies, with an effort to be tuned.
+    """A way to low energies, with an effort to be tuned."""
 
-    Parameters
-    ----------
-    sampler
-        Name in the registry.
-    effort
-        The option that counts sweeps or steps.
-    efforts
-        Its values to choose from.
-    options
-        Other options when minimising.
-    needs
-        Package that must be installed, if not ours.
-    batch
-        States a call.
-    """
-
-    sampler: str
-    effort: str
-    efforts: tuple[int, ...]
-    options: Callable[[Ising], dict[str, Any]]
-    needs: str | None = None
-    batch: int = 64
+    sampler: str  # name in the registry
+    effort: str  # the option that counts sweeps or steps
+    efforts: tuple[int, ...]  # its values to choose from
+    options: Callable[[Ising], dict[str, Any]]  # others, when minimising
+    needs: str | None = None  # package, if not ours
+    batch: int = 64  # states a call
 
     @property
     def ours(self) -> bool:
@@ -105,13 +86,7 @@ SOLVERS: dict[str, Solver] = {
 
 
 def available() -> dict[str, Solver]:
-    """Solvers whose package is installed.
-
-    Returns
-    -------
-    dict[str, Solver]
-        By name, in the order of ``SOLVERS``.
-    """
+    """Solvers whose package is installed."""
     return {
         name: solver
         for name, solver in SOLVERS.items()
@@ -135,32 +110,7 @@ def run_solver(
     beta: float = 1.0,
     **options: Any,
 ) -> tuple[NDArray[np.float64], float]:
-    """Energies of states that a solver finds, and the time they took.
-
-    Parameters
-    ----------
-    solver
-        One of ``SOLVERS``.
-    ising
-        The model.
-    effort
-        Sweeps or steps a state.
-    n_samples
-        Number of states.
-    seed
-        Of the solver.
-    beta
-        Inverse temperature, for those that take notice of it.
-    **options
-        More options of the sampler, over the solver's own.
-
-    Returns
-    -------
-    energies : numpy.ndarray
-        float64 ``(n_samples,)``.
-    seconds : float
-        Wall-clock time of all states, on one thread.
-    """
+    """Energies of states that a solver finds, and the time they took."""
     if solver.sampler == "spectral":
         start = time.perf_counter()
         spins = spectral(ising, n_samples, seed)
