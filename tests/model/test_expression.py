@@ -211,7 +211,7 @@ def _likelihood_at_all(model, zs, cells):
 
 
 def test_log_normalised_values_change_by_their_difference(pbmc):
-    model = fitted(pbmc, "normal", epochs=120)
+    model = fitted(pbmc, "normal", epochs=50)
     out = model.differential_expression(
         groupby="cell_type", group1="CD14+ Monocyte", group2="CD19+ B", mode="change", silent=True
     )
