@@ -5,8 +5,9 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 STAMP := $(VENV)/.ready
 THREADS ?= 1
-# Test files are shared out to so many processes; each needs up to 3 GB.
+# Test files are shared out to so many processes, in the order of tests/conftest.py; each needs up to 3 GB.
 TEST_WORKERS ?= 2
+SHARED_OUT := -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 # scvi-tools 1.5 needs Python 3.12; constraints-next.txt is for that version.
 NEXT_PYTHON ?= python3.12
 NEXT_VENV ?= .venv-next
@@ -18,12 +19,13 @@ KERNELS := $(wildcard src/scvi_qbm/samplers/engine/kernels.py src/scvi_qbm/sampl
 	src/scvi_qbm/samplers/engine/simd.py)
 export NUMBA_CACHE_DIR ?= $(CURDIR)/$(VENV)/numba-$(shell cat $(KERNELS) | cksum | cut -d' ' -f1)
 
-.PHONY: help demo test test-slow test-peers test-next lint docs tutorials dist bench-train bench-negative \
+.PHONY: help demo test test-fast test-slow test-peers test-next lint docs tutorials dist bench-train bench-negative \
 	bench-samplers bench-device bench-scale bench-sampling bench-landscape bench-methods bench-metrics bench-pictures table clean
 
 help:
 	@echo "make demo        train QBMVI on 700 real cells, results in demo-output/"
 	@echo "make test        lint, types, tests (CI)"
+	@echo "make test-fast   the tests that neither train a model nor start a process (90 seconds)"
 	@echo "make test-slow   the statistical tests with rotating seeds and many repetitions"
 	@echo "make test-peers  scvi-tools' own tests of SCVI, on QBMVI (5 minutes, a download)"
 	@echo "make test-next   tests and test-peers on the newest scvi-tools (15 minutes, downloads)"
@@ -55,7 +57,10 @@ demo: $(STAMP)
 	$(BIN)/scvi-qbm demo --out demo-output
 
 test: $(STAMP) lint
-	$(BIN)/python -m pytest -m "not slow" -q -n $(TEST_WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -m "not slow" -q $(SHARED_OUT)
+
+test-fast: $(STAMP)
+	$(BIN)/python -m pytest --fast -q $(SHARED_OUT)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow -q
@@ -79,7 +84,7 @@ $(NEXT_STAMP): pyproject.toml constraints-next.txt
 	touch $@
 
 test-next: $(NEXT_STAMP)
-	$(NEXT_BIN)/python -m pytest -m "not slow" -q -n $(TEST_WORKERS) --dist loadfile
+	$(NEXT_BIN)/python -m pytest -m "not slow" -q $(SHARED_OUT)
 	$(NEXT_BIN)/python tests/peer/run.py
 
 docs: $(STAMP)

@@ -1,11 +1,16 @@
 import hashlib
 import logging
+import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import tempfile
 import warnings
 from pathlib import Path
+
+# The processes of pytest-xdist share the cores among them; before numpy reads it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
@@ -77,6 +82,49 @@ def pbmc():
     return adata
 
 
+# With pytest-xdist, `make test` hands out files in this order: a long one must not come last.
+LONGEST = (
+    "test_tutorials.py", "test_run.py", "test_samplers.py", "test_checkpoint.py", "test_readme.py",
+    "test_recovery.py", "test_distributed.py", "test_sampling.py", "test_anchors.py",
+)  # fmt: skip
+
+
 def pytest_collection_modifyitems(items):
-    """Longest file first: with two processes the other one would wait for it at the end."""
-    items.sort(key=lambda item: item.path.name != "test_tutorials.py")
+    place = {name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
+
+
+def pytest_addoption(parser):
+    parser.addoption("--fast", action="store_true", help="skip what trains or starts Python")
+
+
+def pytest_configure(config):
+    if config.option.fast:
+        config.option.markexpr = "not slow and not long"
+        config.pluginmanager.register(Fast())
+
+
+class Fast:
+    """Skips a test as soon as it trains a model or starts a process with Python."""
+
+    popen = None
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self):
+        if self.popen is None:
+            self.popen = subprocess.Popen.__init__
+            subprocess.Popen.__init__ = lambda *a, **k: self.without_python(*a, **k)
+            multiprocessing.process.BaseProcess.start = skip
+        if "lightning.pytorch" in sys.modules:
+            sys.modules["lightning.pytorch"].Trainer.fit = skip
+
+    def without_python(self, process, args, *more, **kwargs):
+        """Other programs are run by imports."""
+        program = args if isinstance(args, str | os.PathLike) else args[0]
+        if Path(program).parent == Path(sys.executable).parent:
+            skip()
+        self.popen(process, args, *more, **kwargs)
+
+
+def skip(*_, **__):
+    pytest.skip("trains a model or starts a process")

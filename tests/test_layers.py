@@ -1,152 +1,242 @@
-"""Who may import whom: left of the arrow may import right, and nothing else."""
+"""Who may import whom.
+
+``TABLE`` says of each room (a file or folder at the top of the package) which rooms and, behind
+the bar, which heavy packages its files import, be it in a function or for type checkers only. It
+is the whole truth: an import that it lacks fails, and so does an entry that nothing uses. A room
+imports only rooms whose rows are below its own. A file with a row of its own does not count for
+its room: that is how an optional package is held to one file.
+
+To print the table as the sources have it now::
+
+    python tests/test_layers.py
+"""
 
 import ast
+import graphlib
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
 
 import scvi_qbm
 
+TABLE = """
+cli: __init__ _fit benchmark data recipes relaxations samplers | anndata torch
+benchmark: __init__ _checks _files data diagnostics distributions ising model module pl recipes
+    samplers | anndata lightning matplotlib scanpy scvi sklearn torch
+hub: model | scvi
+_fit: _checks _files model | anndata scvi
+__init__: ising model samplers
+model: _checks _files _signature checkpoint data ising landscape logz module plan prior recipes
+    relaxations runner samplers | anndata scvi torch
+plan: module prior recipes | scvi torch
+module: _signature distributions encoders prior recipes relaxations samplers | scvi torch
+prior: diagnostics ising logz samplers | torch
+logz: ising samplers
+samplers: diagnostics ising
+samplers/adapters/bifurcation.py: ising | simulated_bifurcation torch
+samplers/adapters/dimod.py: ising | dimod openjij
+samplers/adapters/kaiwu/worker.py:  | kaiwu
+samplers/engine/torch_chains.py: ising | torch
+samplers/engine/torch_kernels.py:  | torch
+samplers/torch_tempering.py: ising | torch
+encoders: relaxations | scvi torch
+checkpoint: _files | lightning scvi torch
+landscape: ising
+diagnostics: ising
+runner:  | lightning scvi torch
+relaxations:  | torch
+recipes:
+pl:  | matplotlib
+distributions:  | scvi torch
+data:  | anndata scanpy scvi torch
+_signature:
+_files:
+_checks:  | anndata
+ising:
+"""
+HEAVY = set(
+    "anndata dimod dwave kaiwu lightning matplotlib openjij scanpy scvi simulated_bifurcation "
+    "sklearn torch".split()
+)
+IMPORTERS = {"import_module", "__import__", "_require"}  # what imports by a string
+MAX_LINES = 450
+
+TESTS = Path(__file__).parent
 ROOT = Path(scvi_qbm.__file__).parent
-HEAVY = {
-    "torch", "scvi", "lightning", "anndata", "scanpy", "sklearn", "matplotlib",
-    "dimod", "dwave", "kaiwu", "openjij", "simulated_bifurcation",
-}  # fmt: skip
-
-# The one file that may import an optional back end.
-BACK_ENDS = {
-    "samplers/adapters/dimod.py": {"dimod", "openjij"},
-    "samplers/adapters/kaiwu/worker.py": {"kaiwu"},
-    "samplers/adapters/bifurcation.py": {"simulated_bifurcation", "torch"},
-    "samplers/torch_tempering.py": {"torch"},
-    "samplers/engine/torch_chains.py": {"torch"},
-    "samplers/engine/torch_kernels.py": {"torch"},
+FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py"))
+ROWS = {
+    name.strip(): set(used.replace("|", " ").split())
+    for name, _, used in (
+        line.partition(":") for line in TABLE.replace("\n    ", " ").strip().splitlines()
+    )
 }
-# What imports by a string.
-IMPORTERS = {"import_module", "__import__", "_require"}
-
-# room -> (rooms of ours it may import, heavy packages it may import)
-ALLOWED = {
-    "__init__": ({"ising", "model", "samplers"}, set()),
-    "cli": ({"__init__", "_fit", "benchmark", "samplers", "recipes", "relaxations", "data"},
-            {"anndata", "torch"}),
-    "_fit": ({"model", "_checks", "_files"}, {"anndata", "scvi"}),
-    "benchmark": (
-        {"__init__", "_checks", "_files", "model", "module", "distributions",
-         "recipes", "data", "samplers", "pl", "diagnostics", "ising"},
-        {"anndata", "scvi", "scanpy", "sklearn", "matplotlib", "torch", "lightning"},
-    ),
-    "model": (
-        {"runner", "plan", "checkpoint", "module", "prior", "samplers", "ising",
-         "landscape", "logz", "recipes", "relaxations", "data", "_checks", "_files"},
-        {"anndata", "scvi", "torch"},
-    ),
-    "runner": (set(), {"scvi", "torch", "lightning"}),
-    "checkpoint": ({"_files"}, {"scvi", "torch", "lightning"}),
-    "plan": ({"module", "prior"}, {"scvi", "torch"}),
-    "module": ({"prior", "relaxations", "encoders", "distributions"}, {"scvi", "torch"}),
-    "encoders": ({"relaxations"}, {"scvi", "torch"}),
-    "distributions": (set(), {"scvi", "torch"}),
-    "landscape": ({"ising"}, set()),
-    "prior": ({"samplers", "logz", "diagnostics", "ising"}, {"torch"}),
-    "logz": ({"samplers", "ising"}, set()),
-    "samplers": ({"diagnostics", "ising"}, set()),
-    "diagnostics": ({"ising"}, set()),
-    "relaxations": (set(), {"torch"}),
-    "hub": ({"model"}, {"scvi"}),
-    "pl": (set(), {"matplotlib"}),
-    "recipes": (set(), set()),
-    "data": (set(), {"anndata", "scanpy", "scvi", "torch"}),
-    "_checks": (set(), {"anndata"}),
-    "_files": (set(), set()),
-    "ising": (set(), set()),
-}  # fmt: skip
 
 
-def called(node):
-    return getattr(node.func, "id", getattr(node.func, "attr", None))
+def nodes(tree, functions):
+    for child in ast.iter_child_nodes(tree):
+        if functions or not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield child
+            yield from nodes(child, functions)
 
 
-def imports(path):
-    """``(top-level package, room of ours or None)`` of every import in a file, nested ones too."""
-    package = ["scvi_qbm", *path.relative_to(ROOT).parts[:-1]]
-    for node in ast.walk(ast.parse(path.read_text())):
+def imported(source, file="", *, functions=True):
+    """Dotted names that a file's source imports; ``from a import b`` is ``a.b``."""
+    package = ["scvi_qbm", *file.split("/")[:-1]]
+    for node in nodes(ast.parse(source), functions):
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else []
-            stem = ".".join([*base, *([node.module] if node.module else [])])
-            is_package = stem == "scvi_qbm"
-            names = [f"{stem}.{a.name}" if is_package else stem for a in node.names]
-        elif isinstance(node, ast.Call) and node.args and called(node) in IMPORTERS:
-            parts = ast.walk(node.args[0])
-            strings = (p.value for p in parts if isinstance(p, ast.Constant))
-            names = [s for s in strings if isinstance(s, str) and s[:1].isidentifier()][:1]
-        else:
+            stem = [*base, node.module] if node.module else base
+            yield from (".".join([*stem, alias.name]) for alias in node.names)
+        elif isinstance(node, ast.Call) and node.args:
+            name = getattr(node.func, "id", getattr(node.func, "attr", None))
+            texts = (getattr(part, "value", None) for part in ast.walk(node.args[0]))
+            texts = [text for text in texts if isinstance(text, str) and text[:1].isidentifier()]
+            if name in IMPORTERS and texts:
+                yield texts[0]
+
+
+def file_of(name):
+    """The file of ours that a dotted name comes from."""
+    parts = name.split(".")[1:]
+    while True:
+        for file in ("/".join(parts) + ".py", "/".join([*parts, "__init__.py"])):
+            if file in FILES:
+                return file
+        parts.pop()
+
+
+def read(file):
+    return (ROOT / file).read_text()
+
+
+def room_of(file):
+    return file.split("/")[0].removesuffix(".py")
+
+
+def row_of(file):
+    return file if file in ROWS else room_of(file)
+
+
+def used_by(source, file):
+    """Rooms other than its own, and heavy packages, that a file imports."""
+    names = list(imported(source, file))
+    ours = {room_of(file_of(name)) for name in names if name.split(".")[0] == "scvi_qbm"}
+    return ours - {room_of(file)} | {name.split(".")[0] for name in names} & HEAVY
+
+
+def present():
+    """``row -> {what it imports: a file that does}``, from the sources."""
+    found = {row_of(file): {} for file in FILES}
+    for file in FILES:
+        found[row_of(file)] |= dict.fromkeys(used_by(read(file), file), file)
+    return found
+
+
+def as_table(found):
+    graph = {room_of(file): [] for file in FILES}
+    for row, used in found.items():
+        graph[room_of(row)] += sorted(used.keys() - HEAVY)
+    order = list(graphlib.TopologicalSorter(graph).static_order())[::-1]
+    lines = []
+    for row in sorted(found, key=lambda row: (order.index(room_of(row)), "/" in row, row)):
+        used = sorted(found[row])
+        ours = " ".join(name for name in used if name not in HEAVY)
+        heavy = " ".join(name for name in used if name in HEAVY)
+        line = f"{row}: {ours} | {heavy}".rstrip(" |")
+        lines.append(textwrap.fill(line, 99, subsequent_indent="    "))
+    return "\n".join(lines)
+
+
+def table_faults(found):
+    """What to do to the table, in words."""
+    for row in found.keys() | ROWS.keys():
+        if row not in ROWS:
+            yield f"add a row for {row}"
             continue
-        for name in names:
-            parts = name.split(".")
-            room = None
-            if parts[0] == "scvi_qbm":
-                room = parts[1] if len(parts) > 1 and (ROOT / parts[1]).exists() else None
-                if room is None:
-                    known = len(parts) > 1 and (ROOT / f"{parts[1]}.py").exists()
-                    room = parts[1] if known else "__init__"
-            yield parts[0], room
+        if row not in found:
+            yield f"delete the row of {row}: there is no such file or folder"
+            continue
+        for name in found[row].keys() - ROWS[row]:
+            yield f"{found[row][name]} imports {name}: if it may, add that to the row of {row}"
+        for name in ROWS[row] - found[row].keys():
+            yield f"delete {name} from the row of {row}: nothing imports it"
+    order = [row for row in ROWS if "/" not in row]
+    for row, used in ROWS.items():
+        below = order[order.index(room_of(row)) + 1 :] if room_of(row) in order else []
+        for name in used - HEAVY - set(below):
+            yield f"{row} may not import {name}, whose row is not below"
 
 
-def room_of(path):
-    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+def test_imports_are_those_of_the_table():
+    assert sorted(table_faults(present())) == []
 
 
 @pytest.mark.parametrize(
-    "path", sorted(ROOT.rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT))
+    ("row", "change", "fault"),
+    [
+        ("samplers", {"torch"}, "nothing imports it"),
+        ("ising", {"diagnostics"}, "whose row is not below"),
+        ("logz", {"ising"}, "logz.py imports ising: if it may, add that"),
+        ("no_room", set(), "there is no such file"),
+        ("logz", None, "add a row for logz"),
+    ],
 )
-def test_imports_run_downwards(path):
-    path = ROOT / path
-    room = room_of(path)
-    ours, heavy = ALLOWED[room]
-    heavy = heavy | BACK_ENDS.get(path.relative_to(ROOT).as_posix(), set())
-    for package, target in imports(path):
-        if package == "scvi_qbm":
-            assert target == room or target in ours, f"{room} must not import {target}"
-        elif package in HEAVY:
-            assert package in heavy, f"{room} must not import {package}"
+def test_what_is_wrong_in_a_table_is_found(monkeypatch, row, change, fault):
+    found = present()
+    if change is None:
+        monkeypatch.delitem(ROWS, row)
+    else:
+        monkeypatch.setitem(ROWS, row, ROWS.get(row, set()) ^ change)
+    assert fault in "\n".join(table_faults(found))
 
 
-def test_a_planted_violation_is_caught(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys.modules[__name__], "ROOT", ROOT)
-    bad = ROOT / "samplers" / "exact.py"
+def test_every_way_to_import_is_seen():
     source = """
 from scvi_qbm.model import QBMVI
 from ..prior import BoltzmannPrior
-import torch
-import_module("dimod")
-importlib.import_module("kaiwu." + name)
-_require("dwave.samplers")
-get_sampler("openjij")
+from .. import logz
+if TYPE_CHECKING:
+    import torch.nn as nn
+def lazy():
+    import_module("dimod")
+    importlib.import_module("kaiwu." + name)
+    _require("dwave.samplers")
+    get_sampler("openjij")
 """
-    monkeypatch.setattr(Path, "read_text", lambda self, *a: source)
-    assert list(imports(bad)) == [
-        ("scvi_qbm", "model"),
-        ("scvi_qbm", "prior"),
-        ("torch", None),
-        ("dimod", None),
-        ("kaiwu", None),
-        ("dwave", None),
-    ]
+    file = "samplers/exact.py"
+    at_import = {"model", "prior", "logz", "torch"}
+    assert used_by(source, file) == at_import | {"dimod", "kaiwu", "dwave"}
+    names = list(imported(source, file, functions=False))
+    assert {name.split(".")[0] for name in names} == {"scvi_qbm", "torch"}
 
 
-@pytest.mark.parametrize(("name", "packages"), BACK_ENDS.items())
-def test_back_ends_are_where_they_are_said_to_be(name, packages):
-    assert packages <= {package for package, _ in imports(ROOT / name)}
+def test_no_files_import_each_other():
+    graph = {}
+    for file in FILES:
+        names = imported(read(file), file, functions=False)
+        graph[file] = {file_of(name) for name in names if name.split(".")[0] == "scvi_qbm"}
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        pytest.fail("imports run in a circle: " + " <- ".join(error.args[1]))
 
 
-def test_every_room_exists():
-    rooms = {room_of(path) for path in ROOT.rglob("*.py")}
-    assert rooms == set(ALLOWED)
+def test_files_are_short_enough_to_read():
+    lengths = {file: len(read(file).splitlines()) for file in FILES}
+    assert {file: n for file, n in lengths.items() if n > MAX_LINES} == {}
+
+
+def test_no_test_imports_another():
+    """What tests share is in tests/support, conftest.py and the naive twins."""
+    for path in TESTS.rglob("*.py"):
+        names = imported(path.read_text())
+        modules = {part for name in names for part in name.split(".")[:-1] or [name]}
+        assert not [m for m in modules if m.startswith("test_") or m == "conftest"], path
 
 
 def test_a_sampler_costs_neither_torch_nor_scvi():
@@ -166,3 +256,7 @@ def test_public_names():
     assert scvi_qbm.__version__.count(".") == 2
     with pytest.raises(AttributeError, match="no_such"):
         _ = scvi_qbm.no_such
+
+
+if __name__ == "__main__":
+    print(as_table(present()))

@@ -39,6 +39,7 @@ def test_within_three_standard_errors_of_enumeration(method):
     assert np.sqrt(np.mean(np.square(z))) < 1.5
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("beta", [1.0, 1.5])
 def test_bar_and_ais_agree_at_256_spins(beta):
     rng = np.random.default_rng(3)

@@ -127,6 +127,7 @@ def test_no_negative_phase_outside_training():
     assert len(module.negative_phase.tracker.recent) == 1
 
 
+@pytest.mark.long
 def test_elbo_is_below_the_importance_weighted_bound_and_both_below_the_truth():
     """Two latents: log p(x) by enumerating z and integrating zeta on a fine grid of draws."""
     module, tensors = small(n_latent=2), batch(n_cells=4)

@@ -2,7 +2,8 @@
 
 Without ``--quick`` outputs are written back into the notebooks. With it nothing is written, and
 the parameters in a notebook's metadata, ``{"scvi_qbm": {"quick": {"max_epochs": 2}}}``, replace
-those of its cell with the tag ``parameters``: the whole code on less work, as CI runs it.
+those of its cell with the tag ``parameters``: the whole code on less work. So
+tests/test_tutorials.py runs the cells, without a kernel.
 """
 
 import argparse
@@ -29,20 +30,24 @@ def notebooks() -> list[Path]:
     return sorted(HERE.glob("*.ipynb"))
 
 
-def execute(path: Path, quick: bool = False) -> nbformat.NotebookNode:
-    """Run a notebook in a fresh kernel and an empty directory; the first failing cell raises."""
+def read(path: Path, quick: bool) -> nbformat.NotebookNode:
+    """A notebook, with its small parameters where ``quick``."""
     notebook = nbformat.read(path, as_version=4)
     if quick:
         smaller = notebook.metadata.get("scvi_qbm", {}).get("quick", {})
         for cell in notebook.cells:
             if "parameters" in cell.metadata.get("tags", []):
                 cell.source += "".join(f"\n{name} = {value!r}" for name, value in smaller.items())
+    return notebook
+
+
+def execute(notebook: nbformat.NotebookNode) -> None:
+    """Run in a fresh kernel and an empty directory; the first failing cell raises."""
     with tempfile.TemporaryDirectory() as directory:
         client = NotebookClient(
             notebook, timeout=1800, resources={"metadata": {"path": directory}}
         )
         client.execute()
-    return notebook
 
 
 def main() -> int:
@@ -59,7 +64,8 @@ def main() -> int:
         parser.error(f"no tutorial is called {arguments.names}: {[p.stem for p in notebooks()]}")
     for path in chosen:
         start = time.perf_counter()
-        notebook = execute(path, arguments.quick)
+        notebook = read(path, arguments.quick)
+        execute(notebook)
         if not arguments.quick:
             for cell in notebook.cells:
                 cell.metadata.pop("execution", None)  # times of day, which differ every time

@@ -26,9 +26,17 @@ def with_moments(model):
     return model
 
 
+@pytest.fixture(scope="module")
+def saved_model(pbmc, tmp_path_factory):
+    path = tmp_path_factory.mktemp("saved") / "model"
+    with_moments(fitted(pbmc, epochs=12)).save(path, save_anndata=True)
+    return path
+
+
 @pytest.fixture
-def model(pbmc):
-    return with_moments(fitted(pbmc, epochs=12))
+def model(saved_model):
+    """A fresh copy for every test: most change it."""
+    return scvi_qbm.QBMVI.load(saved_model)
 
 
 @pytest.mark.parametrize("kind", ["latent_posterior_parameters", COUNTS])

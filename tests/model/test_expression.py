@@ -12,7 +12,18 @@ import scvi_qbm
 LIKELIHOODS = ("nb", "zinb", "poisson", "normal")
 
 
+MODELS = {}
+
+
 def fitted(pbmc, likelihood="nb", relaxation="spike_exponential", epochs=3, **kwargs):
+    """Trained once for all tests that ask for the same: they leave it as it is."""
+    key = likelihood, relaxation, epochs, *kwargs.items()
+    if key not in MODELS:
+        MODELS[key] = trained(pbmc, likelihood, relaxation, epochs, **kwargs)
+    return MODELS[key]
+
+
+def trained(pbmc, likelihood, relaxation, epochs, **kwargs):
     scvi.settings.seed = 0
     adata = pbmc[:300].copy()
     layer = "counts"
@@ -200,7 +211,7 @@ def _likelihood_at_all(model, zs, cells):
 
 
 def test_log_normalised_values_change_by_their_difference(pbmc):
-    model = fitted(pbmc, "normal", epochs=120)
+    model = fitted(pbmc, "normal", epochs=50)
     out = model.differential_expression(
         groupby="cell_type", group1="CD14+ Monocyte", group2="CD19+ B", mode="change", silent=True
     )

@@ -21,14 +21,18 @@ def model(pbmc):
     return fitted(pbmc)
 
 
+@pytest.fixture(scope="module")
+def exact(model):
+    return model.sample_prior(200_000, "exact", seed=2)
+
+
 @pytest.mark.parametrize(
     ("sampler", "options"),
     [("exact", {}), ("parallel_tempering", {}), ("gibbs", {}), ("cim", {"n_steps": 300})],
 )
-def test_prior_codes_have_the_moments_of_the_machine(model, sampler, options):
+def test_prior_codes_have_the_moments_of_the_machine(model, exact, sampler, options):
     codes = model.sample_prior(4000, sampler, options, seed=1)
     assert codes.shape == (4000, 10) and codes.dtype == np.int8
-    exact = model.sample_prior(200_000, "exact", seed=2)
     error = np.abs(codes.mean(0) - exact.mean(0)) / exact.std(0).clip(1e-2)
     assert error.max() < 0.1  # 6 standard errors of 4,000 independent draws
     np.testing.assert_array_equal(codes, model.sample_prior(4000, sampler, options, seed=1))
