@@ -284,7 +284,7 @@ def test_what_is_collected():
         "scvi_qbm.model._training.TrainingMixin.train",
         "scvi_qbm.samplers.base.Sampler.sample",
         "scvi_qbm.ising.Ising.from_boltzmann",
-        "scvi_qbm.prior._boltzmann.BoltzmannPrior.W",
+        "scvi_qbm.prior.boltzmann.BoltzmannPrior.W",
         "scvi_qbm.benchmark.run.run_benchmark",
     }
     assert public <= set(ITEMS)

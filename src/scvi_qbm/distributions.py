@@ -24,7 +24,6 @@ __all__ = [
     "NegativeBinomial",
     "ScaledPoisson",
     "ZeroInflatedNegativeBinomial",
-    "count_terms",
     "fast_counts",
 ]
 

@@ -8,8 +8,6 @@ from torch import Tensor, nn
 
 from scvi_qbm.relaxations import BinaryRelaxation
 
-__all__ = ["BinaryEncoder"]
-
 
 def _full_precision(x: Tensor) -> Tensor:
     # Under autocast it comes in half precision, too coarse for a sum over many units.

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from scvi_qbm.ising import Ising
 
-__all__ = ["Attractors", "cut_tree", "find_attractors", "merge_tree", "quench", "saddles"]
+__all__ = ["Attractors", "find_attractors"]
 
 _MAX_ATTRACTORS = 2000
 

@@ -19,7 +19,7 @@ from scvi_qbm.samplers import engine
 from scvi_qbm.samplers.exact import all_energies
 from scvi_qbm.samplers.parallel_tempering import ParallelTempering
 
-__all__ = ["BarEstimate", "LogPartition", "bar", "bar_from_chains", "log_partition"]
+__all__ = ["LogPartition", "log_partition"]
 
 F64 = NDArray[np.float64]
 Method = Literal["bar", "ais", "exact"]

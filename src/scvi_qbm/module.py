@@ -129,8 +129,8 @@ class QBMVAE(ExpressionVAE):
 
     Parameters
     ----------
-    n_input
-        Number of genes.
+    n_input, n_batch
+        Numbers of genes and of batches.
     n_latent
         Binary latent units, >= 2.
     gene_likelihood

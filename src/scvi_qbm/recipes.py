@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-__all__ = ["RECIPES", "Recipe", "get_recipe", "resolve_plan"]
+__all__ = ["RECIPES", "Recipe", "get_recipe"]
 
 
 class Recipe(NamedTuple):

@@ -13,8 +13,6 @@ from lightning.pytorch.callbacks import Callback
 from scvi.dataloaders import DataSplitter
 from scvi.train import LoudEarlyStopping, TrainRunner
 
-__all__ = ["KeepBest", "QBMTrainRunner"]
-
 _MONITOR = "elbo_validation"
 
 

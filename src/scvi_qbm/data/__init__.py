@@ -18,7 +18,7 @@ _LAZY = {
     "reads_from_disk": "on_disk",
 }
 
-__all__ = [*sorted(_LAZY), "pbmc68k", "simulate"]
+__all__ = ["OnDiskDataLoader", "OnDiskDataSplitter", "open_on_disk", "pbmc68k", "simulate"]
 
 
 def __getattr__(name: str) -> Any:

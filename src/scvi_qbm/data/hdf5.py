@@ -10,9 +10,6 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["PlainArray", "plain"]
-
-
 # Bytes a read: some systems refuse more than 2 GiB.
 _MOST = 2**30
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import numpy as np
 from scipy import sparse
 
-__all__ = ["log_cp10k"]
-
 
 def log_cp10k(counts: sparse.csr_matrix) -> sparse.csr_matrix:
     """log(1 + counts per 10,000), cells by genes, CSR float32; empty cells stay zero."""

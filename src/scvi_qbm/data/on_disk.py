@@ -20,8 +20,6 @@ from torch import Tensor
 
 from scvi_qbm.data.rows import RowReader, is_on_disk
 
-__all__ = ["OnDiskDataLoader", "OnDiskDataSplitter"]
-
 Positions = NDArray[np.int64]
 
 

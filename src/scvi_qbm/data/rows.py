@@ -18,8 +18,6 @@ from scipy import sparse
 
 from scvi_qbm.data.hdf5 import plain
 
-__all__ = ["RowReader", "is_on_disk", "open_on_disk"]
-
 # Runs of rows with no more than so many others between them are read in one go.
 _GAP = 16
 

@@ -98,6 +98,8 @@ class QBMVI(
 
     Raises
     ------
+    TypeError
+        If an argument is unknown.
     ValueError
         If a name is unknown, ``n_latent`` < 2, or the data cannot be modelled: negative, NaN or
         infinite values, non-integers with a count likelihood, cells without any counts.

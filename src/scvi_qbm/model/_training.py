@@ -53,17 +53,21 @@ class TrainingMixin:
         ----------
         max_epochs
             At most so many epochs; scvi-tools' heuristic (400 up to 20,000 cells) if None.
-        train_size, validation_size, datasplitter_kwargs, datamodule
+        train_size, validation_size
             As :meth:`scvi.model.SCVI.train`.
         batch_size
             Cells per step. The recipe's (128; paper: 256) if None.
         early_stopping
             On by default wherever cells are held out (not with a ``datamodule``), with the
             recipe's patience of 10, watching from the end of the KL warm-up on.
+        datasplitter_kwargs
+            As :meth:`scvi.model.SCVI.train`.
         plan_config, plan_kwargs
             Override the recipe; see :class:`~scvi_qbm.plan.QBMTrainingPlan`. An ``lr`` without a
             ``bm_lr`` sets both. Of a config object, the fields that differ from its defaults.
             Unless given, the KL warm-up takes half of the epochs at most.
+        datamodule
+            As :meth:`scvi.model.SCVI.train`.
         trainer_config
             As :meth:`scvi.model.SCVI.train`; the fields that differ from its defaults.
         checkpoint_dir

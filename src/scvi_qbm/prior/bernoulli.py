@@ -29,7 +29,7 @@ class BernoulliPrior(BinaryPrior):
 
     @property
     def log_z_se(self) -> Tensor:  # type: ignore[override]
-        """Standard error of log Z: zero."""
+        """Standard error of log Z, which is zero."""
         return torch.zeros((), device=self.h.device)
 
     def surrogate(self, q: Tensor, negatives: Tensor | None = None) -> Tensor:

@@ -12,7 +12,7 @@ from torch.nn.functional import logsigmoid
 
 from scvi_qbm.ising import Ising
 
-__all__ = ["BinaryPrior", "BoltzmannPrior"]
+__all__ = ["BoltzmannPrior"]
 
 
 def _negative_entropy(logits: Tensor) -> Tensor:

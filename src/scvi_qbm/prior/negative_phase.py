@@ -29,7 +29,7 @@ from .draws import DeviceDraws, Draws, HostDraws
 from .log_z import LogZTracker, NegativePhaseReport
 from .saved import n_units
 
-__all__ = ["NegativePhase", "correct"]
+__all__ = ["NegativePhase"]
 
 _TEMPERING = ("parallel_tempering", "torch_tempering")
 # Distance of a corrected heuristic to the exact law: up to so many units, from so many states.

@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from scib_metrics.nearest_neighbors import NeighborsResults
 
-    from scvi_qbm.benchmark.metrics.scgraph import ScGraphReference
-
 
 class Metric(NamedTuple):
     """A column of scores; ``higher_is_better`` is None where neither direction is."""
@@ -34,7 +32,8 @@ class Reference:
     fine_labels: NDArray[np.str_] | None
     # Principal components of log counts per 10,000, (n_cells, 50).
     unintegrated: NDArray[np.float32]
-    scgraph: ScGraphReference | None = None
+    # As metrics.scgraph.scgraph_reference returns it.
+    scgraph: Any = None
     pseudotime: NDArray[np.float64] | None = None
     # Groups of which the earliest is where the trajectory starts anew in an embedding.
     trajectory_labels: NDArray[np.str_] | None = None
