@@ -109,8 +109,9 @@ class TrainingMixin:
             max_epochs = self._default_epochs(datamodule)
         early_stopping = from_config[1] if early_stopping is None else early_stopping
         if early_stopping is None:
-            held_out = self._holds_out(train_size, validation_size, datasplitter_kwargs)
-            early_stopping = datamodule is None and held_out
+            early_stopping = datamodule is None and self._holds_out(
+                train_size, validation_size, datasplitter_kwargs
+            )
         given = merge_kwargs(_changed(plan_config), plan_kwargs, name="plan")
         plan = resolve_plan(self.recipe_, given, max_epochs)
         if early_stopping:
