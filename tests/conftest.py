@@ -90,12 +90,19 @@ LONGEST = (
 
 
 def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.parent.name == "model":  # trained ones, nearly all
+            item.add_marker("long")
     place = {name: i for i, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path.name, len(place)))
 
 
 def pytest_addoption(parser):
-    parser.addoption("--fast", action="store_true", help="skip what trains or starts Python")
+    parser.addoption(
+        "--fast",
+        action="store_true",
+        help="nothing long, no training, no processes",
+    )
 
 
 def pytest_configure(config):

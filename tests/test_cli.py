@@ -248,6 +248,7 @@ def test_samplers_check(capsys):
         assert message in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_benchmark_sampling(tmp_path, capsys, monkeypatch):
     from scvi_qbm.benchmark.sampling import parts as sampling
 

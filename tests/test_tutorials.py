@@ -39,6 +39,7 @@ def shell(tmp_path, monkeypatch):
     return InteractiveShell(user_ns={}, config=Config(HistoryManager={"enabled": False}))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_cells_run(path, shell):
     for cell in load_runner().read(path, quick=True).cells:

@@ -1,6 +1,7 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 from support.machines import peaked_ising
 
@@ -16,6 +17,7 @@ from scvi_qbm.benchmark.sampling.instances import (
 )
 from scvi_qbm.benchmark.sampling.optimum import success_row, time_to_solution
 from scvi_qbm.benchmark.sampling.parts import PARTS, energy_slope, run_sampling
+from scvi_qbm.benchmark.sampling.pictures import draw_law, draw_reweighting
 from scvi_qbm.benchmark.sampling.solvers import SOLVERS, available, run_solver
 from scvi_qbm.samplers import get_sampler
 from scvi_qbm.samplers.exact import all_energies
@@ -132,3 +134,32 @@ def test_the_figure_from_end_to_end(tmp_path, few, capsys):
     before = (tmp_path / "optimum.jsonl").read_text()
     run_sampling(tmp_path, parts=["optimum"], quick=True, seed=0)
     assert (tmp_path / "optimum.jsonl").read_text() == before, "measured again"
+
+
+def test_reweighting_puts_every_sampler_at_its_name():
+    # Measured in another order at the second temperature.
+    rows = pd.DataFrame(
+        [(0.8, "SA", 0.1), (0.8, "PT", 1.0), (1.2, "PT", 1.1), (1.2, "SA", 0.2)],
+        columns=["beta", "sampler", "ratio"],
+    ).assign(ratio_se=0.05, n_spins=64)
+    (ax,) = draw_reweighting(rows)
+    names = [tick.get_text() for tick in ax.get_xticklabels()]
+    drawn = {
+        (names[round(x)], round(float(y), 1))
+        for container in ax.containers
+        for x, y in zip(*container.lines[0].get_data(), strict=True)
+    }
+    assert drawn == {("SA", 0.1), ("PT", 1.0), ("PT", 1.1), ("SA", 0.2)}
+
+
+def test_law_marks_states_never_drawn():
+    row = {
+        "model": "random", "total_variation": 0.9, "n_samples": 100,
+        "energies": [-3.0, -2.0, -1.0], "log_p": [-0.5, -1.5, -2.5],
+        "log_frequency": np.log([0.985, 0.005, 0.005]),
+    }  # fmt: skip
+    axes = draw_law(pd.DataFrame([row | {"sampler": f"S{i}"} for i in range(7)]))
+    assert len(axes) == 7 and [ax.get_title() for ax in axes][6] == "S6\nTV 0.90"
+    drawn, never, law = axes[0].lines
+    assert list(drawn.get_xdata()) == [-3] and list(never.get_xdata()) == [-2, -1]
+    assert list(law.get_ydata()) == [-0.5, -1.5, -2.5]

@@ -100,35 +100,6 @@ def test_training_curves_of_a_heuristic_and_without_couplings():
     assert len(pl.training_curves(history(**PARTS))) == 3
 
 
-def test_reweighting_puts_every_sampler_at_its_name():
-    # Measured in another order at the second temperature.
-    rows = pd.DataFrame(
-        [(0.8, "SA", 0.1), (0.8, "PT", 1.0), (1.2, "PT", 1.1), (1.2, "SA", 0.2)],
-        columns=["beta", "sampler", "ratio"],
-    ).assign(ratio_se=0.05, n_spins=64)
-    (ax,) = pl.sampling_reweighting(rows)
-    names = [tick.get_text() for tick in ax.get_xticklabels()]
-    drawn = {
-        (names[round(x)], round(float(y), 1))
-        for container in ax.containers
-        for x, y in zip(*container.lines[0].get_data(), strict=True)
-    }
-    assert drawn == {("SA", 0.1), ("PT", 1.0), ("PT", 1.1), ("SA", 0.2)}
-
-
-def test_law_marks_states_never_drawn():
-    row = {
-        "model": "random", "total_variation": 0.9, "n_samples": 100,
-        "energies": [-3.0, -2.0, -1.0], "log_p": [-0.5, -1.5, -2.5],
-        "log_frequency": np.log([0.985, 0.005, 0.005]),
-    }  # fmt: skip
-    axes = pl.sampling_law(pd.DataFrame([row | {"sampler": f"S{i}"} for i in range(7)]))
-    assert len(axes) == 7 and [ax.get_title() for ax in axes][6] == "S6\nTV 0.90"
-    drawn, never, law = axes[0].lines
-    assert list(drawn.get_xdata()) == [-3] and list(never.get_xdata()) == [-2, -1]
-    assert list(law.get_ydata()) == [-0.5, -1.5, -2.5]
-
-
 def test_coupling_graph_draws_the_strongest():
     frame = pd.DataFrame(
         {"unit_a": [0, 2, 1, 0], "unit_b": [5, 7, 3, 2], "coupling": [2.0, -1.0, 0.5, 0.1]}

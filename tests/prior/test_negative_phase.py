@@ -33,6 +33,7 @@ def data_of(n, seed=3):
     return codes(n).float()[torch.multinomial(torch.from_numpy(law), 4000, replacement=True)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("sampler", [*TEMPERING, "gibbs", "exact"])
 def test_training_finds_the_moments(sampler):
     """Fit a machine to codes of another one: moments come out right, log Z is carried along."""

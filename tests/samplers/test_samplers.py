@@ -20,6 +20,7 @@ THREADED = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:Reads of .* same state:RuntimeWarning")
 @pytest.mark.filterwarnings("ignore:All bqm biases are zero:UserWarning")
 @pytest.mark.parametrize("name", BUILT_IN)
