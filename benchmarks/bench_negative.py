@@ -21,8 +21,8 @@ import torch
 from anndata import AnnData, read_h5ad
 
 from scvi_qbm import QBMVI
-from scvi_qbm.prior import BoltzmannPrior
 from scvi_qbm.samplers import engine, get_sampler
+from scvi_qbm.samplers.parallel_tempering import ParallelTempering
 
 
 def trained(adata: AnnData, max_epochs: int, *, stop: bool = False, **kwargs) -> QBMVI:
@@ -79,24 +79,24 @@ def chains(data: Path) -> None:
     for n_chains, n_sweeps in ((16, 10), (128, 1), (128, 2), (64, 2), (128, 10)):
         options = {"n_chains": n_chains, "n_sweeps": n_sweeps, "n_threads": 1}
         spent: list[float] = []
-        draw = BoltzmannPrior._draw
+        step = ParallelTempering.step
 
-        def timed(*args, draw=draw, spent=spent):
+        def timed(*args, step=step, spent=spent):
             start = time.perf_counter()
-            out = draw(*args)
+            out = step(*args)
             spent.append(time.perf_counter() - start)
             return out
 
-        BoltzmannPrior._draw = timed
+        ParallelTempering.step = timed
         start = time.perf_counter()
         adata = read_h5ad(data / "pbmc_10x_3techs.h5ad")
         model = trained(adata, 40, n_latent=256, relaxation_beta=2.0, sampler_options=options)
         total = time.perf_counter() - start
-        BoltzmannPrior._draw = draw
+        ParallelTempering.step = step
         gap = model.history["energy_gap"].to_numpy(float)[-20:]
         drift = model.history["log_z_drift"].to_numpy(float)[-20:].mean()
         bound = -float(model.get_elbo(indices=model.validation_indices))
-        levels = model.module.prior._chains.n_levels
+        levels = model.module.negative_phase.draws.chains.n_levels
         print(
             f"{n_chains} x {n_sweeps}: bound {bound:.1f}, gap {gap.mean():.2f} "
             f"(sd {gap.std():.2f}), drift {drift:.2f}, {levels} levels, "

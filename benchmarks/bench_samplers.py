@@ -248,8 +248,8 @@ def training() -> None:
         options = {} if n_chains is None else {"n_chains": n_chains}
         model = QBMVI(adata, n_latent=256, sampler_options={"n_threads": 1} | options)
         model.train(max_epochs=10, enable_progress_bar=False, early_stopping=False)
-        prior = model.module.prior
-        spent, inner = [], prior._draw
+        phase = model.module.negative_phase
+        spent, inner = [], phase.sampler.step
 
         def timed(*args, inner=inner, spent=spent):
             start = time.perf_counter()
@@ -257,13 +257,13 @@ def training() -> None:
             spent.append(time.perf_counter() - start)
             return out
 
-        prior._draw = timed
+        phase.sampler.step = timed
         start = time.perf_counter()
         model.train(max_epochs=10, enable_progress_bar=False, early_stopping=False)
         total = time.perf_counter() - start
-        chains = prior._chains
+        chains = phase.draws.chains
         rows.append([
-            str(chains.n_chains), str(prior.sampler.n_sweeps), str(chains.n_levels),
+            str(chains.n_chains), str(phase.sampler.n_sweeps), str(chains.n_levels),
             f"{1e3 * np.median(spent):.2f}", f"{1e3 * total / len(spent):.2f}",
             f"{sum(spent) / total:.0%}",
         ])  # fmt: skip

@@ -233,23 +233,23 @@ def growth(n_latent, n_chains, path, rounds):
         sampler_options={"n_threads": 1} | options,
     )  # fmt: skip
     step_ms = steps_of(model, 320, epochs=-(-320 * 128 // adata.n_obs))
-    prior = model.module.prior
+    phase = model.module.negative_phase
     draws = []
     for _ in range(rounds):
         started = time.perf_counter()
-        prior.prefetch()
-        prior._collect()
+        phase.submit()
+        phase.collect()
         draws.append(time.perf_counter() - started)
-    prior.refresh_log_z()
+    phase.refresh_log_z()
     started = time.perf_counter()
-    prior.refresh_log_z()
+    phase.refresh_log_z()
     log_z = time.perf_counter() - started
     return {
-        "chains": prior.sampler.n_chains, "sweeps": prior.sampler.n_sweeps,
-        "levels": prior._chains.n_levels, "step_ms": step_ms,
+        "chains": phase.sampler.n_chains, "sweeps": phase.sampler.n_sweeps,
+        "levels": phase.draws.chains.n_levels, "step_ms": step_ms,
         "draw_ms": 1e3 * float(np.median(draws)), "log_z_ms": 1e3 * log_z,
         "chains_mb": sum(
-            x.nbytes for x in vars(prior._chains).values() if isinstance(x, np.ndarray)
+            x.nbytes for x in vars(phase.draws.chains).values() if isinstance(x, np.ndarray)
         ) / 2**20,
         "peak_mb": peak_mb(), "torch_threads": torch.get_num_threads(),
     }  # fmt: skip

@@ -21,7 +21,7 @@ from anndata import read_h5ad
 from torch.profiler import ProfilerActivity, profile
 
 from scvi_qbm import QBMVI
-from scvi_qbm.prior import BoltzmannPrior
+from scvi_qbm.prior import NegativePhase
 
 GROUPS = {
     "reading cells": ("enumerate(DataLoader)",),
@@ -38,20 +38,21 @@ def group_of(name: str) -> str:
 
 def shares(model, n_epochs: int) -> pd.Series:
     """Milliseconds a step by group."""
-    waited, wait = [0.0], BoltzmannPrior._wait
+    waited, collect = [0.0], NegativePhase.collect
 
-    def timed(self, future):
+    def timed(self):
         started = time.perf_counter()
-        wait(self, future)
+        out = collect(self)
         waited[0] += time.perf_counter() - started
+        return out
 
     options = {"enable_progress_bar": False, "early_stopping": False, "train_size": 1.0}
-    BoltzmannPrior._wait = timed
+    NegativePhase.collect = timed
     try:
         with profile(activities=[ProfilerActivity.CPU]) as found:
             model.train(max_epochs=n_epochs, **options)
     finally:
-        BoltzmannPrior._wait = wait
+        NegativePhase.collect = collect
     n_steps = n_epochs * -(-model.adata.n_obs // 128)
     out = pd.Series(0.0, index=[*GROUPS, "elementwise", "waiting for negative samples"])
     for event in found.key_averages():

@@ -42,7 +42,7 @@ def train(path: Path, out: Path, epochs: int, steps: int) -> None:
     )  # fmt: skip
     state = {
         "weights": model.module.state_dict(),
-        "chains": model.module.prior.training_state(),
+        "chains": model.module.negative_phase.state(),
         "optimisers": [o.state_dict() for o in model.trainer.optimizers],
         "history": {key: table.to_csv() for key, table in model.history.items()},
     }
