@@ -84,14 +84,17 @@ def pbmc():
 
 # With pytest-xdist, `make test` hands out files in this order: a long one must not come last.
 LONGEST = (
-    "test_tutorials.py", "test_run.py", "test_samplers.py", "test_checkpoint.py", "test_readme.py",
+    "test_tutorials.py", "test_run.py", "test_samplers.py", "test_readme.py",
     "test_recovery.py", "test_distributed.py", "test_sampling.py", "test_anchors.py",
 )  # fmt: skip
+
+# Where nearly all tests train, or need UMAP compiled.
+LONG = ("model", "benchmark")
 
 
 def pytest_collection_modifyitems(items):
     for item in items:
-        if item.path.parent.name == "model":  # trained ones, nearly all
+        if item.path.parent.name in LONG:
             item.add_marker("long")
     place = {name: i for i, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path.name, len(place)))

@@ -250,7 +250,6 @@ def log_partition(
     --------
     >>> import numpy as np
     >>> from scvi_qbm.ising import Ising
-    from scvi_qbm.samplers import engine
     >>> free = Ising(np.zeros((3, 3)), np.zeros(3))
     >>> round(log_partition(free, method="exact").value, 4)  # 3 log 2
     2.0794

@@ -113,6 +113,7 @@ def test_one_spin_and_free_spins(name, beta):
     np.testing.assert_array_equal(free.energies, 2.0)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "sampler",
     [DWaveAnnealing(), DWaveAnnealing(schedule="linear", beta_range=(0, 1)), OpenJijAnnealing()],

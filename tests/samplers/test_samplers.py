@@ -65,6 +65,7 @@ def test_pvalues_are_uniform(name):
     assert stats.kstest(pvalues, "uniform").pvalue > 1e-3
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", THREADED)
 def test_results_do_not_depend_on_threads(name):
     wanted = {"n_chains": 150, "n_burn_in": 20, "n_steps": 150, "sampler": "simulated_annealing"}
