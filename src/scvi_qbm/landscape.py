@@ -109,7 +109,8 @@ def _checked(codes: ArrayLike, n: int) -> F64:
 
 
 def _energies(W: F64, h: F64, z: F64) -> F64:
-    return z @ h + 0.5 * ((z @ W) * z).sum(1)
+    out: F64 = z @ h + 0.5 * ((z @ W) * z).sum(1)
+    return out
 
 
 @njit(cache=True, error_model="numpy")

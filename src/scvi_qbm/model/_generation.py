@@ -17,8 +17,6 @@ from torch.nn.functional import logsigmoid
 from scvi_qbm.prior.negative_phase import correct
 from scvi_qbm.samplers import Sampler, get_sampler
 
-__all__ = ["GenerationMixin"]
-
 _ROWS = 256
 
 
