@@ -114,14 +114,20 @@ def _energies(W: F64, h: F64, z: F64) -> F64:
 
 
 @njit(cache=True, error_model="numpy")
+def _field(W: F64, h: F64, state: F64) -> F64:
+    field = h.copy()
+    for i in range(h.shape[0]):
+        if state[i] > 0:
+            field += W[i]
+    return field
+
+
+@njit(cache=True, error_model="numpy")
 def _quench(W: F64, h: F64, z: F64) -> None:
     n = h.shape[0]
     for k in range(z.shape[0]):
         state = z[k]
-        field = h.copy()
-        for i in range(n):
-            if state[i] > 0:
-                field += W[i]
+        field = _field(W, h, state)
         while True:
             best, drop = -1, -1e-12
             for i in range(n):
@@ -152,10 +158,7 @@ def _climb(W: F64, h: F64, a: F64, b: F64, energy: float) -> float:
     """Highest energy on the way from a to b that always takes the cheapest differing flip."""
     n = h.shape[0]
     state = a.copy()
-    field = h.copy()
-    for i in range(n):
-        if state[i] > 0:
-            field += W[i]
+    field = _field(W, h, state)
     top = energy
     while True:
         best, least = -1, np.inf

@@ -7,7 +7,6 @@ energy: :math:`\log Z = H(p) - \beta \langle E \rangle`, and the entropy is not 
 
 from __future__ import annotations
 
-import operator
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from scvi_qbm.ising import Ising
 from scvi_qbm.samplers import engine
+from scvi_qbm.samplers.checks import positive_int
 from scvi_qbm.samplers.exact import all_energies
 from scvi_qbm.samplers.parallel_tempering import ParallelTempering
 
@@ -202,8 +202,8 @@ def log_partition(
     beta = float(beta)
     if not (np.isfinite(beta) and beta >= 0):
         raise ValueError(f"`beta` must be finite and >= 0, got {beta}.")
-    if n_sweeps is not None and operator.index(n_sweeps) < 1:
-        raise ValueError(f"`n_sweeps` must be at least 1, got {n_sweeps}.")
+    if n_sweeps is not None:
+        positive_int(n_sweeps, "n_sweeps")
     if method not in get_args(Method):
         raise ValueError(f"Unknown method {method!r}. Available: {', '.join(get_args(Method))}.")
     target = ising.scaled(beta)

@@ -172,8 +172,7 @@ class QBMTrainRunner(TrainRunner):
                 negative_phase.refresh_log_z(over_ranks=False)
         model.is_trained_ = True
         model.to_device(self.device)
-        for name in ("train", "test", "validation"):
-            short = {"train": "train", "test": "test", "validation": "val"}[name]
+        for name, short in (("train", "train"), ("test", "test"), ("validation", "val")):
             setattr(model, f"{name}_indices", getattr(self.data_splitter, f"{short}_idx", None))
         if restored:
             return (

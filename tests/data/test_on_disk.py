@@ -361,6 +361,11 @@ def test_sizes_are_checked(stored, name):
         OnDiskDataLoader(registered(open_on_disk(stored)), **{name: 0})
 
 
+def test_a_mask_is_as_long_as_the_data(stored):
+    with pytest.raises(ValueError, match="mask"):
+        OnDiskDataLoader(registered(open_on_disk(stored)), indices=np.ones(3, dtype=bool))
+
+
 # -- splitting -----------------------------------------------------------------------------------
 
 

@@ -18,6 +18,7 @@ from scvi.data._utils import registry_key_to_default_dtype, scipy_to_torch_spars
 from scvi.dataloaders import DataSplitter
 from torch import Tensor
 
+from scvi_qbm._checks import as_positions
 from scvi_qbm.data.rows import RowReader, is_on_disk
 
 Positions = NDArray[np.int64]
@@ -114,7 +115,7 @@ class OnDiskDataLoader:
     TypeError
         If the matrix is stored by columns.
     ValueError
-        If a size is less than 1.
+        If a size is less than 1, or a mask is not as long as there are cells.
     """
 
     def __init__(
@@ -141,9 +142,7 @@ class OnDiskDataLoader:
         ):
             if value < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {value}.")
-        n_obs = adata_manager.adata.n_obs
-        indices = np.arange(n_obs) if indices is None else np.asarray(indices)
-        self.indices = np.flatnonzero(indices) if indices.dtype == bool else indices.astype(int)
+        self.indices = as_positions(indices, adata_manager.adata.n_obs)
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.drop_last = drop_last
