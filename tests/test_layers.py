@@ -51,7 +51,7 @@ relaxations:  | torch
 recipes:
 pl:  | matplotlib
 distributions:  | scvi torch
-data:  | anndata scanpy scvi torch
+data: _checks | anndata scanpy scvi torch
 _signature:
 _files:
 _checks:  | anndata

@@ -68,11 +68,9 @@ def test_bar_on_gaussian_energies():
     sigma, shift = 1.5, 4.0
     at_zero = rng.normal(shift, sigma, size=(4000, 20))
     at_one = rng.normal(shift - sigma**2, sigma, size=(4000, 20))
-    estimate = bar(np.stack([at_zero, at_one], axis=2), np.array([0.0, 1.0]))
-    assert estimate.log_ratio == pytest.approx(
-        -shift + sigma**2 / 2, abs=4 * estimate.standard_error
-    )
-    assert estimate.standard_error < 0.02
+    log_ratio, error = bar(np.stack([at_zero, at_one], axis=2), np.array([0.0, 1.0]))
+    assert log_ratio == pytest.approx(-shift + sigma**2 / 2, abs=4 * error)
+    assert error < 0.02
 
 
 def test_bar_error_knows_of_autocorrelation():
@@ -80,8 +78,9 @@ def test_bar_error_knows_of_autocorrelation():
     rng = np.random.default_rng(0)
     trace = np.stack([rng.normal(2, 1, (50, 32)), rng.normal(1, 1, (50, 32))], axis=2)
     ladder = np.array([0.0, 1.0])
-    once, repeated = bar(trace, ladder), bar(np.repeat(trace, 10, axis=0), ladder)
-    assert repeated.standard_error == pytest.approx(once.standard_error, rel=1e-6)
+    _, once = bar(trace, ladder)
+    _, repeated = bar(np.repeat(trace, 10, axis=0), ladder)
+    assert repeated == pytest.approx(once, rel=1e-6)
 
 
 def test_same_seed_same_value():

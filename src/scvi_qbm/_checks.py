@@ -9,19 +9,11 @@ from anndata import AnnData
 from numpy.typing import NDArray
 from scipy import sparse
 
-__all__ = ["as_positions", "check_expression", "check_setup_keys"]
-
 _ROWS = 8192
 
 
 def as_positions(indices: Any, n_obs: int) -> NDArray[np.int64]:
-    """Positions of cells from positions, a Boolean mask, or None for all.
-
-    Raises
-    ------
-    ValueError
-        If a mask is not as long as there are cells.
-    """
+    """Positions of cells from positions, a Boolean mask, or None for all."""
     if indices is None:
         return np.arange(n_obs)
     out = np.asarray(indices)
@@ -37,14 +29,7 @@ def check_setup_keys(
 ) -> None:
     """Raise KeyError where a layer or a column of ``obs`` is missing, naming those there are.
 
-    Parameters
-    ----------
-    adata
-        The data, left as it is.
-    layer
-        Layer to look for, if any.
-    obs_keys
-        Argument name -> key or keys to look for in ``obs``, if any.
+    ``obs_keys`` maps an argument's name to the key or keys to look for, if any.
     """
     if layer is None and not hasattr(adata, "X"):
         raise KeyError(
@@ -74,14 +59,8 @@ def _listed(names: Any) -> str:
 def check_expression(x: Any, *, likelihood: str, where: str) -> None:
     """Raise ValueError where expression values cannot be modelled.
 
-    Parameters
-    ----------
-    x
-        Cells by genes: array, sparse matrix, or anything backed that slices by rows.
-    likelihood
-        ``"normal"`` takes any non-negative values, the others counts.
-    where
-        What to call the matrix in messages.
+    ``x``, called ``where`` in messages, is an array, a sparse matrix, or anything backed that
+    slices by rows. ``likelihood="normal"`` takes any non-negative values, the others counts.
     """
     counts = likelihood != "normal"
     empty: list[int] = []

@@ -8,26 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["replacing"]
-
 
 @contextmanager
 def replacing(path: str | os.PathLike[str], *, alone: bool = False) -> Iterator[Path]:
     """A name to write to; the file takes the place of ``path`` once all is written.
 
-    If the block raises, what was written is removed and ``path`` is as it was.
-
-    Parameters
-    ----------
-    path
-        Where the file is to be in the end.
-    alone
-        No other process writes this file: what killed ones have left of it is removed.
-
-    Yields
-    ------
-    pathlib.Path
-        A name in the same folder.
+    If the block raises, what was written is removed and ``path`` is as it was. ``alone`` says that
+    no other process writes this file: what killed ones have left of it is removed.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

@@ -18,24 +18,14 @@ from scvi_qbm._checks import check_setup_keys
 from scvi_qbm._files import replacing
 from scvi_qbm.model import QBMVI
 
-__all__ = ["fit_h5ad"]
 
-
-def fit_h5ad(adata: AnnData, args: argparse.Namespace) -> dict[str, Any]:
-    """Train, embed, and write the data with its embedding; returns the summary it prints.
-
-    Parameters
-    ----------
-    adata
-        The data; what is written has ``obsm["X_qbmvi"]`` and ``uns["qbmvi"]`` besides.
-    args
-        The options of ``scvi-qbm fit``.
-    """
+def fit_h5ad(adata: AnnData, args: argparse.Namespace) -> None:
+    """Train, embed, and write the data with ``obsm["X_qbmvi"]`` and ``uns["qbmvi"]`` besides."""
     with _source(args.input) if args.on_disk else nullcontext() as source:
-        return _fit(adata, args, source)
+        _fit(adata, args, source)
 
 
-def _fit(adata: AnnData, args: argparse.Namespace, source: BinaryIO | None) -> dict[str, Any]:
+def _fit(adata: AnnData, args: argparse.Namespace, source: BinaryIO | None) -> None:
     check_setup_keys(adata, args.layer, {"batch_key": args.batch_key})
     scvi.settings.seed = args.seed
     # The registration's columns and keys stay out of the user's file.
@@ -86,7 +76,6 @@ def _fit(adata: AnnData, args: argparse.Namespace, source: BinaryIO | None) -> d
     for key, value in summary.items():
         print(f"{key:>16}  {value}")
     print(f"wrote {args.out}" + (f" and {args.model_dir}" if args.model_dir else ""))
-    return summary
 
 
 def _source(path: Path) -> BinaryIO:

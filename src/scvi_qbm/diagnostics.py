@@ -12,19 +12,16 @@ __all__ = ["effective_beta", "effective_sample_size", "split_rhat", "total_varia
 F64 = NDArray[np.float64]
 
 
-def _chains(draws: ArrayLike, minimum: int) -> F64:
-    out: F64 = np.atleast_2d(np.asarray(draws, dtype=np.float64))
-    if out.ndim != 2 or out.shape[1] < minimum:
+def _halves(draws: ArrayLike) -> F64:
+    """The first and the last half of each chain, as chains."""
+    chains: F64 = np.atleast_2d(np.asarray(draws, dtype=np.float64))
+    if chains.ndim != 2 or chains.shape[1] < 4:
         raise ValueError(
-            f"`draws` must have shape (n_chains, n_draws) with at least {minimum} draws, got "
+            "`draws` must have shape (n_chains, n_draws) with at least 4 draws, got "
             f"{np.shape(draws)}."
         )
-    return out
-
-
-def _split(draws: F64) -> F64:
-    half = draws.shape[1] // 2
-    return np.concatenate([draws[:, :half], draws[:, -half:]])
+    half = chains.shape[1] // 2
+    return np.concatenate([chains[:, :half], chains[:, -half:]])
 
 
 def split_rhat(draws: ArrayLike) -> float:
@@ -50,7 +47,7 @@ def split_rhat(draws: ArrayLike) -> float:
     ----------
     Gelman et al., Bayesian Data Analysis (2013), section 11.4.
     """
-    halves = _split(_chains(draws, 4))
+    halves = _halves(draws)
     n = halves.shape[1]
     within = float(halves.var(axis=1, ddof=1).mean())
     between = float(halves.mean(axis=1).var(ddof=1))
@@ -84,7 +81,7 @@ def effective_sample_size(draws: ArrayLike) -> float:
     ----------
     Geyer (1992); Vehtari et al. (2021), Bayesian Analysis 16, 667.
     """
-    halves = _split(_chains(draws, 4))
+    halves = _halves(draws)
     m, n = halves.shape
     centred = halves - halves.mean(axis=1, keepdims=True)
     spectrum = np.abs(np.fft.rfft(centred, 2 * n, axis=1)) ** 2
@@ -154,21 +151,24 @@ def effective_beta(ising: Ising, spins: ArrayLike) -> tuple[float, float]:
     for _ in range(100):
         score = float(_score(gains, beta).sum())
         low, high = (beta, high) if score > 0 else (low, beta)
-        slope = float((gains**2 / np.cosh(np.clip(beta * gains, -300, 300)) ** 2).sum())
-        new = beta + score / max(slope, 1e-300)
+        new = beta + score / _slope(gains, beta)
         new = new if low < new < high else 0.5 * (low + high)
         if abs(new - beta) <= 1e-10 * max(1.0, abs(beta)):
             break
         beta = new
     per_state = _score(gains, beta).sum(axis=1)
-    slope = float((gains**2 / np.cosh(np.clip(beta * gains, -300, 300)) ** 2).sum())
-    error = float(np.sqrt((per_state**2).sum())) / max(slope, 1e-300)
+    error = float(np.sqrt((per_state**2).sum())) / _slope(gains, beta)
     return beta / scale, error / scale
 
 
 def _score(gains: F64, beta: float) -> F64:
     out: F64 = gains * (1 - np.tanh(beta * gains))
     return out
+
+
+def _slope(gains: F64, beta: float) -> float:
+    slope = float((gains**2 / np.cosh(np.clip(beta * gains, -300, 300)) ** 2).sum())
+    return max(slope, 1e-300)
 
 
 def total_variation(spins: ArrayLike, law: ArrayLike) -> tuple[float, float]:

@@ -17,20 +17,8 @@ def _full_precision(x: Tensor) -> Tensor:
 class BinaryEncoder(nn.Module):
     """Fully connected layers to the logits of binary units.
 
-    ``encoder`` and ``z_transformation`` are scvi-tools' names.
-
-    Parameters
-    ----------
-    layers
-        Hidden layers, as :class:`scvi.nn.FCLayers`; their weights are drawn anew.
-    n_hidden
-        Their outputs.
-    n_output
-        Number of binary units.
-    relaxation
-        Law of the continuous code given the logits.
-    relaxation_beta
-        Its sharpness; the relaxation's own default if None.
+    ``encoder`` and ``z_transformation`` are scvi-tools' names. The weights of ``layers`` are drawn
+    anew; ``n_hidden`` is the number of their outputs, ``n_output`` that of the binary units.
     """
 
     def __init__(
@@ -52,51 +40,17 @@ class BinaryEncoder(nn.Module):
         self.relaxation_beta = relaxation_beta
 
     def posterior(self, logits: Tensor) -> BinaryRelaxation:
-        """The relaxed posterior with these logits, in float32 at least.
-
-        Parameters
-        ----------
-        logits
-            Log-odds of the units, ``(..., n_output)``.
-
-        Returns
-        -------
-        scvi_qbm.relaxations.BinaryRelaxation
-            Law of the continuous code, elementwise.
-        """
+        """The relaxed posterior with these logits, in float32 at least."""
         return self.relaxation(_full_precision(logits), self.relaxation_beta)
 
     def from_moments(self, mean: Tensor, variance: Tensor) -> BinaryRelaxation:
-        """The posterior whose binary units have these moments, as minified data keep them.
-
-        Parameters
-        ----------
-        mean, variance
-            p and p (1 - p), ``(..., n_output)``.
-
-        Returns
-        -------
-        scvi_qbm.relaxations.BinaryRelaxation
-            Law of the continuous code, elementwise.
-        """
+        """The posterior whose binary units have these moments, as minified data keep them."""
         return self.relaxation.from_moments(mean, variance, self.relaxation_beta)
 
     def forward(self, x: Tensor, *cat_list: Tensor) -> tuple[BinaryRelaxation, Tensor]:
-        """Posterior and one reparametrised draw of the continuous code.
+        """Posterior and one reparametrised draw of the continuous code, in [0, 1].
 
-        Parameters
-        ----------
-        x
-            Features, ``(n_cells, n_input)``.
-        *cat_list
-            Categories of each covariate of ``n_cat_list``, ``(n_cells, 1)`` each.
-
-        Returns
-        -------
-        qz : scvi_qbm.relaxations.BinaryRelaxation
-            The posterior, ``(n_cells, n_output)``.
-        zeta : torch.Tensor
-            The draw, in [0, 1], ``(n_cells, n_output)``, with gradients.
+        ``cat_list`` holds the categories of each covariate, ``(n_cells, 1)`` each.
         """
         qz = self.posterior(self.logits(self.encoder(x, *cat_list)))
         return qz, qz.rsample()

@@ -19,6 +19,7 @@ __all__ = ["Attractors", "find_attractors"]
 _MAX_ATTRACTORS = 2000
 
 F64 = NDArray[np.float64]
+Machine = Ising | tuple[ArrayLike, ArrayLike]
 
 
 class Attractors(NamedTuple):
@@ -87,7 +88,7 @@ class Attractors(NamedTuple):
         return _by_size(groups[self.labels])
 
 
-def _parts(machine: Ising | tuple[ArrayLike, ArrayLike]) -> tuple[F64, F64]:
+def _parts(machine: Machine) -> tuple[F64, F64]:
     W, h = machine.to_boltzmann()[:2] if isinstance(machine, Ising) else machine
     W, h = np.ascontiguousarray(W, dtype=np.float64), np.ascontiguousarray(h, dtype=np.float64)
     n = h.shape[0] if h.ndim == 1 else -1
@@ -107,15 +108,26 @@ def _checked(codes: ArrayLike, n: int) -> F64:
     return np.ascontiguousarray(z, dtype=np.float64)
 
 
+def _energies(W: F64, h: F64, z: F64) -> F64:
+    out: F64 = z @ h + 0.5 * ((z @ W) * z).sum(1)
+    return out
+
+
+@njit(cache=True, error_model="numpy")
+def _field(W: F64, h: F64, state: F64) -> F64:
+    field = h.copy()
+    for i in range(h.shape[0]):
+        if state[i] > 0:
+            field += W[i]
+    return field
+
+
 @njit(cache=True, error_model="numpy")
 def _quench(W: F64, h: F64, z: F64) -> None:
     n = h.shape[0]
     for k in range(z.shape[0]):
         state = z[k]
-        field = h.copy()
-        for i in range(n):
-            if state[i] > 0:
-                field += W[i]
+        field = _field(W, h, state)
         while True:
             best, drop = -1, -1e-12
             for i in range(n):
@@ -129,25 +141,11 @@ def _quench(W: F64, h: F64, z: F64) -> None:
             field += step * W[best]
 
 
-def quench(machine: Ising | tuple[ArrayLike, ArrayLike], codes: ArrayLike) -> NDArray[np.int8]:
+def quench(machine: Machine, codes: ArrayLike) -> NDArray[np.int8]:
     """Follow each code downhill to a local minimum, by the steepest single flip at a time.
 
-    Parameters
-    ----------
-    machine
-        ``(W, h)`` of ``E = h.z + z'Wz/2``, or an :class:`~scvi_qbm.ising.Ising`.
-    codes
-        0 and 1, shape ``(n_codes, n_units)``.
-
-    Returns
-    -------
-    numpy.ndarray
-        int8 ``(n_codes, n_units)``: no single flip lowers their energy. Ties go to the first unit.
-
-    Raises
-    ------
-    ValueError
-        If shapes do not fit, codes are not binary or parameters not finite.
+    Codes are 0 and 1, ``(n_codes, n_units)``; so is what comes back, int8. Ties go to the first
+    unit. Raises ValueError if shapes do not fit, codes are not binary or parameters not finite.
     """
     W, h = _parts(machine)
     z = _checked(codes, h.shape[0]).copy()
@@ -160,10 +158,7 @@ def _climb(W: F64, h: F64, a: F64, b: F64, energy: float) -> float:
     """Highest energy on the way from a to b that always takes the cheapest differing flip."""
     n = h.shape[0]
     state = a.copy()
-    field = h.copy()
-    for i in range(n):
-        if state[i] > 0:
-            field += W[i]
+    field = _field(W, h, state)
     top = energy
     while True:
         best, least = -1, np.inf
@@ -194,33 +189,17 @@ def _all_climbs(W: F64, h: F64, states: F64, energies: F64) -> F64:
     return out
 
 
-def saddles(machine: Ising | tuple[ArrayLike, ArrayLike], states: ArrayLike) -> F64:
+def saddles(machine: Machine, states: ArrayLike) -> F64:
     """Lowest pass found between every two states, in nats.
 
     Direct paths flip only units in which the two differ, the cheapest first, in both directions;
     paths over other states of the list follow by the minimax rule. Both are paths, so the result
-    bounds the true pass from above; finding that one is NP-hard.
-
-    Parameters
-    ----------
-    machine
-        As in :func:`quench`.
-    states
-        0 and 1, shape ``(k, n_units)``.
-
-    Returns
-    -------
-    numpy.ndarray
-        float64 ``(k, k)``, symmetric, the states' own energies on the diagonal.
-
-    Raises
-    ------
-    ValueError
-        As :func:`quench`.
+    bounds the true pass from above; finding that one is NP-hard. The matrix ``(k, k)`` is
+    symmetric, with the states' own energies on the diagonal.
     """
     W, h = _parts(machine)
     z = _checked(states, h.shape[0])
-    energies = z @ h + 0.5 * ((z @ W) * z).sum(1)
+    energies = _energies(W, h, z)
     out = _all_climbs(W, h, z, energies)
     order, heights = _spanning_tree(out)
     # Minimax over the list: the highest edge on the spanning tree's path.
@@ -253,24 +232,10 @@ def _spanning_tree(weights: F64) -> tuple[list[tuple[int, int]], list[float]]:
 
 
 def merge_tree(energies: ArrayLike, passes: ArrayLike) -> F64:
-    """Tree of merges as the level rises: a disconnectivity graph.
+    """Tree of merges as the level rises: a disconnectivity graph, as a scipy linkage.
 
-    Parameters
-    ----------
-    energies
-        Of the minima, (k,), nats.
-    passes
-        From :func:`saddles`, (k, k).
-
-    Returns
-    -------
-    numpy.ndarray
-        A linkage matrix, float64 ``(k - 1, 4)``, for ``scipy.cluster.hierarchy.dendrogram``;
-        heights are energies of passes above the lowest minimum.
-
-    References
-    ----------
-    Becker and Karplus (1997), J. Chem. Phys. 106, 1495.
+    Heights are energies of passes above the lowest minimum, in nats. See Becker and Karplus
+    (1997), J. Chem. Phys. 106, 1495.
     """
     energies, passes = np.asarray(energies, dtype=float), np.asarray(passes, dtype=float)
     k = len(energies)
@@ -293,26 +258,8 @@ def cut_tree(energies: ArrayLike, passes: ArrayLike, barrier: float) -> NDArray[
     """Merge each minimum into a lower one that a climb of at most ``barrier`` nats reaches.
 
     Minima are taken from the highest to the lowest; each joins the neighbour of lowest pass among
-    those not above it. What is left are valleys more than ``barrier`` deep.
-
-    Parameters
-    ----------
-    energies
-        Of the minima, ``(k,)``, nats.
-    passes
-        From :func:`saddles`, ``(k, k)``, nats.
-    barrier
-        Highest climb that joins, >= 0, in nats; 0 joins only minima on one level.
-
-    Returns
-    -------
-    numpy.ndarray
-        int64 ``(k,)``: for each minimum the index of the minimum that stands for its valley.
-
-    Raises
-    ------
-    ValueError
-        If ``barrier`` is negative or NaN.
+    those not above it. What is left are valleys more than ``barrier`` deep; 0 joins only minima on
+    one level. Returns for each minimum the index of the one that stands for its valley.
     """
     if not barrier >= 0:
         raise ValueError(f"`barrier` must be at least 0 nats, got {barrier}.")
@@ -340,15 +287,13 @@ def _by_size(labels: NDArray[np.int64]) -> NDArray[np.int64]:
     return rank[inverse.ravel()]
 
 
-def find_attractors(
-    machine: Ising | tuple[ArrayLike, ArrayLike], codes: ArrayLike, *, barriers: bool = True
-) -> Attractors:
+def find_attractors(machine: Machine, codes: ArrayLike, *, barriers: bool = True) -> Attractors:
     """Quench codes, and order the minima they reach by barriers.
 
     Parameters
     ----------
     machine
-        As in :func:`quench`.
+        ``(W, h)`` of ``E = h.z + z'Wz/2``, or an :class:`~scvi_qbm.ising.Ising`.
     codes
         0 and 1, shape ``(n_codes, n_units)``.
     barriers
@@ -362,8 +307,8 @@ def find_attractors(
     Raises
     ------
     ValueError
-        As :func:`quench`; if there are no codes; or if there are more than 2,000 minima and
-        ``barriers`` is True.
+        If shapes do not fit, codes are not binary or parameters not finite; if there are no
+        codes; or if there are more than 2,000 minima and ``barriers`` is True.
     """
     W, h = _parts(machine)
     minima = quench((W, h), codes)
@@ -379,8 +324,7 @@ def find_attractors(
             f"{k} local minima: barriers between all pairs would take too long. Pass "
             "barriers=False, or fewer cells."
         )
-    z = ordered.astype(np.float64)
-    energies = z @ h + 0.5 * ((z @ W) * z).sum(1)
+    energies = _energies(W, h, ordered.astype(np.float64))
     passes = saddles((W, h), ordered) if barriers else None
     return Attractors(
         labels,

@@ -7,8 +7,6 @@ energy: :math:`\log Z = H(p) - \beta \langle E \rangle`, and the entropy is not 
 
 from __future__ import annotations
 
-import operator
-from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
@@ -16,6 +14,7 @@ from numpy.typing import NDArray
 
 from scvi_qbm.ising import Ising
 from scvi_qbm.samplers import engine
+from scvi_qbm.samplers.checks import positive_int
 from scvi_qbm.samplers.exact import all_energies
 from scvi_qbm.samplers.parallel_tempering import ParallelTempering
 
@@ -40,49 +39,14 @@ class LogPartition(NamedTuple):
     standard_error: float
 
 
-@dataclass(frozen=True)
-class BarEstimate:
-    """Free-energy steps of a ladder by Bennett's acceptance ratio.
-
-    Parameters
-    ----------
-    log_ratio
-        ``log Z(lam = 1) / Z(lam = 0)``.
-    standard_error
-        Its standard error, from the spread between independent ladders.
-    steps
-        ``log Z_{k+1} / Z_k``, shape ``(n_levels - 1,)``.
-    """
-
-    log_ratio: float
-    standard_error: float
-    steps: F64
-
-
-def bar(trace: F64, ladder: F64) -> BarEstimate:
+def bar(trace: F64, ladder: F64) -> tuple[float, float]:
     r"""Bennett's acceptance ratio between neighbours of :math:`p_\lambda \propto e^{-\lambda U}`.
 
-    Parameters
-    ----------
-    trace
-        Energies U by level, shape ``(n_draws, n_chains, n_levels)``. Chains are independent,
-        draws of one chain may be correlated.
-    ladder
-        Increasing levels, shape ``(n_levels,)``.
+    ``trace`` holds energies U ``(n_draws, n_chains, n_levels)``. Chains are independent, draws of
+    one chain may be correlated: the standard error of the log ratio of the last Z to the first is
+    the sandwich estimate with chains as clusters, so autocorrelation along a chain and correlation
+    between its levels are in it.
 
-    Returns
-    -------
-    BarEstimate
-        The standard error is the sandwich estimate with chains as clusters, so autocorrelation
-        along a chain and correlation between its levels are in it.
-
-    Raises
-    ------
-    ValueError
-        If shapes do not fit, or fewer than 2 chains are given (no error bar is possible).
-
-    References
-    ----------
     Bennett (1976), J. Comput. Phys. 22, 245; Shirts and Chodera (2008), J. Chem. Phys. 129.
     """
     if trace.ndim != 3 or trace.shape[2] != len(ladder):
@@ -115,7 +79,7 @@ def bar(trace: F64, ladder: F64) -> BarEstimate:
     per_chain = (a - b).sum(axis=0) / np.maximum(slope, 1e-300)
     influence = per_chain.sum(axis=1)
     variance = n_chains / (n_chains - 1) * float((influence**2).sum())
-    return BarEstimate(float(steps.sum()), float(np.sqrt(variance)), steps)
+    return float(steps.sum()), float(np.sqrt(variance))
 
 
 def _fermi(x: F64) -> F64:
@@ -131,32 +95,11 @@ def bar_from_chains(
     max_sweeps: int | None = None,
     n_threads: int = 1,
 ) -> tuple[LogPartition, F64]:
-    """Log Z of the chains' target from more sweeps of their ladders.
+    """Log Z of the chains' target from more sweeps of their ladders, which must be at equilibrium.
 
-    Parameters
-    ----------
-    chains
-        Tempered ladders at equilibrium, from level 0 to 1. They are advanced in place.
-    n_sweeps
-        Sweeps to record, and the length of a further block where the error is still too large.
-    target_se
-        Go on until the standard error is below this ...
-    max_sweeps
-        ... or so many sweeps are recorded (``n_sweeps`` by default).
-    n_threads
-        Threads over ladders.
-
-    Returns
-    -------
-    log_partition : LogPartition
-        Of ``chains.ising`` at inverse temperature 1, in nats.
-    target_energies : numpy.ndarray
-        The tempered energies ``U`` recorded at the target level, float64 ``(n_draws, n_chains)``.
-
-    Raises
-    ------
-    ValueError
-        If the ladder does not run from 0 to 1; or as :func:`bar`.
+    The chains are advanced in place, by blocks of ``n_sweeps`` until the standard error is below
+    ``target_se`` or ``max_sweeps`` are recorded (``n_sweeps`` by default). Returns, too, the
+    tempered energies recorded at the target level, ``(n_draws, n_chains)``.
     """
     if chains.ladder[0] != 0.0 or chains.ladder[-1] != 1.0:
         raise ValueError("The ladder must run from 0 to 1.")
@@ -166,12 +109,12 @@ def bar_from_chains(
         assert trace is not None
         blocks.append(trace)
         everything = np.concatenate(blocks)
-        estimate = bar(everything, chains.ladder)
-        enough = estimate.standard_error <= target_se
+        log_ratio, standard_error = bar(everything, chains.ladder)
+        enough = standard_error <= target_se
         if enough or everything.shape[0] + n_sweeps > (max_sweeps or n_sweeps):
             break
-    value = chains.log_z_base + estimate.log_ratio - chains.ising.offset
-    return LogPartition(value, estimate.standard_error), everything[:, :, -1]
+    value = chains.log_z_base + log_ratio - chains.ising.offset
+    return LogPartition(value, standard_error), everything[:, :, -1]
 
 
 def _bar(ising: Ising, entropy: np.random.SeedSequence, n_sweeps: int | None) -> LogPartition:
@@ -259,8 +202,8 @@ def log_partition(
     beta = float(beta)
     if not (np.isfinite(beta) and beta >= 0):
         raise ValueError(f"`beta` must be finite and >= 0, got {beta}.")
-    if n_sweeps is not None and operator.index(n_sweeps) < 1:
-        raise ValueError(f"`n_sweeps` must be at least 1, got {n_sweeps}.")
+    if n_sweeps is not None:
+        positive_int(n_sweeps, "n_sweeps")
     if method not in get_args(Method):
         raise ValueError(f"Unknown method {method!r}. Available: {', '.join(get_args(Method))}.")
     target = ising.scaled(beta)

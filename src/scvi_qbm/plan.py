@@ -116,15 +116,12 @@ class QBMTrainingPlan(TrainingPlan):
         loss = out["loss"] if isinstance(out, dict) else out
         # Elsewhere a look at the loss would stop the accelerator's queue.
         if loss.device.type == "cpu" or batch_idx % _LOOK_EVERY == 0:
-            self._check_finite(loss, batch)
+            if not torch.isfinite(loss):
+                cause = self._not_finite(batch)
+                raise self._diverged(
+                    cause or "Data and weights are finite, but the likelihood overflowed."
+                )
         return out
-
-    def _check_finite(self, loss: torch.Tensor, batch: dict[str, torch.Tensor]) -> None:
-        if not torch.isfinite(loss):
-            cause = self._not_finite(batch)
-            raise self._diverged(
-                cause or "Data and weights are finite, but the likelihood overflowed."
-            )
 
     def _not_finite(self, batch: dict[str, torch.Tensor]) -> str | None:
         x = batch[REGISTRY_KEYS.X_KEY]

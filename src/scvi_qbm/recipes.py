@@ -88,20 +88,9 @@ def get_recipe(name: str) -> Recipe:
 def resolve_plan(name: str, given: dict[str, Any], max_epochs: int | None) -> dict[str, Any]:
     """Arguments of the training plan: the recipe's, where the user says nothing.
 
-    Parameters
-    ----------
-    name
-        A key of :data:`RECIPES`.
-    given
-        What the user says. An ``lr`` without a ``bm_lr`` sets both: the plan takes a fifth.
-    max_epochs
-        The budget, of which KL warm-up takes half at most: scvi-tools takes 8 epochs for a
-        million cells, and they must not all be warm-up. None if it is not limited.
-
-    Returns
-    -------
-    dict[str, Any]
-        Keyword arguments of :class:`~scvi_qbm.plan.QBMTrainingPlan`.
+    An ``lr`` without a ``bm_lr`` sets both: the plan takes a fifth. KL warm-up takes half of
+    ``max_epochs`` at most: scvi-tools takes 8 epochs for a million cells, and they must not all be
+    warm-up.
     """
     plan = get_recipe(name).plan | given
     if "lr" in given and "bm_lr" not in given:

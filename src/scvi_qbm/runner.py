@@ -19,33 +19,18 @@ _MONITOR = "elbo_validation"
 class KeepBest(Callback):
     """Keep the weights of the best validation in memory, for when training is cut short.
 
-    Nothing is restored after a run that ends by itself.
-
-    Parameters
-    ----------
-    monitor
-        Logged metric, smaller is better.
-    warmup_epochs
-        Weights from before this epoch give way to any later ones: under a rising KL weight the
-        network minimises something else.
-
-    Attributes
-    ----------
-    epoch
-        Epoch of the weights that are kept, None before the first validation.
-    score
-        Their metric.
+    Nothing is restored after a run that ends by itself. Weights from before ``warmup_epochs`` give
+    way to any later ones: under a rising KL weight the network minimises something else.
     """
 
-    def __init__(self, monitor: str = _MONITOR, warmup_epochs: int = 0) -> None:
-        self.monitor = monitor
+    def __init__(self, warmup_epochs: int = 0) -> None:
         self.warmup_epochs = warmup_epochs
         self.epoch: int | None = None
         self.score = float("inf")
         self._state: dict[str, torch.Tensor] = {}
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-        value = trainer.callback_metrics.get(self.monitor)
+        value = trainer.callback_metrics.get(_MONITOR)
         if trainer.sanity_checking or value is None or not torch.isfinite(value):
             return
         score, epoch = float(value), int(trainer.current_epoch)
@@ -65,18 +50,7 @@ class KeepBest(Callback):
         self._state = {k: v.to("cpu", copy=True) for k, v in state_dict["weights"].items()}
 
     def restore(self, module: torch.nn.Module) -> bool:
-        """Put the kept weights into a module.
-
-        Parameters
-        ----------
-        module
-            The module they were taken from, or one of the same architecture.
-
-        Returns
-        -------
-        bool
-            False if no weights are kept; ``module`` is as it was then.
-        """
+        """Put the kept weights into a module of the same architecture; False if there are none."""
         if self.epoch is None:
             return False
         module.load_state_dict(self._state)
@@ -99,22 +73,8 @@ class _EarlyStopping(LoudEarlyStopping):
 class QBMTrainRunner(TrainRunner):
     """scvi-tools' runner; an interrupted or failed run leaves the best weights so far.
 
-    Early stopping also works under DDP, where scvi-tools drops it, and after a checkpoint.
-
-    Parameters
-    ----------
-    model
-        The :class:`~scvi_qbm.QBMVI` to train.
-    training_plan
-        Its :class:`~scvi_qbm.plan.QBMTrainingPlan`.
-    *args, **kwargs
-        As :class:`scvi.train.TrainRunner`: the data splitter, epochs, devices, and the trainer's;
-        ``checkpoint``, of ``train(checkpoint_dir=...)``, may be among them.
-
-    Raises
-    ------
-    ValueError
-        If early stopping would watch a metric of cells that are not held out.
+    Early stopping also works under DDP, where scvi-tools drops it, and after a checkpoint. Besides
+    upstream's arguments it takes ``checkpoint``, of ``train(checkpoint_dir=...)``.
     """
 
     def __init__(self, model: Any, training_plan: Any, *args: Any, **kwargs: Any) -> None:
@@ -212,13 +172,12 @@ class QBMTrainRunner(TrainRunner):
                 negative_phase.refresh_log_z(over_ranks=False)
         model.is_trained_ = True
         model.to_device(self.device)
-        for name in ("train", "test", "validation"):
-            short = {"train": "train", "test": "test", "validation": "val"}[name]
+        for name, short in (("train", "train"), ("test", "test"), ("validation", "val")):
             setattr(model, f"{name}_indices", getattr(self.data_splitter, f"{short}_idx", None))
         if restored:
             return (
                 f"The model has the weights of epoch {self.best.epoch}, the best so far "
-                f"({self.best.monitor} {self.best.score:.2f}). Use, save or train it on."
+                f"({_MONITOR} {self.best.score:.2f}). Use, save or train it on."
             )
         return "The model has the weights of the last step; none were validated yet."
 

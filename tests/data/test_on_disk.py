@@ -21,9 +21,10 @@ from scvi.dataloaders import AnnDataLoader
 from support.models import FAST
 
 import scvi_qbm
-from scvi_qbm.data import OnDiskDataLoader, OnDiskDataSplitter, RowReader, is_on_disk, open_on_disk
+from scvi_qbm.data import OnDiskDataLoader, OnDiskDataSplitter, open_on_disk
 from scvi_qbm.data.hdf5 import plain
 from scvi_qbm.data.on_disk import share_of_rank, shuffled
+from scvi_qbm.data.rows import RowReader, is_on_disk
 
 SMALL = {"n_latent": 12, "n_hidden": 32}
 SETUP = {"layer": "counts", "batch_key": "batch", "continuous_covariate_keys": ["depth"]}
@@ -358,6 +359,11 @@ def test_no_more_than_two_buffers_are_held(stored, monkeypatch):
 def test_sizes_are_checked(stored, name):
     with pytest.raises(ValueError, match=name):
         OnDiskDataLoader(registered(open_on_disk(stored)), **{name: 0})
+
+
+def test_a_mask_is_as_long_as_the_data(stored):
+    with pytest.raises(ValueError, match="mask"):
+        OnDiskDataLoader(registered(open_on_disk(stored)), indices=np.ones(3, dtype=bool))
 
 
 # -- splitting -----------------------------------------------------------------------------------

@@ -12,8 +12,6 @@ from .simulator import simulate
 _LAZY = {
     "OnDiskDataLoader": "on_disk",
     "OnDiskDataSplitter": "on_disk",
-    "RowReader": "rows",
-    "is_on_disk": "rows",
     "open_on_disk": "rows",
     "reads_from_disk": "on_disk",
 }

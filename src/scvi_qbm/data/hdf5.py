@@ -17,17 +17,9 @@ _MOST = 2**30
 class PlainArray:
     """One-dimensional HDF5 array whose values are read from where they lie in the file.
 
-    Parameters
-    ----------
-    dataset
-        Neither compressed nor filtered, whole in its file.
-    starts
-        First element of each extent, that is, of chunks that follow each other in the file.
-    offsets
-        Where in the file it lies, in bytes.
-    descriptor
-        Of the open file. It is duplicated: HDF5 may close its own, and its number then stands for
-        another file.
+    It has extents, that is, chunks that follow each other in the file: ``starts`` are their first
+    elements, ``offsets`` their places in bytes. The file's descriptor is duplicated: HDF5 may
+    close its own, and its number then stands for another file.
     """
 
     def __init__(
@@ -44,21 +36,9 @@ class PlainArray:
         self._ends = np.append(starts[1:], len(dataset))
 
     def read_into(self, out: NDArray[Any], start: int) -> None:
-        """Read a stretch.
+        """Fill a contiguous array of the same dtype with what begins at element ``start``.
 
-        Parameters
-        ----------
-        out
-            Contiguous, of the array's dtype; it is filled.
-        start
-            First element.
-
-        Raises
-        ------
-        OSError
-            If the file ends before the stretch does, or cannot be read there.
-        ValueError
-            If the array does.
+        An OSError says that the file ends before it does, a ValueError that the array does.
         """
         start = int(start)  # in 32 bits, offsets in bytes would overflow
         if not 0 <= start <= start + len(out) <= int(self._ends[-1]):
@@ -89,17 +69,9 @@ def _as_numpy(dataset: h5py.Dataset) -> bool:
 def plain(dataset: Any) -> PlainArray | None:
     """The array that reads a dataset from where it lies, if there is such a thing.
 
-    Parameters
-    ----------
-    dataset
-        What is read; of any kind.
-
-    Returns
-    -------
-    PlainArray | None
-        None unless it is a one-dimensional HDF5 array that is stored as it is: not compressed nor
-        filtered, of numbers in the machine's byte order, all of it in one local file that is open
-        for reading only.
+    None unless it is a one-dimensional HDF5 array that is stored as it is: not compressed nor
+    filtered, of numbers in the machine's byte order, all of it in one local file that is open for
+    reading only.
     """
     if not isinstance(dataset, h5py.Dataset) or dataset.ndim != 1 or not len(dataset):
         return None

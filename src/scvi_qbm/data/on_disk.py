@@ -18,6 +18,7 @@ from scvi.data._utils import registry_key_to_default_dtype, scipy_to_torch_spars
 from scvi.dataloaders import DataSplitter
 from torch import Tensor
 
+from scvi_qbm._checks import as_positions
 from scvi_qbm.data.rows import RowReader, is_on_disk
 
 Positions = NDArray[np.int64]
@@ -26,21 +27,9 @@ Positions = NDArray[np.int64]
 def blocks_at_random(
     positions: Positions, block_size: int, generator: np.random.Generator
 ) -> Positions:
-    """Blocks of neighbours in random order.
+    """Blocks of neighbours in random order; in increasing order within a block.
 
-    Parameters
-    ----------
-    positions
-        Cells; neighbours are those next to each other after sorting.
-    block_size
-        Cells of a block.
-    generator
-        Source of the order.
-
-    Returns
-    -------
-    numpy.ndarray
-        The positions, each once, in increasing order within a block.
+    Neighbours are those next to each other after sorting.
     """
     blocks = np.split(np.sort(positions), np.arange(block_size, len(positions), block_size))
     return np.concatenate([blocks[k] for k in generator.permutation(len(blocks))])
@@ -49,21 +38,7 @@ def blocks_at_random(
 def shuffled(positions: Positions, block_size: int, buffer_size: int, seed: int) -> Positions:
     """Order of an epoch: blocks of neighbours at random, then cells at random in each buffer.
 
-    Parameters
-    ----------
-    positions
-        Cells to go through.
-    block_size
-        Cells of a block.
-    buffer_size
-        Cells shuffled together; at least all of them give a uniform shuffle.
-    seed
-        Same seed, same order.
-
-    Returns
-    -------
-    numpy.ndarray
-        The positions, each once.
+    A buffer of at least all cells gives a uniform shuffle.
     """
     generator = np.random.default_rng(seed)
     order = blocks_at_random(positions, block_size, generator)
@@ -75,19 +50,8 @@ def shuffled(positions: Positions, block_size: int, buffer_size: int, seed: int)
 def share_of_rank(order: Positions, rank: int, n_ranks: int, drop_tail: bool) -> Positions:
     """What one rank of several goes through: as many cells as every other.
 
-    Parameters
-    ----------
-    order
-        Order of all cells, the same on every rank.
-    rank, n_ranks
-        Number of this process, and of all.
-    drop_tail
-        Leave out what does not divide evenly, instead of going through some cells twice.
-
-    Returns
-    -------
-    numpy.ndarray
-        A stretch of the order.
+    ``order`` is the same on every rank. Cells that do not divide evenly are left out with
+    ``drop_tail``; else some come twice.
     """
     n = len(order) // n_ranks if drop_tail else math.ceil(len(order) / n_ranks)
     return np.resize(order, n * n_ranks)[rank * n : (rank + 1) * n]
@@ -105,17 +69,7 @@ class _Rows(NamedTuple):
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def add_rows(data, indices, indptr, rows, out):  # type: ignore[no-untyped-def]
-    """Add rows of a CSR matrix to a dense one.
-
-    Parameters
-    ----------
-    data, indices, indptr
-        The CSR matrix; columns must be in range, they are not checked.
-    rows
-        Which rows, in any order.
-    out
-        ``(len(rows), n_columns)``, in the order of ``rows``.
-    """
+    """Add rows of a CSR matrix to a dense one; columns must be in range, they are not checked."""
     for i, row in enumerate(rows):
         for k in range(indptr[row], indptr[row + 1]):
             out[i, indices[k]] += data[k]
@@ -161,7 +115,7 @@ class OnDiskDataLoader:
     TypeError
         If the matrix is stored by columns.
     ValueError
-        If a size is less than 1.
+        If a size is less than 1, or a mask is not as long as there are cells.
     """
 
     def __init__(
@@ -188,9 +142,7 @@ class OnDiskDataLoader:
         ):
             if value < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {value}.")
-        n_obs = adata_manager.adata.n_obs
-        indices = np.arange(n_obs) if indices is None else np.asarray(indices)
-        self.indices = np.flatnonzero(indices) if indices.dtype == bool else indices.astype(int)
+        self.indices = as_positions(indices, adata_manager.adata.n_obs)
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.drop_last = drop_last
@@ -276,13 +228,12 @@ class OnDiskDataLoader:
                     coming += [reader.submit(self._read, c) for c in buffers[k + 1 : k + 2]]
                     for start in range(0, len(cells), self.batch_size):
                         part = slice(start, start + self.batch_size)
-                        batch = {
+                        yield {
                             key: self._tensor(value.part(part))
                             if isinstance(value, _Rows)
                             else value[part]
                             for key, value in data.items()
                         }
-                        yield batch
             finally:
                 for future in coming:
                     future.cancel()
@@ -310,13 +261,6 @@ class OnDiskDataSplitter(DataSplitter):
         self._block_size = block_size
 
     def setup(self, stage: str | None = None) -> None:
-        """Choose the cells that are trained on, validated on and held out.
-
-        Parameters
-        ----------
-        stage
-            Lightning's, not used.
-        """
         super().setup(stage)
         if self.external_indexing is not None or not self.shuffle_set_split:
             return
@@ -329,16 +273,5 @@ class OnDiskDataSplitter(DataSplitter):
 
 
 def reads_from_disk(adata_manager: AnnDataManager) -> bool:
-    """Whether a manager's expression matrix is on disk.
-
-    Parameters
-    ----------
-    adata_manager
-        Of a registered AnnData.
-
-    Returns
-    -------
-    bool
-        False for minified data, too.
-    """
+    """Whether a manager's expression matrix is on disk; False for minified data, too."""
     return is_on_disk(adata_manager.get_from_registry(REGISTRY_KEYS.X_KEY))

@@ -23,18 +23,7 @@ _GAP = 16
 
 
 def is_on_disk(x: Any) -> bool:
-    """Whether a matrix is read from disk, or computed, when it is indexed.
-
-    Parameters
-    ----------
-    x
-        What ``AnnDataManager.get_from_registry`` returns.
-
-    Returns
-    -------
-    bool
-        True for backed and dask matrices, False for arrays and scipy's sparse matrices.
-    """
+    """Whether a matrix is read from disk, or computed (dask), when it is indexed."""
     if isinstance(x, np.ndarray) or sparse.issparse(x):
         return False
     backed = isinstance(x, CSRDataset | CSCDataset | h5py.Dataset)
@@ -112,19 +101,9 @@ def _check_chunks(group: Any) -> None:
 
 
 class RowReader:
-    """Reads rows of a matrix, neighbours together.
+    """Reads rows of a backed CSR matrix, HDF5 or zarr array, or dask array, neighbours together.
 
-    Parameters
-    ----------
-    x
-        Backed CSR matrix, HDF5 or zarr array, or dask array, cells by genes.
-
-    Raises
-    ------
-    OSError
-        If chunks of a sparse zarr matrix are missing, or its rows do not follow each other.
-    TypeError
-        If the matrix is stored by columns, so that a row would cost a pass over the file.
+    A TypeError says that a matrix is stored by columns, an OSError that it is damaged.
     """
 
     def __init__(self, x: Any) -> None:
@@ -150,22 +129,9 @@ class RowReader:
         self._size = os.path.getsize(file) if file else None
 
     def read(self, rows: NDArray[np.int64]) -> sparse.csr_matrix | NDArray[Any]:
-        """Read rows.
+        """Rows at increasing positions, each once, in the matrix's own dtype.
 
-        Parameters
-        ----------
-        rows
-            Positions in increasing order, each once.
-
-        Returns
-        -------
-        scipy.sparse.csr_matrix | numpy.ndarray
-            ``(len(rows), n_genes)``, in the order of ``rows`` and the matrix's own dtype.
-
-        Raises
-        ------
-        OSError
-            If the file cannot be read there, or has become shorter.
+        An OSError says that the file cannot be read there, or has become shorter.
         """
         # HDF5 takes what lies beyond the end of an open file for zeros.
         if self._size is not None and os.path.getsize(self.name) < self._size:

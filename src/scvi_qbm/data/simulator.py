@@ -194,21 +194,11 @@ def simulate(
 
 @dataclass(frozen=True)
 class _Tree:
-    """Nodes in an order in which parents come first; node 0 is the root.
+    """Nodes in an order in which parents come first; node 0 is the root."""
 
-    Attributes
-    ----------
-    parent
-        [n] index of the parent, -1 for the root.
-    length
-        [n] length of the edge to the parent, 0 for the root.
-    above
-        [n, n] whether edge e (to node e) lies on the path from the root to node t.
-    """
-
-    parent: NDArray[np.int64]
-    length: Array
-    above: NDArray[np.bool_]
+    parent: NDArray[np.int64]  # -1 for the root
+    length: Array  # of the edge to the parent, 0 for the root
+    above: NDArray[np.bool_]  # [t, e]: edge e (to node e) lies on the path from the root to node t
 
     def distance(self) -> Array:
         """Path lengths between the nodes, [n, n]."""

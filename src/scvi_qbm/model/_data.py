@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from scvi.data._utils import _validate_adata_dataloader_input
 
 from scvi_qbm.data import OnDiskDataLoader, reads_from_disk
-
-__all__ = ["DataMixin"]
 
 
 class DataMixin:
@@ -142,6 +141,18 @@ class DataMixin:
             data_loader_class = OnDiskDataLoader
         return super()._make_data_loader(
             adata, *args, data_loader_class=data_loader_class, **kwargs
+        )
+
+    def _minibatches(
+        self, adata: Any, indices: Any, batch_size: int | None, dataloader: Any, **kwargs: Any
+    ) -> Any:
+        """The caller's loader, or one of some cells: scvi-tools' methods take either."""
+        _validate_adata_dataloader_input(self, adata, dataloader)
+        if dataloader is not None:
+            return dataloader
+        adata = self._validate_anndata(adata)
+        return self._make_data_loader(
+            adata=adata, indices=indices, batch_size=batch_size, **kwargs
         )
 
     @staticmethod

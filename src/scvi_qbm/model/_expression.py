@@ -12,7 +12,6 @@ import torch
 from anndata import AnnData
 from numpy.typing import NDArray
 from scvi import REGISTRY_KEYS
-from scvi.data._utils import _validate_adata_dataloader_input
 from scvi.model import SCVI
 from scvi.module.base._decorators import _move_data_to_device
 from torch import Tensor
@@ -20,8 +19,6 @@ from torch.distributions import Distribution
 from torch.nn.functional import logsigmoid
 
 from scvi_qbm._checks import as_positions
-
-__all__ = ["ExpressionMixin"]
 
 
 def _difference(x: NDArray[Any], y: NDArray[Any], pseudocounts: float) -> NDArray[Any]:
@@ -186,7 +183,7 @@ class ExpressionMixin:
         logits = qz.logits[torch.from_numpy(anchors)].to(device)
         log_pz = self.module.prior.log_prob(z).cpu().reshape(-1, 1)
         log_qz = (z @ logits.T + logsigmoid(-logits).sum(1)).cpu().reshape(-1, len(anchors))
-        px = self._at_samples(px, device)
+        px = type(px)(**{name: getattr(px, name).to(device) for name in px.arg_constraints})
         log_px_z = []
         for tensors in self._make_data_loader(
             adata=adata, indices=indices[anchors], batch_size=1, **data_loader_kwargs
@@ -214,11 +211,6 @@ class ExpressionMixin:
             log_weight = log_weight.clamp_min(mean)
         return torch.softmax(log_weight, 0).numpy()
 
-    @staticmethod
-    def _at_samples(px: Distribution, device: torch.device) -> Distribution:
-        parameters = {name: getattr(px, name).to(device) for name in px.arg_constraints}
-        return type(px)(**parameters)
-
     @torch.inference_mode()
     def _get_denoised_samples(
         self,
@@ -243,19 +235,12 @@ class ExpressionMixin:
                 adata, indices, n_samples, batch_size, rna_size_factor, transform_batch,
                 dataloader, **data_loader_kwargs,
             )  # fmt: skip
-        _validate_adata_dataloader_input(self, adata, dataloader)
-        if dataloader is None:
-            dataloader = self._make_data_loader(
-                adata=self._validate_anndata(adata),
-                indices=indices,
-                batch_size=batch_size,
-                **data_loader_kwargs,
-            )
-        else:
+        if dataloader is not None:
             transform_batch = None
+        loader = self._minibatches(adata, indices, batch_size, dataloader, **data_loader_kwargs)
         factor = rna_size_factor if likelihood == "poisson" else 1
         out = []
-        for tensors in dataloader:
+        for tensors in loader:
             _, generative = self.module.forward(
                 tensors=tensors,
                 inference_kwargs={"n_samples": n_samples},
@@ -306,14 +291,7 @@ class ExpressionMixin:
         """
         if n_samples < 1:
             raise ValueError(f"`n_samples` must be at least 1, got {n_samples}.")
-        _validate_adata_dataloader_input(self, adata, dataloader)
-        if dataloader is None:
-            dataloader = self._make_data_loader(
-                adata=self._validate_anndata(adata),
-                indices=indices,
-                batch_size=batch_size,
-                **data_loader_kwargs,
-            )
+        loader = self._minibatches(adata, indices, batch_size, dataloader, **data_loader_kwargs)
         names = {
             "nb": {"mean": "mu", "dispersions": "theta"},
             "zinb": {"mean": "mu", "dispersions": "theta", "dropout": "zi_probs"},
@@ -321,7 +299,7 @@ class ExpressionMixin:
             "normal": {"mean": "loc", "scale": "scale"},
         }[self.module.gene_likelihood]
         out: dict[str, list[NDArray[Any]]] = {name: [] for name in names}
-        for tensors in dataloader:
+        for tensors in loader:
             _, generative = self.module.forward(
                 tensors=tensors, inference_kwargs={"n_samples": n_samples}, compute_loss=False
             )

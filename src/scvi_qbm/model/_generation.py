@@ -17,8 +17,6 @@ from torch.nn.functional import logsigmoid
 from scvi_qbm.prior.negative_phase import correct
 from scvi_qbm.samplers import Sampler, get_sampler
 
-__all__ = ["GenerationMixin"]
-
 _ROWS = 256
 
 
@@ -57,8 +55,6 @@ class GenerationMixin:
         ValueError
             If ``n_samples`` < 1, or the sampler is unknown.
         """
-        if n_samples < 1:
-            raise ValueError(f"`n_samples` must be at least 1, got {n_samples}.")
         chosen = correct(get_sampler(sampler, **(sampler_options or {})), self.module.n_latent)
         if seed is None:
             seed = int(torch.randint(2**31 - 1, ()).item())

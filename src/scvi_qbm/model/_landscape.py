@@ -19,8 +19,6 @@ from scvi_qbm.ising import Ising
 from scvi_qbm.landscape import Attractors, find_attractors
 from scvi_qbm.logz import LogPartition, Method, log_partition
 
-__all__ = ["LandscapeMixin", "OutlierScore", "PriorParameters"]
-
 OutlierScore = Literal["elbo", "kl", "reconstruction"]
 
 

@@ -13,7 +13,6 @@ import pandas as pd
 import torch
 from anndata import AnnData
 from numpy.typing import ArrayLike, NDArray
-from scvi.data._utils import _validate_adata_dataloader_input
 from scvi.module._constants import MODULE_KEYS
 from scvi.utils import track
 from torch import Tensor
@@ -22,8 +21,6 @@ from torch.nn.functional import logsigmoid
 
 from scvi_qbm._checks import as_positions
 from scvi_qbm._files import replacing
-
-__all__ = ["Representation", "RepresentationMixin"]
 
 Representation = Literal["probabilities", "logits", "zeta", "binary", "evidence"]
 
@@ -93,14 +90,9 @@ class RepresentationMixin:
         """
         _check_representation(representation)
         self._check_if_trained(warn=False)
-        _validate_adata_dataloader_input(self, adata, dataloader)
-        if dataloader is None:
-            adata = self._validate_anndata(adata)
-            dataloader = self._make_data_loader(
-                adata=adata, indices=indices, batch_size=batch_size, **data_loader_kwargs
-            )
+        loader = self._minibatches(adata, indices, batch_size, dataloader, **data_loader_kwargs)
         means, variances = [], []
-        for tensors in dataloader:
+        for tensors in loader:
             outputs = self.module.inference(**self.module._get_inference_input(tensors))
             qz = outputs[MODULE_KEYS.QZ_KEY]
             if return_dist:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -14,7 +13,7 @@ from matplotlib.path import Path
 from numpy.typing import ArrayLike, NDArray
 from scipy.cluster.hierarchy import dendrogram, leaves_list, linkage
 
-from scvi_qbm.pl.style import PALETTE
+from scvi_qbm.pl.style import PALETTE, axes_or_new
 
 __all__ = [
     "attractor_tree",
@@ -26,10 +25,6 @@ __all__ = [
 ]
 
 _ON, _OFF = PALETTE[3], PALETTE[0]  # as the ends of the coupling matrix's map
-
-
-def _axes(ax: Axes | None, size: tuple[float, float]) -> Axes:
-    return plt.subplots(figsize=size, layout="constrained")[1] if ax is None else ax
 
 
 def energy_landscape(
@@ -65,7 +60,7 @@ def energy_landscape(
     xy, values = np.asarray(embedding), np.asarray(values, dtype=float)
     if xy.ndim != 2 or xy.shape[1] != 2 or len(xy) != len(values):
         raise ValueError(f"Wanted (n, 2) and (n,), got {xy.shape} and {values.shape}.")
-    ax = _axes(ax, (4.6, 3.6))
+    ax = axes_or_new(ax, (4.6, 3.6))
     order = np.argsort(values)
     low, high = np.percentile(values, [1, 99])
     dots = ax.scatter(
@@ -107,7 +102,7 @@ def attractor_tree(
         raise ValueError("There is no tree: leave out barriers=False in get_attractors().")
     tree = np.asarray(tree, dtype=float)
     n_leaves = len(tree) + 1
-    ax = _axes(ax, (max(4.0, 0.22 * min(n_leaves, 60)), 3.2))
+    ax = axes_or_new(ax, (max(4.0, 0.22 * min(n_leaves, 60)), 3.2))
     if n_leaves == 1:
         ax.plot([0], [0], "o", color=PALETTE[0])
         ax.set_xticks([0], labels or ["0"])
@@ -147,7 +142,7 @@ def coupling_matrix(couplings: ArrayLike, ax: Axes | None = None) -> Axes:
     order = leaves_list(linkage(matrix, method="average")) if len(matrix) > 2 else slice(None)
     matrix = matrix[order][:, order]
     limit = np.abs(matrix).max() or 1.0
-    ax = _axes(ax, (4.4, 3.6))
+    ax = axes_or_new(ax, (4.4, 3.6))
     image = ax.imshow(matrix, cmap="RdBu_r", vmin=-limit, vmax=limit)
     ax.figure.colorbar(image, ax=ax, label="coupling (nats)")
     ax.set(xlabel="unit", ylabel="unit", xticks=[], yticks=[])
@@ -199,7 +194,7 @@ def coupling_graph(
     place[_neighbours_first(weight)] = np.arange(len(units))
     angle = 2 * np.pi * place / len(units)
     xy = np.column_stack([np.cos(angle), np.sin(angle)])
-    ax = _axes(ax, (4.4, 4.4))
+    ax = axes_or_new(ax, (4.4, 4.4))
     strongest = np.abs(values).max()
     for (a, b), value in sorted(zip(ends, values, strict=True), key=lambda e: abs(e[1])):
         # Bent towards the middle, so that edges between neighbours are seen too.
@@ -263,7 +258,7 @@ def gene_programs(programs: pd.DataFrame, n_genes: int = 3, ax: Axes | None = No
         genes += [g for g in top if g not in genes]
     shown = programs.loc[units, genes]
     limit = float(np.abs(shown.to_numpy()).max()) or 1.0
-    ax = _axes(ax, (1.6 + 0.12 * len(genes), 1.0 + 0.13 * len(units)))
+    ax = axes_or_new(ax, (1.6 + 0.12 * len(genes), 1.0 + 0.13 * len(units)))
     image = ax.imshow(shown, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
     ax.figure.colorbar(image, ax=ax, label="log2 fold change, on against off")
     ax.set_xticks(range(len(genes)), genes, rotation=90, fontsize=6.5)
@@ -288,7 +283,7 @@ def generation_quality(scores: Mapping[str, Mapping[str, float]], ax: Axes | Non
         The one drawn into.
     """
     frame = pd.DataFrame(scores)
-    ax = _axes(ax, (4.6, 3.2))
+    ax = axes_or_new(ax, (4.6, 3.2))
     width = 0.8 / frame.shape[1]
     for i, name in enumerate(frame):
         x = np.arange(len(frame)) + (i - (frame.shape[1] - 1) / 2) * width

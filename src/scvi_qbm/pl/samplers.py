@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from scvi_qbm.pl.style import PALETTE
+from scvi_qbm.pl.style import PALETTE, axes_or_new
 
 __all__ = ["amplitude_trajectories", "tempering_diagnostics"]
 
@@ -53,8 +53,7 @@ def amplitude_trajectories(info: Mapping[str, Any], run: int = 0, ax: Axes | Non
     """
     if "trajectories" not in info:
         raise ValueError("No trajectories here: get_sampler('cim', trajectories=1) records one.")
-    if ax is None:
-        ax = plt.subplots(figsize=(4.4, 3.2), layout="constrained")[1]
+    ax = axes_or_new(ax, (4.4, 3.2))
     amplitudes, times = np.asarray(info["trajectories"])[run], np.asarray(info["times"])
     up = amplitudes[-1] >= 0
     ax.axhline(0, color="0.8", lw=0.8, zorder=0)

@@ -1,5 +1,10 @@
 """What all pictures share."""
 
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+
 # Okabe and Ito (2008), then darker shades: told apart with colour-blind eyes and in print.
 PALETTE = (
     "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#000000",
@@ -8,3 +13,8 @@ PALETTE = (
 
 # Where lines of many methods cross, colour alone does not tell them apart.
 MARKERS = "os^Dv<>ph*XP"
+
+
+def axes_or_new(ax: Axes | None, size: tuple[float, float]) -> Axes:
+    """The axes given, or those of a new figure of this size in inches."""
+    return plt.subplots(figsize=size, layout="constrained")[1] if ax is None else ax

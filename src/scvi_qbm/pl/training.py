@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
-from scvi_qbm.pl.style import PALETTE
+from scvi_qbm.pl.style import PALETTE, axes_or_new
 
 __all__ = ["embedding_scatter", "training_curves"]
 
@@ -153,9 +153,7 @@ def embedding_scatter(
     if xy.ndim != 2 or xy.shape[1] != 2 or len(xy) != len(names):
         raise ValueError(f"Need (n_cells, 2) coordinates and as many labels, got {xy.shape}.")
     order, counts = np.unique(names, return_counts=True)
-    if ax is None:
-        height = 3.2 + 0.17 * -(-len(order) // 2)
-        ax = plt.subplots(figsize=(4.4, height), layout="constrained")[1]
+    ax = axes_or_new(ax, (4.4, 3.2 + 0.17 * -(-len(order) // 2)))
     style = {"s": float(np.clip(6000 / len(xy), 2, 14)), "lw": 0} | kwargs
     for i, name in enumerate(order[np.argsort(-counts, kind="stable")]):
         mask = names == name
