@@ -30,13 +30,19 @@ _LAZY = {
 }
 
 
+# Rooms that scanpy's users expect as attributes.
+_ROOMS = ("data", "pl")
+
+
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         return version("scvi-qbm")
+    if name in _ROOMS:
+        return import_module(f"scvi_qbm.{name}")
     if name in _LAZY:
         return getattr(import_module(_LAZY[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*__all__, "__version__"])
+    return sorted([*__all__, *_ROOMS, "__version__"])

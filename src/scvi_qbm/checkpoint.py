@@ -44,7 +44,9 @@ class TrainingCheckpoint(Callback):
     """Keep a run in ``directory/last.ckpt`` as each epoch begins, and go on from there to the bit.
 
     To Lightning's checkpoint it adds what that lacks: random generators, split of the cells,
-    history and settings. Comes before other callbacks, whose ``on_train_epoch_start`` is repeated.
+    history and settings. It must be the first callback: a resumed run calls
+    ``on_train_epoch_start`` again for the epoch that it repeats, and so the file must not yet hold
+    what other callbacks do there.
     """
 
     def __init__(self, directory: str | Path, settings: dict[str, str]) -> None:

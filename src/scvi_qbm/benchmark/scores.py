@@ -104,8 +104,8 @@ def prepare_reference(
     return reference
 
 
-#: What is computed together, by name, in the order of tables. A new metric is a line in one of
-#: these groups, or a group of its own: one function in one file of ``metrics``, and its name here.
+#: What is computed together, by name, in the order of tables. A new metric is a column of the
+#: ``@group`` in its file of ``metrics``; only a new group is named here as well.
 GROUPS: dict[str, Group] = {
     found.name: found
     for found in (

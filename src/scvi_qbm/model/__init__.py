@@ -1,4 +1,4 @@
-"""QBMVI, put together from what it reads, decodes, draws and guards."""
+"""QBMVI: the class in ``_qbmvi``, and a file for each group of its methods."""
 
 from ._landscape import PriorParameters
 from ._qbmvi import QBMVI

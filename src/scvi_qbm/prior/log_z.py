@@ -90,8 +90,9 @@ class LogZTracker:
     def follow(self, log_z: Tensor, parameters: Parameters, z: Tensor) -> None:
         r"""Carry ``log_z``, in place, from the parameters it is known for to those of ``z``.
 
-        :math:`\Delta = -\log\langle e^{\Delta E}\rangle` over samples of the *new* machine: the
-        old ones made the step, which raised their energies above everyone else's.
+        :math:`\Delta = -\log\langle e^{\Delta E}\rangle` over samples that were drawn for the
+        *new* parameters. Those drawn before would give a biased value: they made the step, and a
+        step raises the energies of the very samples that made it.
         """
         z = z.to(parameters[0].dtype)
         with full_precision(z.device):

@@ -17,7 +17,7 @@ _NUMBERS = ("beta_drawn", "beta_corrected", "requested", "drawn_with", "steps")
 
 
 def pack_chains(state: Any) -> dict[str, Any] | None:
-    """The state of a chain sampler; None for one of another's, which has to start afresh."""
+    """The state of a chain sampler; None if it is not of our engine: such chains start anew."""
     if isinstance(state, Chains):
         return {"plain": to_tensors(pack(state))}
     if not isinstance(state, CorrectedState):

@@ -14,13 +14,12 @@ if TYPE_CHECKING:
 
 
 class Metric(NamedTuple):
-    """A column of scores; ``higher_is_better`` is None where neither direction is."""
+    """A column of scores, of which more is better."""
 
     name: str
     label: str
     group: str
     summary: str
-    higher_is_better: bool | None = True
 
 
 @dataclass
