@@ -187,8 +187,8 @@ class QBMTrainingPlan(TrainingPlan):
         report = self._negative_phase.refresh_log_z(final=True)
         if report.is_honest:
             return
-        # Without a step since the last estimate, two estimates of the same log Z disagree, one from
-        # kept chains and one from fresh ones: that is never the noise of the first epochs.
+        # Without a step since the last estimate, two estimates of the same log Z disagree, one
+        # from kept chains and one from fresh ones: that is never noise of the first epochs.
         if report.n_steps == 0 or self._dishonest == 2:
             self._warn(report)
 

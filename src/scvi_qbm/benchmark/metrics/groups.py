@@ -14,12 +14,13 @@ if TYPE_CHECKING:
 
 
 class Metric(NamedTuple):
-    """A column of scores, of which more is better."""
+    """A column of scores; ``higher_is_better`` is None where neither direction is."""
 
     name: str
     label: str
     group: str
     summary: str
+    higher_is_better: bool | None = True
 
 
 @dataclass

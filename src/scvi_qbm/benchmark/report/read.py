@@ -56,7 +56,7 @@ class Report:
     pooled: pd.DataFrame = field(init=False)
 
     def __post_init__(self) -> None:
-        directions = dict.fromkeys(self.metrics, True)
+        directions = {name: m.higher_is_better for name, m in self.metrics.items()}
         self.means = means(self.rows, self.metrics)
         self.paired = paired(self.rows, directions, self.reference)
         self.pooled = pool(self.paired)

@@ -258,6 +258,7 @@ def failure_table(report: Report) -> Html:
 def meaning(report: Report) -> Html:
     """What each metric and each method is."""
     measured = set(report.means["metric"])
+    better = {True: "higher", False: "lower", None: "neither"}
     info, seen = report.config.get("methods", {}), set(report.rows["method"])
 
     def row(name: str, *short: str, last: str) -> list[object]:
@@ -268,7 +269,7 @@ def meaning(report: Report) -> Html:
         ]
 
     metrics = [
-        row(m.label, name, m.group, last=m.summary)
+        row(m.label, name, m.group, better[m.higher_is_better], last=m.summary)
         for name, m in report.metrics.items()
         if name in measured
     ]
@@ -277,7 +278,7 @@ def meaning(report: Report) -> Html:
         for m in report.methods
         if m in seen
     ]
-    head = ["metric", "column", "group", "meaning"]
+    head = ["metric", "column", "group", "better", "meaning"]
     first = join([tag("h3", "Metrics"), table(head, metrics, prose=True)])
     head = ["method", "name", "block", "what it is"]
     return join([first, tag("h3", "Methods"), table(head, methods, prose=True)])
@@ -307,7 +308,10 @@ def _best(report: Report, means: pd.DataFrame, metric: str) -> str | None:
     """The best unsupervised mean as it is printed: what looks equal is equally bold."""
     good = [report.blocks[m] == "unsupervised" for m in means["method"]]
     values = means[np.array(good, dtype=bool) & means["metric"].eq(metric).to_numpy()]["mean"]
-    return None if values.empty else _number(values.max(), metric)
+    higher = report.metrics[metric].higher_is_better
+    if values.empty or higher is None:
+        return None
+    return _number(values.max() if higher else values.min(), metric)
 
 
 def _number(value: float, metric: str, *, sign: bool = False) -> str:
