@@ -9,8 +9,9 @@ import tempfile
 import warnings
 from pathlib import Path
 
-# The processes of pytest-xdist share the cores among them; before numpy reads it.
+# The processes of pytest-xdist share the cores among them; before numpy and numba read it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 
 import numpy as np
 import pytest

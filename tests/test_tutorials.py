@@ -32,8 +32,6 @@ def shell(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(registry, "_registered", {})
-    for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):
-        monkeypatch.setenv(name, "1")
     # The shell puts a module of its own there.
     monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])
     return InteractiveShell(user_ns={}, config=Config(HistoryManager={"enabled": False}))

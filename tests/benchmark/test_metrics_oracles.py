@@ -60,6 +60,18 @@ def benchmarker(clusters):
     return bench.get_results(min_max_scale=False, clean_names=False).loc["X"].astype(float)
 
 
+def test_small_data_are_searched_exactly_large_ones_by_pynndescent(
+    neighbors, clusters, monkeypatch
+):
+    monkeypatch.setattr("scvi_qbm.benchmark.metrics.neighbors._EXACT", 0)
+    by_pynndescent = nearest_neighbors(clusters[0])
+    pairs = zip(neighbors.indices, by_pynndescent.indices, strict=True)
+    assert np.mean([len(np.intersect1d(*pair)) / 90 for pair in pairs]) > 0.999
+    np.testing.assert_allclose(
+        neighbors.distances[:, 1], by_pynndescent.distances[:, 1], rtol=1e-4
+    )
+
+
 BENCHMARKER_NAMES = {
     "isolated_labels": "isolated_labels",
     "nmi_kmeans": "nmi_ari_cluster_labels_kmeans_nmi",

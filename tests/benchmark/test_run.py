@@ -1,6 +1,7 @@
 """Runs of the benchmark: rows, resumption, failures. Data are simulated, methods cheap."""
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from scvi_qbm.benchmark import pool
 from scvi_qbm.benchmark.config import Config, DataSpec, Task
 from scvi_qbm.benchmark.curves import _train, score_by_epoch
 from scvi_qbm.benchmark.data.remote import DownloadError
@@ -43,6 +45,16 @@ def spec(h5ad):
 @pytest.fixture
 def config(spec):
     return Config(data=(spec,), methods=CHEAP, seeds=1, max_epochs=2, groups=GROUPS)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_workers():
+    """Workers fork from a process with the imports; those of test_pool start afresh."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["scvi_qbm.benchmark.measure", "scvi_qbm.model"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pool, "get_context", lambda method: context)
+        yield
 
 
 def quiet(config, out, **kwargs):

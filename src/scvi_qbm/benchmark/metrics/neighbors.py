@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 __all__ = ["knn_label_entropy", "nearest_neighbors"]
 
 N_NEIGHBORS = 90
+# Up to so many cells the search is exact: the same neighbours, without half a minute in which
+# pynndescent is compiled.
+_EXACT = 1000
 
 
 def check_embedding(embedding: ArrayLike, n_cells: int | None = None) -> NDArray[np.float32]:
@@ -37,7 +40,9 @@ def check_embedding(embedding: ArrayLike, n_cells: int | None = None) -> NDArray
 def nearest_neighbors(
     embedding: ArrayLike, n_neighbors: int = N_NEIGHBORS, *, n_jobs: int = 1, seed: int = 0
 ) -> NeighborsResults:
-    """Nearest neighbours by pynndescent, exactly as ``scib_metrics.benchmark`` searches them.
+    """Nearest neighbours, as ``scib_metrics.benchmark`` searches them above 1,000 cells.
+
+    Up to 1,000 cells by an exact search, above by pynndescent.
 
     Parameters
     ----------
@@ -70,12 +75,16 @@ def nearest_neighbors(
     if len(x) < 3:
         raise ValueError(f"Neighbours need at least 3 cells, not {len(x)}.")
     k = min(n_neighbors, len(x) - 1)
+    exact = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(x)
+    if len(x) <= _EXACT:
+        distances, indices = exact.kneighbors(x)
+        return search.NeighborsResults(
+            indices=indices.astype(np.int32), distances=distances.astype(np.float32)
+        )
     found = search.pynndescent(x, k, random_state=seed, n_jobs=n_jobs)
     bad = (found.indices < 0).any(1) | ~np.isfinite(found.distances).all(1)
     if bad.any():
-        exact = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(x)
-        distances, indices = exact.kneighbors(x[bad])
-        found.indices[bad], found.distances[bad] = indices, distances
+        found.distances[bad], found.indices[bad] = exact.kneighbors(x[bad])
     return found
 
 
