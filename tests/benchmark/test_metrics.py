@@ -172,6 +172,24 @@ def test_label_entropy_of_pure_mixed_and_turned_embeddings():
     assert knn_label_entropy(3.0 * x @ turn + 1, labels) == pytest.approx(value, abs=1e-3)
 
 
+def test_rows_that_pynndescent_leaves_incomplete_are_searched_again(monkeypatch):
+    """Above 1,000 cells; that both searches agree is said by test_metrics_oracles."""
+    search = pytest.importorskip("scib_metrics.nearest_neighbors")
+    x = np.random.default_rng(0).normal(size=(60, 5))
+    exact = nearest_neighbors(x, 10)
+
+    def incomplete(x, k, random_state, n_jobs):
+        found = search.NeighborsResults(exact.indices.copy(), exact.distances.copy())
+        found.indices[7, 3:], found.distances[7, 3:] = -1, np.inf
+        return found
+
+    monkeypatch.setattr("scvi_qbm.benchmark.metrics.neighbors._EXACT", 50)
+    monkeypatch.setattr(search, "pynndescent", incomplete)
+    found = nearest_neighbors(x, 10)
+    np.testing.assert_array_equal(found.indices, exact.indices)
+    np.testing.assert_allclose(found.distances, exact.distances, atol=1e-6)
+
+
 def test_neighbours_are_capped_and_exact_where_cells_are_identical():
     pytest.importorskip("scib_metrics")
     x, _ = separated(n=10)

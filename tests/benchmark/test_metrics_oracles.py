@@ -60,9 +60,8 @@ def benchmarker(clusters):
     return bench.get_results(min_max_scale=False, clean_names=False).loc["X"].astype(float)
 
 
-def test_small_data_are_searched_exactly_large_ones_by_pynndescent(
-    neighbors, clusters, monkeypatch
-):
+@pytest.mark.slow
+def test_an_exact_search_finds_what_pynndescent_does(neighbors, clusters, monkeypatch):
     monkeypatch.setattr("scvi_qbm.benchmark.metrics.neighbors._EXACT", 0)
     by_pynndescent = nearest_neighbors(clusters[0])
     pairs = zip(neighbors.indices, by_pynndescent.indices, strict=True)
