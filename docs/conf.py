@@ -63,6 +63,12 @@ nitpick_ignore_regex = [
     ("py:.*", r"(?!scvi_qbm)[A-Za-z_][\w.]*(\[\w+)?"),
     ("py:.*", r"scvi_qbm\.(.*\.)?_\w+(\.\w+)?"),  # private classes in signatures
     ("py:.*", r"scvi_qbm\.samplers\.engine\..*"),  # shared by the samplers, not public
+    # In signatures of public functions, but not to be imported.
+    (
+        "py:class",
+        r"scvi_qbm\..*\.(Task|DatasetInfo|\w+Scores?|ScGraphReference|Report|Reference"
+        r"|CorrectedState|Ladders)",
+    ),
 ]
 if os.environ.get("READTHEDOCS") or os.environ.get("DOCS_INTERSPHINX"):
     intersphinx_mapping = {
