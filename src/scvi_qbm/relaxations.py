@@ -96,6 +96,20 @@ class BinaryRelaxation(Distribution, abc.ABC):
         return out
 
     def expand(self, batch_shape: torch.Size, _instance: BinaryRelaxation | None = None):
+        """The same law with batch dimensions expanded to ``batch_shape``.
+
+        Parameters
+        ----------
+        batch_shape
+            The new batch shape.
+        _instance
+            torch's: what a subclass that overrides this method hands in to be filled.
+
+        Returns
+        -------
+        BinaryRelaxation
+            A view: memory is shared with this law.
+        """
         new = self._get_checked_instance(type(self), _instance)
         new.logits, new.beta = self.logits.expand(batch_shape), self.beta.expand(batch_shape)
         if self._probs is not None:
@@ -259,12 +273,8 @@ class SpikeExponential(BinaryRelaxation):
 
     Parameters
     ----------
-    logits
-        Log-odds of z = 1, any shape.
-    beta
-        Sharpness, > 0; 0.5 if None.
-    validate_args
-        Whether to check arguments and values; torch's default if None.
+    logits, beta, validate_args
+        As :class:`BinaryRelaxation`; beta is 0.5 if None.
 
     References
     ----------
@@ -310,12 +320,8 @@ class OverlappingExponential(BinaryRelaxation):
 
     Parameters
     ----------
-    logits
-        Log-odds of z = 1, any shape.
-    beta
-        Sharpness, > 0; 8 if None.
-    validate_args
-        Whether to check arguments and values; torch's default if None.
+    logits, beta, validate_args
+        As :class:`BinaryRelaxation`; beta is 8 if None.
 
     References
     ----------
