@@ -54,8 +54,12 @@ class Draws(Protocol):
     def snapshot(self, W: Tensor, h: Tensor) -> Parameters:
         """Copies of the parameters, in the precision and place of the draws."""
 
+    @property
+    def is_pending(self) -> bool:
+        """Whether a draw is under way."""
+
     def submit(self, W: Tensor, h: Tensor, seed: Callable[[], int]) -> None:
-        """Start a draw from the machine as it is now, unless one is under way."""
+        """Start a draw from the machine as it is now; none is under way."""
 
     def collect(self) -> tuple[Parameters, Tensor]:
         """Parameters that the draw was made for, and its codes, 0 and 1 ``(n_samples, n)``."""
@@ -97,13 +101,16 @@ class HostDraws:
         return self.__dict__ | {"_pending": None}
 
     def snapshot(self, W: Tensor, h: Tensor) -> Parameters:
-        return W.detach().cpu().double().clone(), h.detach().cpu().double().clone()
+        # Copies, also where they are in double precision on the host already.
+        to = {"device": "cpu", "dtype": torch.float64, "copy": True}
+        return W.detach().to(**to), h.detach().to(**to)
+
+    @property
+    def is_pending(self) -> bool:
+        # A fork leaves the thread behind.
+        return self._pending is not None and self._pending[0] == os.getpid()
 
     def submit(self, W: Tensor, h: Tensor, seed: Callable[[], int]) -> None:
-        if self._pending is not None and self._pending[0] != os.getpid():
-            self._pending = None  # a fork leaves the thread behind
-        if self._pending is not None:
-            return
         parameters = self.snapshot(W, h)
         drawn_seed = seed()
         if not all(torch.isfinite(x).all() for x in parameters):
@@ -156,7 +163,7 @@ class HostDraws:
 
     def cancel(self) -> None:
         self.sampler.cancel()
-        if self._pending is not None and self._pending[0] == os.getpid():
+        if self.is_pending:
             wait([self._pending[2]], timeout=10)
         self._pending = None
 
@@ -188,7 +195,7 @@ class HostDraws:
 
     def _settle(self) -> None:
         """Wait for the thread, whatever comes of it."""
-        if self._pending is not None and self._pending[0] == os.getpid():
+        if self.is_pending:
             wait([self._pending[2]])
 
 
@@ -228,9 +235,11 @@ class DeviceDraws:
         W, h = W.detach().to(self.device), h.detach().to(self.device)
         return W.float(), h.float().clone()
 
+    @property
+    def is_pending(self) -> bool:
+        return self._pending is not None
+
     def submit(self, W: Tensor, h: Tensor, seed: Callable[[], int]) -> None:
-        if self._pending is not None:
-            return
         parameters = self.snapshot(W, h)
         if self.chains is None:
             self._check(parameters)

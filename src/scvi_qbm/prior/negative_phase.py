@@ -132,6 +132,8 @@ class NegativePhase:
             If the prior's parameters are not finite.
         """
         self._place()
+        if self.draws.is_pending:
+            return
         W, h = self.prior.W.detach(), self.prior.h.detach()
         try:
             self.draws.submit(W, h, _seed)
@@ -157,7 +159,8 @@ class NegativePhase:
         torch.Tensor
             0 and 1, float32, ``(n_samples, n_latent)``.
         """
-        self.submit()
+        if not self.draws.is_pending:
+            self.submit()
         parameters, z = self.draws.collect()
         self.tracker.follow(self.prior.log_z, parameters, z)
         return z

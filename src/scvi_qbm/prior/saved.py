@@ -26,7 +26,9 @@ def pack_chains(state: Any) -> dict[str, Any] | None:
     return {
         "corrected": {
             "chains": to_tensors(pack(state.chains)),
-            "target": to_tensors({"J": target.J, "b": target.b, "offset": float(target.offset)}),
+            "target": to_tensors(
+                {"J": target.J.copy(), "b": target.b.copy(), "offset": float(target.offset)}
+            ),
             # Its numbers have 128 bits.
             "entropy": json.dumps(state.entropy.bit_generator.state),
             "numbers": {name: getattr(state, name) for name in _NUMBERS},
@@ -63,7 +65,7 @@ def to_tensors(saved: Any) -> Any:
     """Arrays as tensors, through dictionaries."""
     if isinstance(saved, dict):
         return {k: to_tensors(v) for k, v in saved.items()}
-    return torch.from_numpy(saved.copy()) if isinstance(saved, np.ndarray) else saved
+    return torch.from_numpy(saved) if isinstance(saved, np.ndarray) else saved
 
 
 def to_arrays(saved: Any) -> Any:
