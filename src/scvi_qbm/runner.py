@@ -109,10 +109,12 @@ class QBMTrainRunner(TrainRunner):
         stopping, splitter = self.trainer.early_stopping_callback, self.data_splitter
         if stopping is None or not isinstance(splitter, DataSplitter):
             return
-        if splitter.n_val == 0 and "valid" in stopping.monitor:
-            raise ValueError(
-                "Can't run Early Stopping with validation monitor with no validation set"
-            )
+        n_test = self.model.adata.n_obs - splitter.n_train - splitter.n_val
+        for name, held_out in (("validation", splitter.n_val), ("test", n_test)):
+            if not held_out and name[:5] in stopping.monitor:
+                raise ValueError(
+                    f"Can't run Early Stopping with {name} monitor with no {name} set"
+                )
 
     def __call__(self) -> None:
         in_main = threading.current_thread() is threading.main_thread()

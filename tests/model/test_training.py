@@ -63,6 +63,20 @@ def test_warmup_is_half_of_the_epochs_at_most(pbmc, options, warmup):
     assert model.trainer.lightning_module.kl_weight == 1.0
 
 
+@pytest.mark.parametrize(
+    ("watched", "sizes"),
+    [
+        ("test", {"train_size": 0.9, "validation_size": 0.1}),
+        ("validation", {"train_size": 0.9, "validation_size": 0.0}),
+    ],
+)
+def test_early_stopping_on_cells_that_are_not_held_out(pbmc, watched, sizes):
+    with pytest.raises(ValueError, match=f"{watched} monitor with no {watched} set"):
+        made(pbmc).train(
+            max_epochs=1, early_stopping=True, early_stopping_monitor=f"elbo_{watched}", **sizes
+        )
+
+
 def test_default_epochs():
     model, epochs = SimpleNamespace(adata=None), TrainingMixin._default_epochs
     assert epochs(model, SimpleNamespace(n_obs=1_000_000)) == 8
