@@ -25,12 +25,12 @@ import scvi_qbm
 TABLE = """
 cli: __init__ _fit benchmark data recipes relaxations samplers | anndata torch
 benchmark: __init__ _checks _files data diagnostics distributions ising model module pl recipes
-    samplers | anndata lightning matplotlib scanpy scvi sklearn torch
+    runner samplers tl | anndata lightning matplotlib scanpy scvi sklearn torch
 hub: model | scvi
 _fit: _checks _files model | anndata scvi
 __init__: ising model samplers
-model: _checks _files _signature checkpoint data ising landscape logz module plan prior recipes
-    relaxations runner samplers | anndata scvi torch
+model: _checks _files _signature alignment checkpoint data ising landscape logz module plan prior
+    recipes relaxations runner samplers | anndata scvi torch
 plan: module prior recipes | scvi torch
 module: _signature distributions encoders prior recipes relaxations samplers | scvi torch
 prior: diagnostics ising logz samplers | torch
@@ -44,14 +44,16 @@ samplers/engine/torch_kernels.py:  | torch
 samplers/torch_tempering.py: ising | torch
 encoders: relaxations | scvi torch
 checkpoint: _files | lightning scvi torch
+data: _checks | anndata scanpy scvi torch
 landscape: ising
 diagnostics: ising
-runner:  | lightning scvi torch
 relaxations:  | torch
+tl:  | anndata scanpy
+runner:  | lightning scvi torch
 recipes:
 pl:  | matplotlib
 distributions:  | scvi torch
-data: _checks | anndata scanpy scvi torch
+alignment:  | sklearn torch
 _signature:
 _files:
 _checks:  | anndata

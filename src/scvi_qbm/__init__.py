@@ -31,7 +31,7 @@ _LAZY = {
 
 
 # Rooms that scanpy's users expect as attributes.
-_ROOMS = ("data", "pl")
+_ROOMS = ("data", "pl", "tl")
 
 
 def __getattr__(name: str) -> Any:

@@ -6,6 +6,7 @@ Needs ``pip install 'scvi-qbm[hub]'``.
 
 from __future__ import annotations
 
+import math
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -114,7 +115,7 @@ def model_card(
     log_z = model.get_log_partition()
     couplings = model.get_couplings()["coupling"]
     history = model.history or {}
-    held_out = history.get("elbo_validation")
+    held_out = model.summary(silent=True)["held_out", "elbo"]
     return _CARD.format(
         license=license,
         scvi=model.registry["scvi_version"],
@@ -136,9 +137,9 @@ def model_card(
         training=_table(
             {
                 "epochs": len(history["elbo_train"]) if "elbo_train" in history else "unknown",
-                "negative ELBO, held-out cells (nats)": "none held out"
-                if held_out is None
-                else f"{float(held_out.iloc[-1, 0]):.2f}",
+                "ELBO, held-out cells (nats)": "none held out"
+                if math.isnan(held_out)
+                else f"{held_out:.2f}",
             }
         ),
         references=references,

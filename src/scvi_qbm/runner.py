@@ -8,6 +8,7 @@ import warnings
 from contextlib import suppress
 from typing import Any
 
+import pandas as pd
 import torch
 from lightning.pytorch.callbacks import Callback
 from scvi.dataloaders import DataSplitter
@@ -17,43 +18,50 @@ _MONITOR = "elbo_validation"
 
 
 class KeepBest(Callback):
-    """Keep the weights of the best validation in memory, for when training is cut short.
+    """Keep the weights of the best held-out ELBO in memory, and leave the model with them.
 
-    Nothing is restored after a run that ends by itself. Weights from before ``warmup_epochs`` give
-    way to any later ones: under a rising KL weight the network minimises something else.
+    Under a rising KL weight the network minimises something else: weights from before the end of
+    the warm-up give way to any later ones. Without validation the last weights stay.
     """
 
-    def __init__(self, warmup_epochs: int = 0) -> None:
-        self.warmup_epochs = warmup_epochs
+    def __init__(self) -> None:
         self.epoch: int | None = None
         self.score = float("inf")
+        self._is_warm = False
         self._state: dict[str, torch.Tensor] = {}
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         value = trainer.callback_metrics.get(_MONITOR)
         if trainer.sanity_checking or value is None or not torch.isfinite(value):
             return
-        score, epoch = float(value), int(trainer.current_epoch)
-        gives_way = self.epoch is None or self.epoch < self.warmup_epochs <= epoch
+        score, is_warm = float(value), bool(pl_module.kl_weight >= pl_module.max_kl_weight)
+        gives_way = self.epoch is None or (is_warm and not self._is_warm)
         if not gives_way and score >= self.score:
             return
-        self.epoch, self.score = epoch, score
+        self.epoch, self.score = int(trainer.current_epoch), score
+        self._is_warm = is_warm
         # torch.compile wraps the module, and renames its weights.
         state = getattr(pl_module.module, "_orig_mod", pl_module.module).state_dict()
         self._state = {k: v.detach().to("cpu", copy=True) for k, v in state.items()}
 
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Before the plan's own, which brings log Z and chains to the weights that are left."""
+        self.restore(pl_module.module)
+
     def state_dict(self) -> dict[str, Any]:
-        return {"epoch": self.epoch, "score": self.score, "weights": self._state}
+        kept = {"epoch": self.epoch, "score": self.score, "is_warm": self._is_warm}
+        return kept | {"weights": self._state}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.epoch, self.score = state_dict["epoch"], state_dict["score"]
+        self._is_warm = state_dict["is_warm"]
         self._state = {k: v.to("cpu", copy=True) for k, v in state_dict["weights"].items()}
 
     def restore(self, module: torch.nn.Module) -> bool:
         """Put the kept weights into a module of the same architecture; False if there are none."""
         if self.epoch is None:
             return False
-        module.load_state_dict(self._state)
+        getattr(module, "_orig_mod", module).load_state_dict(self._state)
         return True
 
 
@@ -71,7 +79,7 @@ class _EarlyStopping(LoudEarlyStopping):
 
 
 class QBMTrainRunner(TrainRunner):
-    """scvi-tools' runner; an interrupted or failed run leaves the best weights so far.
+    """scvi-tools' runner; however a run ends, it leaves the weights of the best held-out ELBO.
 
     Early stopping also works under DDP, where scvi-tools drops it, and after a checkpoint. Besides
     upstream's arguments it takes ``checkpoint``, of ``train(checkpoint_dir=...)``.
@@ -79,8 +87,7 @@ class QBMTrainRunner(TrainRunner):
 
     def __init__(self, model: Any, training_plan: Any, *args: Any, **kwargs: Any) -> None:
         self.checkpoint = checkpoint = kwargs.pop("checkpoint", None)
-        warmup = kwargs.get("early_stopping_warmup_epochs") or 0
-        self.best = KeepBest(warmup_epochs=warmup)
+        self.best = KeepBest()
         callbacks = [*(kwargs.pop("callbacks", None) or []), self.best]
         if checkpoint is not None:
             callbacks.insert(0, checkpoint)
@@ -92,7 +99,7 @@ class QBMTrainRunner(TrainRunner):
                     min_delta=kwargs.get("early_stopping_min_delta", 0.0),
                     patience=kwargs.get("early_stopping_patience", 45),
                     mode=kwargs.get("early_stopping_mode", "min"),
-                    warmup_epochs=warmup,
+                    warmup_epochs=kwargs.get("early_stopping_warmup_epochs") or 0,
                 )
             )
             if kwargs.get("check_val_every_n_epoch") is None:
@@ -141,6 +148,17 @@ class QBMTrainRunner(TrainRunner):
             error.add_note(self._left())
             raise
         self._in_single_precision()
+        self._name_epoch()
+
+    def _name_epoch(self) -> None:
+        """``history["best_epoch"]``: whose weights the model has, counted over all training."""
+        history = self.model.history_
+        if self.best.epoch is None or not isinstance(history, dict) or "elbo_train" not in history:
+            return
+        n_epochs = len(history["elbo_train"])
+        best = n_epochs - self.trainer.current_epoch + self.best.epoch
+        last = pd.Index([n_epochs - 1], name="epoch")
+        history["best_epoch"] = pd.DataFrame({"best_epoch": [best]}, index=last)
 
     def _left(self) -> str:
         try:
@@ -155,7 +173,8 @@ class QBMTrainRunner(TrainRunner):
 
     def _salvage(self) -> str:
         """Leave the model usable, with the best weights there are; returns what was done."""
-        model, negative_phase = self.model, self.model.module.negative_phase
+        model = self.model
+        negative_phase = getattr(model.module, "negative_phase", None)
         if negative_phase is not None:
             negative_phase.cancel()
         restored = self.best.restore(model.module)
@@ -179,7 +198,7 @@ class QBMTrainRunner(TrainRunner):
         if restored:
             return (
                 f"The model has the weights of epoch {self.best.epoch}, the best so far "
-                f"({_MONITOR} {self.best.score:.2f}). Use, save or train it on."
+                f"(held-out ELBO {-self.best.score:.2f} nats a cell). Use, save or train it on."
             )
         return "The model has the weights of the last step; none were validated yet."
 

@@ -25,7 +25,7 @@ def model(pbmc):
 def test_energies(model):
     frame = model.get_energy()
     assert list(frame.index) == list(model.adata.obs_names)
-    q = model.get_latent_representation().astype(float)
+    q = model.get_latent_representation(representation="probabilities").astype(float)
     W, h = model.prior
     energy = q @ h + 0.5 * ((q @ W) * q).sum(1)
     np.testing.assert_allclose(frame["energy"], energy, atol=1e-3)
@@ -100,7 +100,7 @@ def test_gene_programs_move_what_they_say(model):
     assert programs.shape == (16, 765) and np.isfinite(programs.to_numpy()).all()
     np.testing.assert_array_equal(programs, model.get_gene_programs(n_cells=64))
     # Among cells that differ in the unit, its top genes differ the same way.
-    q = model.get_latent_representation()
+    q = model.get_latent_representation(representation="probabilities")
     unit = (programs.pow(2).sum(axis=1) * q.var(0)).argmax()
     top = programs.iloc[unit].sort_values()
     expression = model.get_normalized_expression()

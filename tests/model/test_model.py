@@ -8,6 +8,7 @@ from scipy import sparse
 from support.models import FAST, fitted
 
 import scvi_qbm
+from scvi_qbm.alignment import Alignment, align
 from scvi_qbm.recipes import RECIPES
 
 
@@ -23,10 +24,13 @@ def test_is_an_scvi_model():
 
 
 def test_latent_representation(trained):
-    probabilities = trained.get_latent_representation()
-    assert probabilities.shape == (700, 16) and probabilities.dtype == np.float32
+    probabilities = trained.get_latent_representation(representation="probabilities")
     assert probabilities.min() >= 0 and probabilities.max() <= 1
-    np.testing.assert_array_equal(probabilities, trained.get_latent_representation())
+    aligned = trained.get_latent_representation()
+    for representation in (probabilities, aligned):
+        assert representation.shape == (700, 16) and representation.dtype == np.float32
+        assert len(np.unique(representation, axis=0)) == 700
+    np.testing.assert_array_equal(aligned, trained.get_latent_representation())
     logits = trained.get_latent_representation(representation="logits")
     np.testing.assert_allclose(1 / (1 + np.exp(-logits)), probabilities, atol=1e-6)
     binary = trained.get_latent_representation(representation="binary")
@@ -44,10 +48,54 @@ def test_latent_representation(trained):
     draw = trained.get_latent_representation(give_mean=False)
     assert (draw != trained.get_latent_representation(give_mean=False)).any()
     some = trained.get_latent_representation(indices=[5, 2])
-    np.testing.assert_allclose(some, probabilities[[5, 2]], atol=1e-6)
-    assert len(np.unique(probabilities, axis=0)) == 700
-    with pytest.raises(ValueError, match="probabilities, logits, zeta, binary, evidence"):
+    np.testing.assert_allclose(some, aligned[[5, 2]], atol=1e-5)
+    with pytest.raises(ValueError, match="aligned, probabilities, logits, zeta, binary, evid"):
         trained.get_latent_representation(representation="mean")
+
+
+def test_aligned_is_the_middle_less_the_shifts_that_are_kept(trained, pbmc, tmp_path):
+    q, evidence = (
+        trained.get_latent_representation(representation=r) for r in ("probabilities", "evidence")
+    )
+    aligned, middle = trained.get_latent_representation(), (q + evidence) / 2
+    kept = Alignment(**trained.alignment_)
+    batch = torch.from_numpy(trained.adata.obs["_scvi_batch"].to_numpy(np.int64))
+    assert len(kept.shifts) == kept.n_fitted == pbmc.obs["batch"].nunique()
+    np.testing.assert_allclose(align(kept, torch.from_numpy(middle), batch), aligned, atol=1e-5)
+    assert 0.001 < np.abs(aligned - middle).max()
+    # What is lost, by an interruption for instance, is found again as it was.
+    trained.save(tmp_path / "model", save_anndata=True)
+    loaded = scvi_qbm.QBMVI.load(tmp_path / "model")
+    np.testing.assert_array_equal(loaded.get_latent_representation(), aligned)
+    loaded.alignment_ = None
+    np.testing.assert_array_equal(loaded.get_latent_representation(), aligned)
+
+
+def test_one_batch_is_not_moved(pbmc):
+    model = fitted(pbmc)
+    q, evidence = (
+        model.get_latent_representation(representation=r) for r in ("probabilities", "evidence")
+    )
+    np.testing.assert_array_equal(model.get_latent_representation(), (q + evidence) / 2)
+
+
+def test_elbo_repeats_within_its_error(trained):
+    held_out = trained.validation_indices
+    found = [trained.get_elbo(indices=held_out, return_error=True) for _ in range(12)]
+    values, errors = np.array(found).T
+    assert (np.abs(values - values.mean()) < 5 * errors.mean()).all()
+    assert values.std() / 4 < errors.mean() < 4 * values.std()
+    assert trained.module.prior.log_z_se < errors.min()
+    cells = trained.get_elbo(indices=held_out, return_mean=False)
+    assert cells.shape == (len(held_out),)
+    assert float(cells.mean()) == pytest.approx(values.mean(), abs=5 * errors.mean())
+    best = trained.history["best_epoch"].iloc[-1, 0]
+    validated = float(trained.history["elbo_validation"].loc[best].iloc[0])
+    assert -validated == pytest.approx(values.mean(), abs=25 * errors.mean())
+    with pytest.raises(ValueError, match="at least 1, or 2 for an error"):
+        trained.get_elbo(n_samples=1, return_error=True)
+    with pytest.raises(ValueError, match="leave out return_mean=False"):
+        trained.get_elbo(return_mean=False, return_error=True)
 
 
 def test_training_learns(trained, pbmc):
@@ -193,12 +241,15 @@ def test_training_goes_on(pbmc):
     """A second call trains the machine too, with dropout on; upstream stays in eval mode."""
     model = fitted(pbmc)
     before, was_training = model.prior.W, []
-    handle = model.module.z_encoder.register_forward_pre_hook(
-        lambda module, _: was_training.append(module.training)
-    )
+
+    def look(module, _):
+        if torch.is_grad_enabled():
+            was_training.append(module.training)
+
+    handle = model.module.z_encoder.register_forward_pre_hook(look)
     model.train(**FAST, early_stopping=False)
     handle.remove()
-    assert all(was_training)
+    assert was_training and all(was_training)
     assert np.abs(model.prior.W - before).max() > 1e-3
     assert not model.module.training
 
@@ -261,10 +312,13 @@ def test_covariates_condition_the_decoder(pbmc):
         "continuous_covariate_keys": ["percent"],
     }
     model = fitted(pbmc, setup=setup, dispersion="gene-label", train={"max_epochs": 5})
-    latent = model.get_latent_representation()
     changed = model.adata.copy()
     changed.obs["batch"] = "a"
-    np.testing.assert_array_equal(latent, model.get_latent_representation(changed))
+    before, after = (
+        model.get_latent_representation(each, representation="probabilities")
+        for each in (model.adata, changed)
+    )
+    np.testing.assert_array_equal(before, after)
     expression = [
         model.get_normalized_expression(transform_batch=b, n_samples=1, return_numpy=True).mean(0)
         for b in ("a", "b")
@@ -477,6 +531,12 @@ def test_query_mapping_leaves_the_machine_alone(trained, pbmc):
     np.testing.assert_array_equal(mapped.prior.W, trained.prior.W)
     assert mapped.get_log_partition() == trained.get_log_partition()
     assert np.isfinite(mapped.get_latent_representation()).all()
+    # The query's batch comes to the reference's states; these stay.
+    n_known = trained.alignment_["n_fitted"]
+    shifts = mapped.alignment_["shifts"]
+    assert torch.equal(shifts[:n_known], trained.alignment_["shifts"])
+    assert torch.equal(mapped.alignment_["means"], trained.alignment_["means"])
+    assert len(shifts) == n_known + 1 and shifts[-1].abs().max() > 0
 
 
 def test_interrupted_training_has_an_honest_log_z(pbmc):

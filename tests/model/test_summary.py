@@ -61,28 +61,33 @@ def test_before_training(adata, capsys):
         "strongest_coupling": 0.0, "log_z_se": 0.0,
     }  # fmt: skip
     assert out["training"].to_dict() == {
-        "trained": False, "epochs": 0, "cells": None, "cells_held_out": None, "device": "cpu"
+        "trained": False, "epochs": 0, "best_epoch": None, "cells": None,
+        "cells_held_out": None, "device": "cpu",
     }  # fmt: skip
     assert out["train"].isna().all() and out["held_out"].isna().all()
     assert out["negative_phase", "verdict"] == "not looked at yet"
     shown = capsys.readouterr().out
-    assert "parallel_tempering" in shown and "negative_elbo" not in shown
+    assert "parallel_tempering" in shown and "elbo" not in shown
 
 
 def test_after_training(trained, capsys):
     out = trained.summary(silent=True)
     assert capsys.readouterr().out == ""
     history = {name: float(frame.iloc[-1, 0]) for name, frame in trained.history.items()}
+    best = int(history["best_epoch"])
+    bound = ("elbo", "reconstruction_loss", "kl_local")
+    for name in (f"{part}_{end}" for part in bound for end in ("train", "validation")):
+        history[name] = float(trained.history[name].loc[best].iloc[0])
     for part, end in (("train", "train"), ("held_out", "validation")):
         assert out[part].to_dict() == {
-            "negative_elbo": history[f"elbo_{end}"],
+            "elbo": -history[f"elbo_{end}"],
             "reconstruction": history[f"reconstruction_loss_{end}"],
             "kl": history[f"kl_local_{end}"],
         }
         total = out[part, "reconstruction"] + out[part, "kl"]
-        assert math.isclose(out[part, "negative_elbo"], total, rel_tol=1e-5)
+        assert math.isclose(-out[part, "elbo"], total, rel_tol=1e-5)
     assert out["training"].to_dict() == {
-        "trained": True, "epochs": 3, "cells": len(trained.train_indices),
+        "trained": True, "epochs": 3, "best_epoch": best, "cells": len(trained.train_indices),
         "cells_held_out": len(trained.validation_indices), "device": "cpu",
     }  # fmt: skip
     log_z = trained.get_log_partition()
@@ -94,7 +99,7 @@ def test_after_training(trained, capsys):
     assert phase["verdict"].startswith("honest: training samples lie")
     trained.summary()
     shown = capsys.readouterr().out
-    assert f"{history['elbo_validation']:,.2f}" in shown and "honest" in shown
+    assert f"{-history['elbo_validation']:,.2f}" in shown and "honest" in shown
 
 
 def test_a_dishonest_phase_is_called_so(trained, monkeypatch):

@@ -114,6 +114,8 @@ def test_the_best_weights_of_a_compiled_module(pbmc):
         callback_metrics = {"elbo_validation": torch.tensor(1.0)}
 
     class Plan:
+        kl_weight = max_kl_weight = 1.0
+
         class module:  # what torch.compile makes; it would switch torch's checks off for good
             _orig_mod = torch.nn.Linear(1, 1)
 
@@ -222,17 +224,52 @@ def test_divergence_says_what_and_leaves_the_best(pbmc, what, message):
     assert np.isfinite(float(model.get_elbo()))
 
 
+@pytest.mark.parametrize("prior", ["boltzmann", "bernoulli"])
+def test_the_best_epoch_is_the_model(pbmc, prior):
+    """Also where training goes on: weights of the best validation, log Z and chains with them."""
+    model, kept = made(pbmc, prior=prior), {}
+
+    class Keep(Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            if trainer.current_epoch == 5:  # from here on worse than before
+                with torch.no_grad():
+                    pl_module.module.px_r.add_(5.0)
+
+        def on_validation_end(self, trainer, pl_module):
+            state = pl_module.module.state_dict()
+            kept[len(kept)] = {k: v.clone() for k, v in state.items() if "log_z" not in k}
+
+    for n_epochs in (7, 8):
+        model.train(
+            n_epochs, early_stopping=True, callbacks=[Keep()], enable_progress_bar=False,
+            plan_kwargs={"n_epochs_kl_warmup": 2},
+        )  # fmt: skip
+        values = model.history["elbo_validation"].iloc[:, 0].astype(float)
+        last = values if n_epochs == 7 else values.iloc[7:]
+        best = int(last.iloc[2:].idxmin())
+        assert model.history["best_epoch"].iloc[-1, 0] == best < len(values) - 1
+        state = model.module.state_dict()
+        assert all(torch.equal(state[k], v) for k, v in kept[best].items())
+        exact = model.get_log_partition("bar", 0)
+        stored = model.get_log_partition()
+        assert abs(stored.value - exact.value) < 5 * (
+            stored.standard_error + exact.standard_error + 1e-5
+        )
+
+
 def test_best_of_warmup_gives_way():
-    best = KeepBest(warmup_epochs=2)
+    best = KeepBest()
 
     class Trainer:
         sanity_checking = False
 
     class Plan:
         module = torch.nn.Linear(1, 1)
+        kl_weight, max_kl_weight = 0.5, 1.0
 
     for epoch, score in enumerate([5.0, 1.0, 3.0, 4.0, 2.0, float("nan")]):
         Trainer.current_epoch = epoch
+        Plan.kl_weight = 1.0 if epoch >= 2 else 0.5
         Trainer.callback_metrics = {"elbo_validation": torch.tensor(score)}
         with torch.no_grad():
             Plan.module.weight.fill_(epoch)

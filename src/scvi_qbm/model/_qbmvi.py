@@ -29,6 +29,8 @@ from scvi_qbm.recipes import get_recipe
 from scvi_qbm.relaxations import get_relaxation
 from scvi_qbm.samplers import Sampler
 
+from ._alignment import AlignmentMixin
+from ._bound import BoundMixin
 from ._data import DataMixin
 from ._expression import ExpressionMixin
 from ._generation import GenerationMixin
@@ -52,7 +54,9 @@ _SAID = (
 class QBMVI(
     TrainingMixin,
     DataMixin,
+    AlignmentMixin,
     RepresentationMixin,
+    BoundMixin,
     ExpressionMixin,
     LandscapeMixin,
     GenerationMixin,
@@ -179,10 +183,11 @@ class QBMVI(
     def summary(self, *, silent: bool = False) -> pd.Series:
         """What the model is, what it was trained on, and how that went, in one table.
 
-        How to read it: ``negative_elbo`` is ``reconstruction`` + ``kl`` (log Z is in the KL), as
-        last seen in training; lower is better, and only on held-out cells does it compare models.
-        Its error bar is ``log_z_se``. ``verdict`` says in words whether the samples that trained
-        the Boltzmann machine followed its law, see
+        How to read it: ``elbo`` is minus ``reconstruction`` minus ``kl`` (log Z is in the KL), as
+        seen in training at the epoch whose weights the model has; higher is better, and only on
+        held-out cells does it compare models. :meth:`get_elbo` gives it with its error.
+        ``verdict`` says in words whether the samples that trained the Boltzmann machine followed
+        its law, see
         :class:`~scvi_qbm.prior.NegativePhaseReport`.
 
         Parameters

@@ -22,7 +22,9 @@ from torch.nn.functional import logsigmoid
 from scvi_qbm._checks import as_positions
 from scvi_qbm._files import replacing
 
-Representation = Literal["probabilities", "logits", "zeta", "binary", "evidence"]
+from ._alignment import evidence
+
+Representation = Literal["aligned", "probabilities", "logits", "zeta", "binary", "evidence"]
 
 
 def _check_representation(representation: str) -> None:
@@ -46,10 +48,10 @@ class RepresentationMixin:
         batch_size: int | None = None,
         return_dist: bool = False,
         dataloader: Iterator[dict[str, Tensor | None]] | None = None,
-        representation: Representation = "probabilities",
+        representation: Representation = "aligned",
         **data_loader_kwargs: Any,
     ) -> NDArray[Any] | tuple[NDArray[Any], NDArray[Any]]:
-        r"""Latent representation of the cells, deterministic and continuous by default.
+        r"""Latent representation of the cells, by default with batches aligned.
 
         Parameters
         ----------
@@ -66,15 +68,19 @@ class RepresentationMixin:
         dataloader
             As :meth:`scvi.model.SCVI.get_latent_representation`.
         representation
+            ``"aligned"``: for neighbours, clusters, UMAP and label transfer. Half way between
+            probabilities and evidence, each batch's shift within each cell state taken out, see
+            :func:`scvi_qbm.alignment.fit_alignment`. States and shifts are found once, after
+            training, and applied to new cells as they are; with one batch nothing is shifted.
+            Values leave [0, 1] by a little.
             ``"probabilities"``: :math:`q(z = 1 | x)`, in [0, 1]. ``"logits"``: their log-odds.
-            ``"zeta"``: the mean of the continuous code that the decoder sees. ``"binary"``: the
-            most probable code, 0 or 1; mind that equal codes tie in neighbour graphs, which
-            breaks clustering and UMAP. ``"evidence"``: what the cell itself says of each unit,
-            :math:`\sigma(\mathrm{logit}\, q + h + W q)`, in [0, 1]. The prior's pull towards its
-            attractors is taken out, which leaves room for cells between them: the one for
-            :func:`scanpy.tl.dpt`. (On probabilities take
-            :func:`scvi_qbm.benchmark.metrics.trajectory.diffusion_pseudotime`;
-            docs/evidence.md.)
+            ``"evidence"``: what the cell itself says of each unit, in [0, 1]:
+            :math:`\sigma(\mathrm{logit}\, q + h + W q)`, without the prior's pull towards its
+            attractors. ``"zeta"``: the mean of the continuous code that the decoder sees.
+            ``"binary"``: the most probable code, 0 or 1; equal codes tie in neighbour graphs,
+            which breaks clustering and UMAP.
+
+            For a pseudotime take any of them and :func:`scvi_qbm.tl.dpt`.
         **data_loader_kwargs
             As :meth:`scvi.model.SCVI.get_latent_representation`.
 
@@ -101,7 +107,7 @@ class RepresentationMixin:
             elif not give_mean:
                 means.append(outputs[MODULE_KEYS.Z_KEY].cpu())
             else:
-                means.append(_represent(qz, representation, self.module.prior).cpu())
+                means.append(self._represent(qz, tensors, representation).cpu())
         if return_dist:
             return torch.cat(means).numpy(), torch.cat(variances).numpy()
         return torch.cat(means).numpy()
@@ -113,7 +119,7 @@ class RepresentationMixin:
         adata: AnnData | None = None,
         indices: Sequence[int] | None = None,
         batch_size: int | None = None,
-        representation: Representation = "probabilities",
+        representation: Representation = "aligned",
         silent: bool = False,
         **data_loader_kwargs: Any,
     ) -> None:
@@ -159,8 +165,21 @@ class RepresentationMixin:
             for tensors in track(loader, description="Latent representation", disable=silent):
                 outputs = self.module.inference(**self.module._get_inference_input(tensors))
                 qz = outputs[MODULE_KEYS.QZ_KEY]
-                codes = _represent(qz, representation, self.module.prior).cpu()
+                codes = self._represent(qz, tensors, representation).cpu()
                 file.write(codes.numpy().astype(np.float32).tobytes())
+
+    def _represent(self, qz: Any, tensors: dict[str, Tensor], representation: str) -> Tensor:
+        if representation == "aligned":
+            return self._aligned(qz, tensors)
+        if representation == "logits":
+            return qz.logits
+        if representation == "zeta":
+            return qz.mean
+        if representation == "binary":
+            return (qz.logits > 0).to(qz.logits.dtype)
+        if representation == "evidence":
+            return evidence(qz, self.module.prior)
+        return qz.probs
 
     @torch.inference_mode()
     def get_aggregated_posterior(
@@ -284,19 +303,6 @@ class RepresentationMixin:
         )
         components = torch.from_numpy(logits).double().to(self.device)
         return torch.sigmoid(components), components, logsigmoid(-components).sum(1)
-
-
-def _represent(qz: Any, representation: str, prior: Any) -> Tensor:
-    if representation == "logits":
-        return qz.logits
-    if representation == "zeta":
-        return qz.mean
-    if representation == "binary":
-        return (qz.logits > 0).to(qz.logits.dtype)
-    if representation == "evidence":
-        # Where the bound is stationary, logit q = log-likelihood ratio - local field.
-        return torch.sigmoid(qz.logits + prior.local_field(qz.probs))
-    return qz.probs
 
 
 def _log_mixture(

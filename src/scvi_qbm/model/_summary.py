@@ -16,12 +16,12 @@ from scvi_qbm.prior import NegativePhaseReport
 from scvi_qbm.samplers.corrected import Corrected
 
 _HEADINGS = {
-    "train": "training cells, last epoch (nats a cell)",
-    "held_out": "held-out cells, last epoch (nats a cell)",
+    "train": "training cells, at the best epoch (nats a cell)",
+    "held_out": "held-out cells, at the best epoch (nats a cell)",
     "negative_phase": "last look at the chains (nats)",
 }
 _BOUND = {
-    "negative_elbo": "elbo",
+    "elbo": "elbo",
     "reconstruction": "reconstruction_loss",
     "kl": "kl_local",
 }
@@ -38,8 +38,8 @@ def summarise(model: Any) -> pd.Series:
         "model": _model(model),
         "prior": _prior(model),
         "training": _training(model, history),
-        "train": {k: _last(history, f"{v}_train") for k, v in _BOUND.items()},
-        "held_out": {k: _last(history, f"{v}_validation") for k, v in _BOUND.items()},
+        "train": _bound(history, "train"),
+        "held_out": _bound(history, "validation"),
         "negative_phase": _negative_phase(model, history),
     }
     rows = {(part, name): v for part, values in parts.items() for name, v in values.items()}
@@ -106,9 +106,19 @@ def _training(model: Any, history: dict[str, pd.DataFrame]) -> dict[str, Any]:
     return {
         "trained": bool(model.is_trained),
         "epochs": len(history.get("elbo_train", ())),
+        "best_epoch": int(history["best_epoch"].iloc[-1, 0]) if "best_epoch" in history else None,
         **{name: None if of is None else len(of) for name, of in cells.items()},
         "device": str(model.device),
     }
+
+
+def _bound(history: dict[str, pd.DataFrame], cells: str) -> dict[str, float]:
+    """At the epoch whose weights the model has; the last one where none was validated."""
+    if "best_epoch" in history:
+        epoch = history["best_epoch"].iloc[-1, 0]
+        history = {k: v.loc[:epoch] for k, v in history.items()}
+    out = {k: _last(history, f"{v}_{cells}") for k, v in _BOUND.items()}
+    return out | {"elbo": -out["elbo"]}  # scvi-tools' history has its negative
 
 
 def _negative_phase(model: Any, history: dict[str, pd.DataFrame]) -> dict[str, Any]:

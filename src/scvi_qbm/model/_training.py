@@ -141,7 +141,12 @@ class TrainingMixin:
                 raise ValueError("Pass `checkpoint_dir` or `ckpt_path`, not both.")
             settings = run_settings(self, **arguments, trainer=dict(kwargs))
             kwargs["checkpoint"] = TrainingCheckpoint(checkpoint_dir, settings)
+        if not self.module.prior.is_frozen:
+            self.alignment_ = None  # a query keeps its reference's states
         super().train(datamodule=datamodule, **arguments, **kwargs)
+        loader = getattr(datamodule, "inference_dataloader", None)
+        if datamodule is None or loader is not None:
+            self._fit_alignment(loader and loader())
 
     def _default_epochs(self, datamodule: Any) -> int | None:
         """scvi-tools' heuristic; None where nobody knows the number of cells."""

@@ -14,12 +14,14 @@ from scvi_qbm.benchmark.methods.common import MethodResult, bare, fit, log_norma
 from scvi_qbm.model import QBMVI
 from scvi_qbm.module import ExpressionVAE
 from scvi_qbm.recipes import get_recipe, resolve_plan
+from scvi_qbm.runner import QBMTrainRunner
 
 
 class GaussianTwin(SCVI):
     """SCVI with QBMVI's likelihoods: the twin that differs in its latent space alone."""
 
     _module_cls = ExpressionVAE
+    _train_runner_cls = QBMTrainRunner
 
 
 def _input(adata: AnnData, batch_key: str | None, likelihood: str) -> AnnData:

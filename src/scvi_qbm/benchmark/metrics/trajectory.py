@@ -14,13 +14,9 @@ from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 
 from scvi_qbm.benchmark.metrics.groups import Embedded, group
+from scvi_qbm.tl.pseudotime import SCANPY_CUT, diffusion_pseudotime, with_graph
 
-__all__ = ["diffusion_pseudotime", "reference_pseudotime", "trajectory_conservation"]
-
-# scanpy takes eigenvalues from here on for those of separate pieces.
-_FLAT = 0.9994
-# 1 minus an eigenvalue of a graph in single precision is not known better than this.
-_RESOLVED = 1e-6
+__all__ = ["reference_pseudotime", "trajectory_conservation"]
 
 
 class TrajectoryScore(NamedTuple):
@@ -35,72 +31,6 @@ class TrajectoryScore(NamedTuple):
     score: float
     pseudotime: NDArray[np.float64]
     eigenvalue: float = np.nan
-
-
-def diffusion_pseudotime(
-    components: ArrayLike, eigenvalues: ArrayLike, root: int
-) -> NDArray[np.float64]:
-    r"""Diffusion pseudotime by every component of a diffusion map.
-
-    .. math::
-        d(x, y)^2 = \sum_{k \ge 1} \left( \frac{\lambda_k}{1 - \lambda_k} \right)^2
-        (\psi_k(x) - \psi_k(y))^2
-
-    :func:`scanpy.tl.dpt` leaves the weight out from an eigenvalue of 0.9994 on, which it takes for
-    that of a separate piece. In a long or thin course, or one with sharp transitions, it belongs
-    to the course, and the order of the cells is lost. Elsewhere the two agree, but for small
-    parts: scanpy adds the trivial component and leaves out those after the tenth.
-
-    Parameters
-    ----------
-    components
-        ``adata.obsm["X_diffmap"]`` of :func:`scanpy.tl.diffmap`, ``(n_cells, n_components)``, the
-        trivial component first.
-    eigenvalues
-        ``adata.uns["diffmap_evals"]``, ``(n_components,)``, decreasing from 1.
-    root
-        Number of the cell where the course begins.
-
-    Returns
-    -------
-    numpy.ndarray
-        float64 ``(n_cells,)``, from 0 at the root to 1. On a graph in several pieces, which have
-        an eigenvalue of 1 each, the order within a piece has no meaning: take one at a time.
-
-    Raises
-    ------
-    ValueError
-        If shapes differ, there are fewer than two components, or the root is no cell.
-
-    References
-    ----------
-    Haghverdi et al. (2016), Nat. Methods 13, 845 (doi:10.1038/nmeth.3971).
-    """
-    psi, values = np.asarray(components, np.float64), np.asarray(eigenvalues, np.float64)
-    if psi.ndim != 2 or values.shape != psi.shape[1:] or len(values) < 2:
-        raise ValueError(
-            f"`components` {psi.shape} and `eigenvalues` {values.shape} should be (n_cells, n) "
-            "and (n,), n of 2 or more: adata.obsm['X_diffmap'] and adata.uns['diffmap_evals']."
-        )
-    if not 0 <= root < len(psi):
-        raise ValueError(f"`root` is {root}: a cell from 0 to {len(psi) - 1}.")
-    weights = values[1:] / np.maximum(1 - values[1:], _RESOLVED)
-    distance = np.linalg.norm((psi[:, 1:] - psi[root, 1:]) * weights, axis=1)
-    farthest = distance.max()
-    return distance / farthest if farthest > 0 else distance
-
-
-def _with_graph(connectivities: sparse.spmatrix) -> AnnData:
-    """Cells and their graph, which is all that scanpy's diffusion maps read."""
-    graph = sparse.csr_matrix(connectivities)
-    cells = AnnData(obs=pd.DataFrame(index=np.arange(graph.shape[0]).astype(str)))
-    cells.obsp["connectivities"] = cells.obsp["distances"] = graph
-    cells.uns["neighbors"] = {
-        "connectivities_key": "connectivities",
-        "distances_key": "distances",
-        "params": {"method": "umap", "n_neighbors": 15},
-    }
-    return cells
 
 
 def _connectivities(x: Any) -> sparse.csr_matrix:
@@ -135,7 +65,7 @@ def _dpt(
     candidates = np.flatnonzero(start[rows])
     if not len(candidates):
         return None
-    cells = _with_graph(graph[rows][:, rows])
+    cells = with_graph(graph[rows][:, rows])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         sc.tl.diffmap(cells)
@@ -153,9 +83,9 @@ def _dpt(
             cells.uns["iroot"] = root
             sc.tl.dpt(cells)
             found = cells.obs["dpt_pseudotime"].to_numpy()
-    if warn and leading >= _FLAT:
+    if warn and leading >= SCANPY_CUT:
         warnings.warn(
-            f"scanpy's pseudotime hardly weighs diffusion components above {_FLAT}, and the "
+            f"scanpy's pseudotime hardly weighs diffusion components above {SCANPY_CUT}, and the "
             "leading one is: it may not be in order along a long trajectory.",
             stacklevel=3,
         )

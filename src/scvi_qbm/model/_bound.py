@@ -1,0 +1,88 @@
+"""The bound on the likelihood, with its error."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from anndata import AnnData
+from torch import Tensor
+
+
+class BoundMixin:
+    """:meth:`get_elbo`."""
+
+    @torch.inference_mode()
+    def get_elbo(  # type: ignore[override]
+        self,
+        adata: AnnData | None = None,
+        indices: Sequence[int] | None = None,
+        batch_size: int | None = None,
+        dataloader: Iterator[dict[str, Tensor | None]] | None = None,
+        return_mean: bool = True,
+        data_loader_kwargs: dict[str, Any] | None = None,
+        *,
+        n_samples: int = 5,
+        return_error: bool = False,
+        **kwargs: Any,
+    ) -> float | Tensor | tuple[float, float]:
+        """Evidence lower bound, log Z included: nats a cell, higher is better.
+
+        ``history["elbo_validation"]`` is scvi-tools' and has the other sign (lower is better); it
+        is of one draw of the codes, and so noisier.
+
+        Parameters
+        ----------
+        adata, indices, batch_size, dataloader, data_loader_kwargs
+            As :meth:`scvi.model.SCVI.get_elbo`.
+        return_mean
+            If False, a value for each cell.
+        n_samples
+            Draws of the codes to average over.
+        return_error
+            Return the standard error of the mean as well: of the draws and of log Z. It does not
+            contain that other cells would give another mean.
+        **kwargs
+            Of the module's ``forward``.
+
+        Returns
+        -------
+        float | torch.Tensor | tuple[float, float]
+            The mean; ``(n_cells,)`` without ``return_mean``; mean and error with
+            ``return_error``.
+
+        Raises
+        ------
+        ValueError
+            If there are fewer draws than the result needs, or ``return_error`` is asked for
+            single cells.
+        """
+        if n_samples < 1 + return_error:
+            raise ValueError(
+                f"`n_samples` is {n_samples}: at least 1, or 2 for an error, are needed."
+            )
+        if return_error and not return_mean:
+            raise ValueError("return_error=True is for the mean: leave out return_mean=False.")
+        self._check_if_trained(warn=False)
+        loader = self._minibatches(
+            adata, indices, batch_size, dataloader, **(data_loader_kwargs or {})
+        )
+        inputs = {"full_forward_pass": True}
+        parts = []
+        for tensors in loader:
+            draws = []
+            for _ in range(n_samples):
+                loss = self.module(tensors, get_inference_input_kwargs=inputs, **kwargs)[2]
+                negative = loss.dict_sum(loss.reconstruction_loss) + loss.dict_sum(loss.kl_local)
+                draws.append(-negative.cpu())
+            parts.append(torch.stack(draws).double())
+        draws = torch.cat(parts, dim=1)
+        if not return_mean:
+            return draws.mean(0).float()
+        means = draws.mean(1)
+        if not return_error:
+            return float(means.mean())
+        variance = float(means.var()) / n_samples + float(self.module.prior.log_z_se) ** 2
+        return float(means.mean()), math.sqrt(variance)
