@@ -24,8 +24,8 @@ import scvi_qbm
 
 TABLE = """
 cli: __init__ _fit benchmark data recipes relaxations samplers | anndata torch
-benchmark: __init__ _checks _files data diagnostics distributions ising model module pl recipes
-    runner samplers tl | anndata lightning matplotlib scanpy scvi sklearn torch
+benchmark: __init__ _checks _files alignment data diagnostics distributions ising model module pl
+    recipes runner samplers tl | anndata lightning matplotlib scanpy scvi sklearn torch
 hub: model | scvi
 _fit: _checks _files model | anndata scvi
 __init__: ising model samplers

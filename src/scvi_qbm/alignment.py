@@ -114,6 +114,7 @@ def fit_alignment(x: Tensor, batch: Tensor, n_batches: int, seed: int = 0) -> Al
     Returns
     -------
     Alignment
+        What :func:`align` needs.
 
     References
     ----------
@@ -175,6 +176,7 @@ def extend_alignment(alignment: Alignment, x: Tensor, batch: Tensor, n_batches: 
     Returns
     -------
     Alignment
+        With shifts for the new batches.
     """
     n_known = alignment.n_fitted
     shifts = alignment.means.new_zeros(n_batches, *alignment.means.shape)

@@ -31,7 +31,6 @@ from scvi_qbm.benchmark.metrics.scib import (
     unique_rows,
 )
 from scvi_qbm.benchmark.metrics.trajectory import (
-    diffusion_pseudotime,
     reference_pseudotime,
     trajectory_conservation,
 )
@@ -452,28 +451,6 @@ def test_every_component_finds_the_order_where_scanpy_does_not():
     shuffled = np.random.default_rng(0).permutation(x)
     found = trajectory_conservation(shuffled, t, labels, every_component=True)
     assert 0.2 < found.score < 0.8
-
-
-def test_diffusion_pseudotime_is_the_sum_over_all_walks():
-    """Haghverdi et al.: rows of the sum of T^k over k >= 1, stationary state taken out."""
-    rng = np.random.default_rng(0)
-    kernel = np.exp(-((rng.normal(size=(40, 1)) - rng.normal(size=(40, 1)).T) ** 2))
-    kernel = kernel + kernel.T
-    degree = np.sqrt(kernel.sum(0))
-    transitions = kernel / degree[:, None] / degree
-    values, vectors = np.linalg.eigh(transitions)
-    values, vectors = values[::-1], vectors[:, ::-1]
-    rest = transitions - np.outer(vectors[:, 0], vectors[:, 0])
-    walks = np.linalg.inv(np.eye(40) - rest) - np.eye(40)
-    expected = np.linalg.norm(walks - walks[7], axis=1)
-    found = diffusion_pseudotime(vectors, values, 7)
-    np.testing.assert_allclose(found, expected / expected.max(), atol=1e-10)
-    assert found[7] == 0 and found.max() == 1
-    with pytest.raises(ValueError, match="`root` is 40: a cell from 0 to 39"):
-        diffusion_pseudotime(vectors, values, 40)
-    with pytest.raises(ValueError, match=r"\(40, 40\) and `eigenvalues` \(39,\)"):
-        diffusion_pseudotime(vectors, values[1:], 0)
-    assert np.isfinite(diffusion_pseudotime(vectors[:, :2], [1.0, 1.0], 0)).all()
 
 
 def test_pseudotime_of_batches_and_pieces():

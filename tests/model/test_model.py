@@ -58,7 +58,7 @@ def test_aligned_is_the_middle_less_the_shifts_that_are_kept(trained, pbmc, tmp_
         trained.get_latent_representation(representation=r) for r in ("probabilities", "evidence")
     )
     aligned, middle = trained.get_latent_representation(), (q + evidence) / 2
-    kept = Alignment(**trained.alignment_)
+    kept = Alignment(**trained._alignment_)
     batch = torch.from_numpy(trained.adata.obs["_scvi_batch"].to_numpy(np.int64))
     assert len(kept.shifts) == kept.n_fitted == pbmc.obs["batch"].nunique()
     np.testing.assert_allclose(align(kept, torch.from_numpy(middle), batch), aligned, atol=1e-5)
@@ -67,7 +67,7 @@ def test_aligned_is_the_middle_less_the_shifts_that_are_kept(trained, pbmc, tmp_
     trained.save(tmp_path / "model", save_anndata=True)
     loaded = scvi_qbm.QBMVI.load(tmp_path / "model")
     np.testing.assert_array_equal(loaded.get_latent_representation(), aligned)
-    loaded.alignment_ = None
+    loaded._alignment_ = None
     np.testing.assert_array_equal(loaded.get_latent_representation(), aligned)
 
 
@@ -532,10 +532,10 @@ def test_query_mapping_leaves_the_machine_alone(trained, pbmc):
     assert mapped.get_log_partition() == trained.get_log_partition()
     assert np.isfinite(mapped.get_latent_representation()).all()
     # The query's batch comes to the reference's states; these stay.
-    n_known = trained.alignment_["n_fitted"]
-    shifts = mapped.alignment_["shifts"]
-    assert torch.equal(shifts[:n_known], trained.alignment_["shifts"])
-    assert torch.equal(mapped.alignment_["means"], trained.alignment_["means"])
+    n_known = trained._alignment_["n_fitted"]
+    shifts = mapped._alignment_["shifts"]
+    assert torch.equal(shifts[:n_known], trained._alignment_["shifts"])
+    assert torch.equal(mapped._alignment_["means"], trained._alignment_["means"])
     assert len(shifts) == n_known + 1 and shifts[-1].abs().max() > 0
 
 

@@ -7,6 +7,7 @@ from anndata import AnnData
 from scipy.stats import spearmanr
 
 import scvi_qbm
+from scvi_qbm.tl import diffusion_pseudotime
 from scvi_qbm.tl.pseudotime import SCANPY_CUT
 
 
@@ -42,7 +43,7 @@ def test_keeps_the_order_that_scanpy_loses(course, caplog):
     peer = course.copy()
     sc.tl.diffmap(peer)
     sc.tl.dpt(peer)
-    assert spearmanr(peer.obs["dpt_pseudotime"], peer.obs["true"])[0] < 0.9
+    assert spearmanr(peer.obs["dpt_pseudotime"], peer.obs["state"])[0] < 0.9
 
 
 def test_agrees_with_scanpy_where_nothing_is_cut(caplog):
@@ -86,3 +87,25 @@ def test_what_is_missing_is_said(course):
     del adata.uns["iroot"]
     with pytest.raises(ValueError, match="Where does the course begin"):
         scvi_qbm.tl.dpt(adata)
+
+
+def test_diffusion_pseudotime_is_the_sum_over_all_walks():
+    """Haghverdi et al.: rows of the sum of T^k over k >= 1, stationary state taken out."""
+    rng = np.random.default_rng(0)
+    kernel = np.exp(-((rng.normal(size=(40, 1)) - rng.normal(size=(40, 1)).T) ** 2))
+    kernel = kernel + kernel.T
+    degree = np.sqrt(kernel.sum(0))
+    transitions = kernel / degree[:, None] / degree
+    values, vectors = np.linalg.eigh(transitions)
+    values, vectors = values[::-1], vectors[:, ::-1]
+    rest = transitions - np.outer(vectors[:, 0], vectors[:, 0])
+    walks = np.linalg.inv(np.eye(40) - rest) - np.eye(40)
+    expected = np.linalg.norm(walks - walks[7], axis=1)
+    found = diffusion_pseudotime(vectors, values, 7)
+    np.testing.assert_allclose(found, expected / expected.max(), atol=1e-10)
+    assert found[7] == 0 and found.max() == 1
+    with pytest.raises(ValueError, match="`root` is 40: a cell from 0 to 39"):
+        diffusion_pseudotime(vectors, values, 40)
+    with pytest.raises(ValueError, match=r"\(40, 40\) and `eigenvalues` \(39,\)"):
+        diffusion_pseudotime(vectors, values[1:], 0)
+    assert np.isfinite(diffusion_pseudotime(vectors[:, :2], [1.0, 1.0], 0)).all()

@@ -21,17 +21,17 @@ class AlignmentMixin:
     """Fits, keeps and applies an :class:`~scvi_qbm.alignment.Alignment`."""
 
     # Tensors by name, None before training. Saved with the model, as all that ends with "_".
-    alignment_: dict[str, Any] | None = None
+    _alignment_: dict[str, Any] | None = None
 
     def _aligned(self, qz: Any, tensors: dict[str, Tensor]) -> Tensor:
         """The default representation of a minibatch, on the CPU."""
-        known = 0 if self.alignment_ is None else len(self.alignment_["shifts"])
+        known = 0 if self._alignment_ is None else len(self._alignment_["shifts"])
         if known < self.summary_stats.n_batch and self.adata is not None:
             self._fit_alignment()  # training was cut short
         x = middle(qz, self.module.prior).cpu()
-        if self.alignment_ is None:
+        if self._alignment_ is None:
             return x
-        return align(Alignment(**self.alignment_), x, _batch(tensors))
+        return align(Alignment(**self._alignment_), x, _batch(tensors))
 
     @torch.inference_mode()
     def _fit_alignment(self, loader: Iterable[dict[str, Tensor]] | None = None) -> None:
@@ -50,11 +50,11 @@ class AlignmentMixin:
                 break
         x, batch = torch.cat(codes), torch.cat(batches)
         n_batches = max(self.summary_stats.n_batch, int(batch.max()) + 1)
-        if self.alignment_ is None:
+        if self._alignment_ is None:
             found = fit_alignment(x, batch, n_batches)
         else:
-            found = extend_alignment(Alignment(**self.alignment_), x, batch, n_batches)
-        self.alignment_ = found._asdict()
+            found = extend_alignment(Alignment(**self._alignment_), x, batch, n_batches)
+        self._alignment_ = found._asdict()
 
 
 def middle(qz: Any, prior: Any) -> Tensor:

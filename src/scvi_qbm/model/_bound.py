@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from anndata import AnnData
+from scvi.utils import unsupported_if_adata_minified
 from torch import Tensor
 
 
@@ -15,6 +16,7 @@ class BoundMixin:
     """:meth:`get_elbo`."""
 
     @torch.inference_mode()
+    @unsupported_if_adata_minified
     def get_elbo(  # type: ignore[override]
         self,
         adata: AnnData | None = None,
@@ -35,10 +37,12 @@ class BoundMixin:
 
         Parameters
         ----------
-        adata, indices, batch_size, dataloader, data_loader_kwargs
+        adata, indices, batch_size, dataloader
             As :meth:`scvi.model.SCVI.get_elbo`.
         return_mean
             If False, a value for each cell.
+        data_loader_kwargs
+            As :meth:`scvi.model.SCVI.get_elbo`.
         n_samples
             Draws of the codes to average over.
         return_error

@@ -142,7 +142,7 @@ class TrainingMixin:
             settings = run_settings(self, **arguments, trainer=dict(kwargs))
             kwargs["checkpoint"] = TrainingCheckpoint(checkpoint_dir, settings)
         if not self.module.prior.is_frozen:
-            self.alignment_ = None  # a query keeps its reference's states
+            self._alignment_ = None  # a query keeps its reference's states
         super().train(datamodule=datamodule, **arguments, **kwargs)
         loader = getattr(datamodule, "inference_dataloader", None)
         if datamodule is None or loader is not None:

@@ -11,7 +11,7 @@ from functools import lru_cache, partial
 from inspect import signature
 from typing import NamedTuple
 
-from scvi_qbm.benchmark.methods.common import MethodResult, completed, imported
+from scvi_qbm.benchmark.methods.common import MethodResult, aligned, completed, imported
 from scvi_qbm.benchmark.methods.linear import harmony, labels_embedded, pca, scanorama, shuffled
 from scvi_qbm.benchmark.methods.scvi_tools import (
     autozi,
@@ -80,6 +80,18 @@ METHODS: dict[str, Method] = {
         gaussian_twin, "Gaussian twin",
         "Its twin with N(0, I): scVI with 64 latents and QBMVI's optimiser and stopping.",
         "unsupervised", _NB, True,
+    ),
+    "qbmvi_probabilities": Method(
+        partial(qbmvi, representation="probabilities"), "QBMVI, not aligned",
+        "The posterior probabilities of its units.", "unsupervised", _NB,
+    ),
+    "gaussian_aligned": Method(
+        aligned(gaussian_twin), "Gaussian twin, aligned",
+        "The Gaussian twin, its batches aligned as QBMVI's are.", "unsupervised", _NB,
+    ),
+    "scvi_aligned": Method(
+        aligned(scvi_model), "scVI, aligned",
+        "scVI, its batches aligned as QBMVI's are.", "unsupervised", _NB, max_epochs=_THEIRS,
     ),
     "qbmvi_paper": Method(
         partial(qbmvi, recipe="paper"), "QBMVI, paper",

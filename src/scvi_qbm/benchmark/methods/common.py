@@ -10,10 +10,14 @@ from inspect import Parameter, signature
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import scanpy as sc
+import torch
 from anndata import AnnData
 from numpy.typing import NDArray
 from scipy import sparse
+
+from scvi_qbm.alignment import align, fit_alignment
 
 
 class MethodResult(NamedTuple):
@@ -74,6 +78,25 @@ def fit(
     if held_out is not None and len(held_out):
         elbo = float(model.get_elbo(indices=held_out))
     return MethodResult(embedding, elbo, seconds, model)
+
+
+def aligned(method: Callable[..., MethodResult]) -> Callable[..., MethodResult]:
+    """The method, followed by the alignment that QBMVI's default embedding has."""
+
+    @wraps(method)
+    def run(adata: AnnData, *, batch_key: str | None, **options: Any) -> MethodResult:
+        result = method(adata, batch_key=batch_key, **options)
+        if batch_key is None:
+            return result
+        started = time.perf_counter()
+        x = torch.from_numpy(np.ascontiguousarray(result.embedding, dtype=np.float32))
+        codes, names = pd.factorize(adata.obs[batch_key])
+        batch = torch.from_numpy(codes)
+        embedding = align(fit_alignment(x, batch, len(names)), x, batch).numpy()
+        seconds = result.seconds + time.perf_counter() - started
+        return result._replace(embedding=embedding, seconds=seconds)
+
+    return run
 
 
 def budget(max_epochs: int, n_cells: int) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import scvi
 from anndata import AnnData
+from scvi.model import SCVI
 
 from scvi_qbm.benchmark.extras import require
 from scvi_qbm.benchmark.methods.common import (
@@ -20,8 +21,15 @@ from scvi_qbm.benchmark.methods.common import (
     need_batches,
 )
 from scvi_qbm.recipes import get_recipe, resolve_plan
+from scvi_qbm.runner import QBMTrainRunner
 
 UNKNOWN = "__unlabelled__"
+
+
+class _BestEpoch(SCVI):
+    """SCVI that ends with the weights of its best epoch, as QBMVI does."""
+
+    _train_runner_cls = QBMTrainRunner
 
 
 def _training(optimiser: str, max_epochs: int | None) -> dict[str, Any]:
@@ -73,10 +81,9 @@ def scvi_model(
     **model_kwargs: Any,
 ) -> MethodResult:
     """``scvi.model.SCVI``, negative binomial unless said otherwise."""
-    from scvi.model import SCVI
-
+    cls = SCVI if optimiser == "default" else _BestEpoch
     kwargs = {"gene_likelihood": "nb", "optimiser": optimiser} | model_kwargs
-    return _fit_counts(SCVI, adata, batch_key, seed, max_epochs, **kwargs)
+    return _fit_counts(cls, adata, batch_key, seed, max_epochs, **kwargs)
 
 
 def ldvae(

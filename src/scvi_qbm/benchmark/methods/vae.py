@@ -38,6 +38,7 @@ def qbmvi(
     recipe: str = "default",
     train_kwargs: dict[str, Any] | None = None,
     on_model: Callable[[Any], None] | None = None,
+    representation: str = "aligned",
     **model_kwargs: Any,
 ) -> MethodResult:
     """QBMVI with the recipe's defaults."""
@@ -46,7 +47,11 @@ def qbmvi(
     data, started = _input(adata, batch_key, likelihood), time.perf_counter()
     QBMVI.setup_anndata(data, batch_key=batch_key)
     model = QBMVI(data, recipe=recipe, **model_kwargs)
-    return fit(model, started, on_model=on_model, max_epochs=max_epochs, **(train_kwargs or {}))
+    result = fit(model, started, on_model=on_model, max_epochs=max_epochs, **(train_kwargs or {}))
+    if representation != "aligned":
+        embedding = model.get_latent_representation(representation=representation)
+        result = result._replace(embedding=embedding)
+    return result
 
 
 def gaussian_twin(
