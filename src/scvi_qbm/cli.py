@@ -58,9 +58,9 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("--max-epochs", type=positive, help="at most so many; early stopping is on")
     fit.add_argument(
         "--representation",
-        default="probabilities",
-        choices=["probabilities", "logits", "zeta", "binary", "evidence"],
-        help="what to write as the embedding (default: probabilities)",
+        default="aligned",
+        choices=["aligned", "probabilities", "logits", "zeta", "binary", "evidence"],
+        help="what to write as the embedding (default: aligned)",
     )
     fit.add_argument("--seed", type=int, default=0, help="same seed, same machine, same result")
     fit.add_argument("--model-dir", metavar="DIR", type=Path, help="also save the model there")

@@ -11,9 +11,13 @@ from scvi_qbm.benchmark.scores import GROUPS, METRICS, prepare_reference, score_
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 TRAJECTORY = {"trajectory", "trajectory_every", "diffusion_eigenvalue"}
-DESCRIPTIONS = {"n_clusters", "resolution", "diffusion_eigenvalue"} | {
-    f"xgb_{name}_sd" for name in ("accuracy", "precision", "recall", "f1")
-}
+DESCRIPTIONS = {
+    "n_clusters",
+    "resolution",
+    "ari_at_1",
+    "n_clusters_at_1",
+    "diffusion_eigenvalue",
+} | {f"xgb_{name}_sd" for name in ("accuracy", "precision", "recall", "f1")}
 NEEDS_BATCH = {
     "bras", "ilisi", "kbet", "graph_connectivity", "pcr", "pcr_within", "scib_batch", "scib_total",
     "lobo_accuracy", "lobo_f1",
@@ -116,7 +120,12 @@ def test_groups_are_computed_alone(space, reference, scored):
     scores, artifacts = score_embedding(space, reference, groups=["local", "clustering"])
     names = {m.name for m in METRICS if m.group in ("local", "clustering")}
     times = {"seconds_neighbors", "seconds_local", "seconds_clustering"}
-    assert set(scores) == names | {"n_clusters", "resolution"} | times | {"errors"}
+    assert set(scores) == names | {
+        "n_clusters",
+        "resolution",
+        "ari_at_1",
+        "n_clusters_at_1",
+    } | times | {"errors"}
     assert {n: scores[n] for n in names} == {n: scored[0][n] for n in names}
     assert artifacts == {}
     alone, _ = score_embedding(space, reference, groups=["local"], seed=1)

@@ -44,6 +44,8 @@ def test_datamodule(categories, style, likelihood, covariates, tmp_path):
     elbo = model.history["elbo_validation"].to_numpy(float).ravel()
     assert len(elbo) == 12 and elbo[-1] < elbo[0]
     assert np.abs(model.prior.W).max() > 1e-3
+    assert model._alignment_["n_fitted"] == module.n_batch
+    assert module.n_batch == 1 or model._alignment_["shifts"].abs().max() > 0
 
     def results(model):
         torch.manual_seed(0)

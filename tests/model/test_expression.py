@@ -103,7 +103,8 @@ def test_importance_weights_equal_a_slow_twin(pbmc):
     for relaxation in ("spike_exponential", "overlapping_exponential"):
         model = fitted(pbmc, relaxation=relaxation)
         cells = np.array([4, 9, 30])
-        q = model.get_latent_representation(indices=cells).astype(float)
+        which = {"indices": cells, "representation": "probabilities"}
+        q = model.get_latent_representation(**which).astype(float)
         logits = model.get_latent_representation(indices=cells, representation="logits")
         qz = model.module.z_encoder.posterior(torch.from_numpy(logits))
         scvi.settings.seed = 1
@@ -296,7 +297,8 @@ def test_abundance_leaves_a_cell_out_of_its_own_sample(pbmc):
 def test_aggregated_posterior_is_the_mixture(pbmc):
     model = fitted(pbmc, epochs=5)
     law = model.get_aggregated_posterior(indices=np.arange(4))
-    q = model.get_latent_representation(indices=np.arange(4)).astype(float)
+    which = {"indices": np.arange(4), "representation": "probabilities"}
+    q = model.get_latent_representation(**which).astype(float)
     code = np.array([0, 1] * 4)
     expected = np.log(np.mean(np.prod(np.where(code > 0, q, 1 - q), axis=1)))
     got = float(law.log_prob(torch.tensor(code, dtype=torch.float32)))

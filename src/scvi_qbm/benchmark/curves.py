@@ -46,6 +46,7 @@ class _Embeddings(lightning.Callback):
             with torch.random.fork_rng():
                 module.eval()
                 self.model.is_trained_ = True
+                self.model._alignment_ = None  # not that of an earlier epoch
                 self.kept[epoch] = np.asarray(self.model.get_latent_representation())
         finally:
             np.random.set_state(numpy_state)

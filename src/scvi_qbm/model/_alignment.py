@@ -50,10 +50,10 @@ class AlignmentMixin:
                 break
         x, batch = torch.cat(codes), torch.cat(batches)
         n_batches = max(self.summary_stats.n_batch, int(batch.max()) + 1)
-        if self._alignment_ is None:
-            found = fit_alignment(x, batch, n_batches)
-        else:
+        if self._alignment_ is not None and self.module.prior.is_frozen:
             found = extend_alignment(Alignment(**self._alignment_), x, batch, n_batches)
+        else:
+            found = fit_alignment(x, batch, n_batches)
         self._alignment_ = found._asdict()
 
 

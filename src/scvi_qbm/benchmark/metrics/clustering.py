@@ -145,7 +145,8 @@ def leiden_sweep(
     ("ari_fine", "ARI, fine", "As ARI, for the fine types."),
     ("ami_fine", "AMI, fine", "As AMI, for the fine types."),
     ("fmi_fine", "FMI, fine", "As FMI, for the fine types."),
-    described=("n_clusters", "resolution"),
+    # At resolution 1, which is scanpy's default.
+    described=("n_clusters", "resolution", "ari_at_1", "n_clusters_at_1"),
 )
 def clustering(cells: Embedded) -> None:
     """Agreement of Leiden clusters with types and fine types."""
@@ -158,6 +159,9 @@ def clustering(cells: Embedded) -> None:
         found = sweep.score(known.labels)
         for name in (*names, "n_clusters", "resolution"):
             cells.scores[name] = getattr(found, name)
+        at_1 = found.table[found.table["resolution"] == 1.0].iloc[0]
+        cells.scores["ari_at_1"] = float(at_1["ari"])
+        cells.scores["n_clusters_at_1"] = float(at_1["n_clusters"])
     if known.fine_labels is not None:
         found = sweep.score(known.fine_labels)
         for name in names:
