@@ -96,6 +96,9 @@ class TrainingMixin:
 
         Notes
         -----
+        Afterwards the model has the weights of the best held-out ELBO past the KL warm-up
+        (``history["best_epoch"]``), and batches of the default embedding are aligned.
+
         ``model.history`` also has ``log_z``, ``log_z_se``, ``log_z_drift``, ``energy_gap``,
         ``energy_gap_se`` (nats) and more: whether the negative phase is honest, see
         :class:`~scvi_qbm.prior.NegativePhaseReport`.
