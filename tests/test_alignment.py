@@ -60,10 +60,14 @@ def test_one_batch_stays_to_the_bit():
 
 
 def test_a_type_of_one_batch_only():
-    """At harmony's penalty of 2 it would be pulled into the others."""
+    """Far from the other types, and then beside one of them."""
     x, batch, kind = made(1200)
     kept = (kind != 0) | (batch.numpy() == 0)
     x, batch, kind = x[kept], batch[kept], kind[kept]
+    assert purity(align(fit_alignment(x, batch, 3), x, batch), kind, 0) >= 0.95
+    noise = np.random.default_rng(1).normal(size=((kind == 0).sum(), N_DIMENSIONS))
+    beside = torch.eye(N_DIMENSIONS)[0] + 0.1 * torch.from_numpy(noise).float()
+    x[kind == 0] = x[kind == 1].mean(0) + beside
     assert purity(align(fit_alignment(x, batch, 3), x, batch), kind, 0) >= 0.95
 
 

@@ -13,8 +13,8 @@ from torch.nn.functional import normalize, one_hot
 
 __all__ = ["Alignment", "align", "extend_alignment", "fit_alignment"]
 
-# Width of the soft clusters and cells a cluster are Harmony's. Its penalty of 2 mixes batches that
-# hold different types (docs/evidence.md has what was tried).
+# Width, shrinkage and cells a state are Harmony's. Its penalty of 2 mixed too much where batches
+# hold different types (facs, docs/evidence.md).
 _WIDTH, _PENALTY, _SHRINKAGE = 0.1, 0.5, 0.2
 _MAX_STATES, _CELLS_A_STATE = 100, 30
 _N_ROUNDS = 1
@@ -46,15 +46,11 @@ class Alignment(NamedTuple):
     n_fitted: int
 
 
-def _states(alignment: Alignment, x: Tensor, batch: Tensor) -> Tensor:
-    """Share of each state in each cell, by where the cell's own batch lies in it."""
-    out = x.new_empty(len(x), len(alignment.means))
-    for b in batch.unique().tolist():
-        rows = batch == b
-        centres = normalize(alignment.means + alignment.shifts[b], dim=1)
-        cosine = normalize(x[rows], dim=1) @ centres.T
-        out[rows] = torch.softmax(2 * cosine / _WIDTH + alignment.log_weights[b], 1)
-    return out
+def _states_in(alignment: Alignment, x: Tensor, b: int) -> Tensor:
+    """Share of each state in cells of batch ``b``, by where that batch lies in it."""
+    centres = normalize(alignment.means + alignment.shifts[b], dim=1)
+    cosine = normalize(x, dim=1) @ centres.T
+    return torch.softmax(2 * cosine / _WIDTH + alignment.log_weights[b], 1)
 
 
 def align(alignment: Alignment, x: Tensor, batch: Tensor) -> Tensor:
@@ -75,13 +71,10 @@ def align(alignment: Alignment, x: Tensor, batch: Tensor) -> Tensor:
     torch.Tensor
         As ``x``.
     """
-    known = batch < len(alignment.shifts)
-    states, out = _states(alignment, x[known], batch[known]), x.clone()
-    moved = x[known]
-    for b in batch[known].unique().tolist():
-        rows = batch[known] == b
-        moved[rows] -= states[rows] @ alignment.shifts[b]
-    out[known] = moved
+    out = x.clone()
+    for b in batch[batch < len(alignment.shifts)].unique().tolist():
+        rows = batch == b
+        out[rows] -= _states_in(alignment, x[rows], b) @ alignment.shifts[b]
     return out
 
 
@@ -128,7 +121,11 @@ def fit_alignment(x: Tensor, batch: Tensor, n_batches: int, seed: int = 0) -> Al
         labels = torch.from_numpy(start.fit_predict(normalize(x, dim=1).numpy())).long()
     found = _fit(x, batch, n_batches, one_hot(labels, n_states).to(x))
     for _ in range(_N_ROUNDS):
-        found = _fit(x, batch, n_batches, _states(found, x, batch))
+        states = x.new_empty(len(x), n_states)
+        for b in batch.unique().tolist():
+            rows = batch == b
+            states[rows] = _states_in(found, x[rows], b)
+        found = _fit(x, batch, n_batches, states)
     return found
 
 
@@ -142,13 +139,18 @@ def _fit(x: Tensor, batch: Tensor, n_batches: int, states: Tensor) -> Alignment:
         observed[b], sums[b] = states[rows].sum(0), states[rows].T @ x[rows]
     expected = torch.bincount(batch, minlength=n_batches)[:, None] / len(x) * sizes
     batch_means = sums / observed.clamp_min(_TINY)[..., None]
-    kept = observed / (observed + _SHRINKAGE * expected).clamp_min(_TINY)
+    kept = _kept(observed, expected)
     weights = (expected * kept)[..., None]
     means = (weights * batch_means).sum(0) / weights.sum(0).clamp_min(_TINY)
     shifts = kept[..., None] * (batch_means - means)
     if n_batches == 1:
         shifts.zero_()
     return Alignment(means, shifts, _log_weights(observed, expected), sizes, n_batches)
+
+
+def _kept(observed: Tensor, expected: Tensor) -> Tensor:
+    """How much the ridge regression leaves of a shift."""
+    return observed / (observed + _SHRINKAGE * expected).clamp_min(_TINY)
 
 
 def _log_weights(observed: Tensor, expected: Tensor) -> Tensor:
@@ -184,16 +186,15 @@ def extend_alignment(alignment: Alignment, x: Tensor, batch: Tensor, n_batches: 
     log_weights = alignment.means.new_zeros(n_batches, len(alignment.sizes))
     log_weights[:n_known] = alignment.log_weights[:n_known]
     out = alignment._replace(shifts=shifts, log_weights=log_weights)
-    new = batch >= n_known
-    x, batch = x[new], batch[new]
     share = alignment.sizes / alignment.sizes.sum()
-    for _ in range(1 + _N_ROUNDS):
-        states = _states(out, x, batch)
-        for b in batch.unique().tolist():
-            rows = batch == b
-            observed, expected = states[rows].sum(0), rows.sum() * share
-            mean = states[rows].T @ x[rows] / observed.clamp_min(_TINY)[:, None]
-            kept = observed / (observed + _SHRINKAGE * expected)
-            shifts[b] = kept[:, None] * (mean - alignment.means)
+    for b in batch[batch >= n_known].unique().tolist():
+        own = x[batch == b]
+        expected = len(own) * share
+        for _ in range(1 + _N_ROUNDS):
+            states = _states_in(out, own, b)
+            observed = states.sum(0)
+            mean = states.T @ own / observed.clamp_min(_TINY)[:, None]
+            # In place: the next round sees them in ``out``.
+            shifts[b] = _kept(observed, expected)[:, None] * (mean - alignment.means)
             log_weights[b] = _log_weights(observed, expected)
     return out

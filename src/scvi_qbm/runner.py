@@ -153,7 +153,10 @@ class QBMTrainRunner(TrainRunner):
     def _name_epoch(self) -> None:
         """``history["best_epoch"]``: whose weights the model has, counted over all training."""
         history = self.model.history_
-        if self.best.epoch is None or not isinstance(history, dict) or "elbo_train" not in history:
+        if not isinstance(history, dict) or "elbo_train" not in history:
+            return
+        history.pop("best_epoch", None)  # of an earlier call of train()
+        if self.best.epoch is None:
             return
         n_epochs = len(history["elbo_train"])
         best = n_epochs - self.trainer.current_epoch + self.best.epoch

@@ -257,6 +257,17 @@ def test_the_best_epoch_is_the_model(pbmc, prior):
         )
 
 
+def test_without_held_out_cells_the_last_epoch_is_the_model(pbmc):
+    """Also after a training that had some: what the summary says is not of that one's best."""
+    model = made(pbmc)
+    model.train(3, early_stopping=True, enable_progress_bar=False)
+    assert "best_epoch" in model.history
+    model.train(2, early_stopping=False, enable_progress_bar=False)
+    assert "best_epoch" not in model.history
+    out, last = model.summary(silent=True), float(model.history["elbo_train"].iloc[-1, 0])
+    assert out["training", "best_epoch"] is None and out["train", "elbo"] == -last
+
+
 def test_best_of_warmup_gives_way():
     best = KeepBest()
 

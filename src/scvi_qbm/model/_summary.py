@@ -106,18 +106,21 @@ def _training(model: Any, history: dict[str, pd.DataFrame]) -> dict[str, Any]:
     return {
         "trained": bool(model.is_trained),
         "epochs": len(history.get("elbo_train", ())),
-        "best_epoch": int(history["best_epoch"].iloc[-1, 0]) if "best_epoch" in history else None,
+        "best_epoch": _best_epoch(history),
         **{name: None if of is None else len(of) for name, of in cells.items()},
         "device": str(model.device),
     }
 
 
+def _best_epoch(history: dict[str, pd.DataFrame]) -> int | None:
+    return int(history["best_epoch"].iloc[-1, 0]) if "best_epoch" in history else None
+
+
 def _bound(history: dict[str, pd.DataFrame], cells: str) -> dict[str, float]:
     """At the epoch whose weights the model has; the last one where none was validated."""
-    if "best_epoch" in history:
-        epoch = history["best_epoch"].iloc[-1, 0]
-        history = {k: v.loc[:epoch] for k, v in history.items()}
-    out = {k: _last(history, f"{v}_{cells}") for k, v in _BOUND.items()}
+    epoch = _best_epoch(history)
+    until = {name: frame.loc[:epoch] for name, frame in history.items() if cells in name}
+    out = {k: _last(until, f"{v}_{cells}") for k, v in _BOUND.items()}
     return out | {"elbo": -out["elbo"]}  # scvi-tools' history has its negative
 
 

@@ -62,16 +62,18 @@ def fit(
     *,
     bound: bool = True,
     on_model: Callable[[Any], None] | None = None,
+    embed: dict[str, Any] | None = None,
     **kwargs: Any,
 ) -> MethodResult:
     """Train, embed, and bound the likelihood of the cells that were held out.
 
-    ``on_model`` gets the model before it is trained; without ``bound`` the ELBO is NaN.
+    ``on_model`` gets the model before it is trained, ``get_latent_representation`` gets ``embed``;
+    without ``bound`` the ELBO is NaN.
     """
     if on_model is not None:
         on_model(model)
     model.train(**kwargs)
-    embedding = np.asarray(model.get_latent_representation())
+    embedding = np.asarray(model.get_latent_representation(**(embed or {})))
     seconds = time.perf_counter() - started
     held_out = model.validation_indices if bound else None
     elbo = float("nan")

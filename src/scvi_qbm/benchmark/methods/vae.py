@@ -47,11 +47,14 @@ def qbmvi(
     data, started = _input(adata, batch_key, likelihood), time.perf_counter()
     QBMVI.setup_anndata(data, batch_key=batch_key)
     model = QBMVI(data, recipe=recipe, **model_kwargs)
-    result = fit(model, started, on_model=on_model, max_epochs=max_epochs, **(train_kwargs or {}))
-    if representation != "aligned":
-        embedding = model.get_latent_representation(representation=representation)
-        result = result._replace(embedding=embedding)
-    return result
+    return fit(
+        model,
+        started,
+        on_model=on_model,
+        embed={"representation": representation},
+        max_epochs=max_epochs,
+        **(train_kwargs or {}),
+    )
 
 
 def gaussian_twin(
