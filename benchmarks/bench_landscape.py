@@ -1,20 +1,26 @@
 """The tables of docs/landscape.md. Run by ``make bench-landscape``.
 
-    python benchmarks/bench_landscape.py [outliers|generation|attractors|limits]
+    python benchmarks/bench_landscape.py [attractors|programs|potency|outliers|generation|limits]
                                          [--data ../shared/data] [--out landscape-output]
 
+``attractors``: ARI with cell types at several depths, beside Leiden on QBMVI's and on SCVI's
+embedding. ``programs``: markers of blood cell types among the top five genes of units, beside
+NMF and LDVAE. ``potency``: rank correlation of energies with a known order of states.
 ``outliers``: AUROC of a cell type left out of training against held-out cells of the others.
 ``generation``: new cells against held-out ones, QBMVI's Boltzmann prior beside its W = 0 twin and
-SCVI's N(0, I) at its own and at QBMVI's size. ``attractors``: ARI with cell types, beside Leiden.
-``limits``: what outlier scores make of cells whose genes were shuffled, and the shares of batches
-among generated cells. Rows are kept as they are measured; what is there is not measured again.
+SCVI's N(0, I) at its own and at QBMVI's size. ``limits``: what outlier scores make of cells whose
+genes were shuffled, shares of batches among generated cells, and the round trip of generated
+cells to their valleys. Rows are kept as they are measured; what is there is not measured again.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+import os
 import warnings
+from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,17 +29,52 @@ import scanpy as sc
 import scvi
 import torch
 from anndata import AnnData, read_h5ad
-from scvi.model import SCVI
+from scipy import sparse
+from scipy.stats import spearmanr
+from scvi.model import SCVI, LinearSCVI
+from sklearn.decomposition import NMF
 from sklearn.metrics import adjusted_rand_score, roc_auc_score
 
 from scvi_qbm import QBMVI
-from scvi_qbm.benchmark.methods import METHODS
+from scvi_qbm.benchmark.config import Config, DataSpec
+from scvi_qbm.benchmark.data.specs import load_data, resolve
+from scvi_qbm.benchmark.methods import METHODS, MethodResult
+from scvi_qbm.benchmark.methods.common import budget
 from scvi_qbm.benchmark.metrics.generation import generation_scores
 from scvi_qbm.benchmark.rows import Rows
+from scvi_qbm.data import pbmc68k
+from scvi_qbm.data.normalise import log_cp10k
+from scvi_qbm.landscape import find_attractors
 
 SETS = ("pbmc_10x_3techs", "cellmix_lines_6batches_2kgenes", "paul15_myeloid")
 SEEDS = (0, 1, 2)
 EPOCHS = 100
+CONFIG = Path(__file__).with_name("alignment.toml")  # seven sets, as docs/benchmark.md has them
+DEPTHS = (0.0, 0.5, 1.0, 2.0, 4.0)
+
+# Azimuth's markers of the types of its human PBMC reference, level 1 (platelets: level 2).
+# Hao et al. (2021), Cell 184, 3573; azimuth.hubmapconsortium.org.
+MARKERS = {
+    "B": "CD79A RALGPS2 CD79B MS4A1 BANK1 CD74 TNFRSF13C HLA-DQA1 IGHM MEF2C",
+    "NK": "NKG7 KLRD1 TYROBP GNLY FCER1G PRF1 CD247 KLRF1 CST7 GZMB",
+    "Mono": "CTSS FCN1 NEAT1 LYZ PSAP S100A9 AIF1 MNDA SERPINA1 TYROBP",
+    "CD4_T": "IL7R MAL LTB CD4 LDHB TPT1 TRAC TMSB10 CD3D CD3G",
+    "CD8_T": "CD8B CD8A CD3D TMSB10 HCST CD3G LINC02446 CTSW CD3E TRAC",
+    "DC": "CD74 HLA-DPA1 HLA-DPB1 HLA-DQA1 CCDC88A HLA-DRA HLA-DMA CST3 HLA-DQB1 HLA-DRB1",
+    "Platelet": "GNG11 PPBP NRGN PF4 CAVIN2 SDPR TUBB1 HIST1H2AC PRKAR2B CLU F13A1",
+}
+# Stages from least to most differentiated: Bastidas-Ponce (2019), Development 146, dev173849;
+# Paul (2015), Cell 163, 1663, the erythroid course.
+STAGES = {
+    "pancreas_endocrinogenesis_e15": (
+        "cell_type",
+        ["Ductal", "Ngn3 low EP", "Ngn3 high EP", "Pre-endocrine", "Alpha Beta Delta Epsilon"],
+    ),
+    "paul15_myeloid": (
+        "paul15_cluster",
+        ["7MEP", "6Ery", "5Ery", "4Ery", "3Ery", "2Ery", "1Ery"],
+    ),
+}
 
 
 def scvi_default(adata: AnnData, seed: int) -> SCVI:
@@ -138,37 +179,157 @@ def generation(rows: Rows, data: Path) -> None:
                 rows.add(key, generation_scores(test.X, made))
 
 
+def leiden(embedding: np.ndarray, seed: int) -> np.ndarray:
+    """scanpy's, at its default resolution."""
+    cells = AnnData(np.asarray(embedding, np.float32))
+    sc.pp.neighbors(cells, use_rep="X", random_state=seed)
+    sc.tl.leiden(cells, flavor="igraph", n_iterations=2, directed=False, random_state=seed)
+    return cells.obs["leiden"].to_numpy()
+
+
+def specs(names: Iterable[str] | None = None) -> Iterator[DataSpec]:
+    for spec in Config.from_toml(CONFIG).data:
+        if names is None or spec.name in names:
+            yield resolve(spec)
+
+
+def run(name: str, adata: AnnData, spec: DataSpec, seed: int) -> MethodResult:
+    method = METHODS[name]
+    epochs = budget(method.max_epochs, adata.n_obs)
+    return method.run(adata, seed=seed, max_epochs=epochs, batch_key=spec.batch_key)
+
+
 def attractors(rows: Rows, data: Path) -> None:
-    for name in SETS:
-        adata = read_h5ad(data / f"{name}.h5ad")
-        types = adata.obs["cell_type"].astype(str).to_numpy()
+    for spec in specs():
+        adata = load_data(spec)
+        types = adata.obs[spec.label_key].astype(str).to_numpy()
         for seed in SEEDS:
-            key = {"data": name, "seed": seed}
+            key = {"data": spec.name, "seed": seed}
             if key in rows:
                 continue
-            model = models(adata, seed)["QBMVI"]()
-            out = model.get_attractors(barriers=False)
-            row = {
-                "n_attractors": len(out.sizes),
-                "ari": float(adjusted_rand_score(types, out.labels)),
-            }
-            if len(out.sizes) <= 2000:
-                out = model.get_attractors()
-                for barrier in (1.0, 2.0, 4.0, 8.0):
-                    merged = out.merged(barrier)
-                    row[f"n_merged_{barrier:g}"] = int(merged.max() + 1)
-                    row[f"ari_merged_{barrier:g}"] = float(adjusted_rand_score(types, merged))
-            frame = AnnData(model.get_latent_representation())
-            sc.pp.neighbors(frame, use_rep="X", random_state=seed)
-            sc.tl.leiden(frame, flavor="igraph", n_iterations=2, random_state=seed)
-            row["n_leiden"] = int(frame.obs["leiden"].nunique())
-            row["ari_leiden"] = float(adjusted_rand_score(types, frame.obs["leiden"]))
-            energy = model.get_energy()["free_energy"].to_numpy()
-            rare = pd.Series(types).map(pd.Series(types).value_counts()).to_numpy()
-            row["rank_correlation_energy_rarity"] = float(
-                pd.Series(energy).corr(pd.Series(-rare), method="spearman")
-            )
+            result = run("qbmvi", adata, spec, seed)
+            row = attractor_row(result.model.prior, codes(result.model), types)
+            for name, x in (
+                ("qbmvi", result.embedding),
+                ("scvi", run("scvi", adata, spec, seed).embedding),
+            ):
+                clusters = leiden(x, seed)
+                row[f"n_leiden_{name}"] = len(set(clusters))
+                row[f"ari_leiden_{name}"] = float(adjusted_rand_score(types, clusters))
             rows.add(key, row)
+
+
+def codes(model: QBMVI) -> np.ndarray:
+    return model.get_latent_representation(representation="binary")
+
+
+def attractor_row(machine: tuple, codes: np.ndarray, types: np.ndarray) -> dict[str, float]:
+    """ARI of attractors by the least depth of a valley."""
+    found = find_attractors(tuple(machine), codes)
+    row: dict[str, float] = {}
+    for depth in DEPTHS:
+        labels = found.labels if depth == 0 else found.merged(depth)
+        row[f"n_{depth:g}"] = int(labels.max()) + 1
+        row[f"ari_{depth:g}"] = float(adjusted_rand_score(types, labels))
+    return row
+
+
+def programs(rows: Rows, data: Path) -> None:
+    sets = {
+        "pbmc68k": (pbmc68k(), "counts", None),
+        "pbmc_10x_3techs": (read_h5ad(data / "pbmc_10x_3techs.h5ad"), None, "batch"),
+    }
+    for name, (adata, layer, batch_key) in sets.items():
+        counts = sparse.csr_matrix(adata.X if layer is None else adata.layers[layer])
+        expressed = np.asarray((counts > 0).mean(0)).ravel() >= 0.01
+        logged = log_cp10k(counts.astype(np.float32)).toarray()
+        setup = {"layer": layer, "batch_key": batch_key}
+        for seed in SEEDS:
+            factors = {"QBMVI": partial(qbmvi_programs, adata, setup, seed)}
+            for n in (7, 10, 20, 64):
+                factors[f"NMF, {n}"] = partial(nmf, logged, expressed, n, seed)
+            for n in (10, 64):
+                factors[f"LDVAE, {n}"] = partial(ldvae, adata, setup, n, seed)
+            for method, found in factors.items():
+                key = {"data": name, "model": method, "seed": seed}
+                if key not in rows:
+                    rows.add(key, recovery(found(), adata.var_names, expressed))
+
+
+def qbmvi_programs(adata: AnnData, setup: dict, seed: int) -> np.ndarray:
+    scvi.settings.seed = seed
+    data = adata.copy()
+    QBMVI.setup_anndata(data, **setup)
+    model = QBMVI(data)
+    model.train(enable_progress_bar=False)
+    return model.get_gene_programs().to_numpy()
+
+
+def nmf(logged: np.ndarray, expressed: np.ndarray, n: int, seed: int) -> np.ndarray:
+    """As cNMF: counts per 10,000 scaled by gene, without its consensus over restarts."""
+    x = np.expm1(logged) * expressed
+    x /= x.std(0) + 1e-9
+    return NMF(n, init="nndsvda", random_state=seed, max_iter=300).fit(x).components_
+
+
+def ldvae(adata: AnnData, setup: dict, n: int, seed: int) -> np.ndarray:
+    scvi.settings.seed = seed
+    data = adata.copy()
+    LinearSCVI.setup_anndata(data, **setup)
+    model = LinearSCVI(data, n_latent=n)
+    model.train(
+        max_epochs=250,
+        early_stopping=True,
+        plan_kwargs={"lr": 5e-3},  # scvi-tools' tutorial on LDVAE
+        enable_progress_bar=False,
+    )
+    return model.get_loadings().to_numpy().T
+
+
+def recovery(factors: np.ndarray, names: pd.Index, expressed: np.ndarray) -> dict[str, float]:
+    """Of each type, the share of markers among the top five genes of the best factor and sign."""
+    factors = np.where(expressed, np.nan_to_num(factors), 0)
+    names = np.asarray(names)
+    tops = [set(names[np.argsort(-sign * f)[:5]]) for f in factors for sign in (1, -1)]
+    out = {}
+    for kind, genes in MARKERS.items():
+        known = set(genes.split()) & set(names)
+        if len(known) >= 3:
+            out[kind] = max(len(known & top) for top in tops) / 5
+    return out | {"mean": float(np.mean(list(out.values())))}
+
+
+def potency(rows: Rows, data: Path) -> None:
+    for spec in specs(STAGES):
+        adata = load_data(spec)
+        column, stages = STAGES[spec.name]
+        labels = adata.obs[column].astype(str)
+        stage = labels.map({name: i for i, group in enumerate(stages) for name in names_in(group)})
+        known = stage.notna().to_numpy()
+        potential = -stage[known]
+        counts = sparse.csr_matrix(adata.X)
+
+        rare = -labels.map(labels.value_counts()).to_numpy()
+        row = {
+            "genes_detected": correlation(np.diff(counts.indptr)[known], potential),
+            "rarity": correlation(rare[known], potential),
+        }
+        if (key := {"data": spec.name, "model": "none", "seed": 0}) not in rows:
+            rows.add(key, row)
+        for seed in SEEDS:
+            for name in ("qbmvi", "bernoulli"):
+                key = {"data": spec.name, "model": name, "seed": seed}
+                if key not in rows:
+                    energy = run(name, adata, spec, seed).model.get_energy()
+                    rows.add(key, {c: correlation(energy[c]) for c in ("free_energy", "entropy")})
+
+
+def correlation(a: np.ndarray, b: np.ndarray) -> float:
+    return float(spearmanr(a, b)[0])
+
+
+def names_in(group: str) -> list[str]:
+    return [group] if "EP" in group else group.split()
 
 
 def limits(rows: Rows, data: Path) -> None:
@@ -187,9 +348,14 @@ def limits(rows: Rows, data: Path) -> None:
         y = np.repeat([0, 1], real.n_obs)
         row = {f"auroc_{k}": float(roc_auc_score(y, np.concatenate([a[k], b[k]]))) for k in a}
         row |= {"rarest": adata.obs["batch"].value_counts().idxmin()}
-        made = model.generate(2000, seed=seed).obs["batch"].astype(str)
         row["share"] = float((adata.obs["batch"] == row["rarest"]).mean())
-        row["share_generated"] = float((made == row["rarest"]).mean())
+        cells = model.generate(2000, seed=seed)
+        back = model.get_latent_representation(cells, representation="binary")
+        row["share_generated"] = float((cells.obs["batch"] == row["rarest"]).mean())
+        both = find_attractors(tuple(model.prior), np.vstack([cells.obsm["code"], back]))
+        start, end = np.split(both.merged(1.0), 2)
+        row["same_valley"] = float((start == end).mean())
+        row["same_valley_by_chance"] = float((rng.permutation(start) == end).mean())
         of_b = adata.obs["cell_type"] == "B"
         row["share_of_b_cells"] = float((adata.obs["batch"][of_b] == row["rarest"]).mean())
         rows.add(key, row)
@@ -197,9 +363,11 @@ def limits(rows: Rows, data: Path) -> None:
 
 def main() -> None:
     parts = {
+        "attractors": attractors,
+        "programs": programs,
+        "potency": potency,
         "outliers": outliers,
         "generation": generation,
-        "attractors": attractors,
         "limits": limits,
     }
     parser = argparse.ArgumentParser(description=__doc__)
@@ -207,6 +375,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--out", type=Path, default=Path("landscape-output"))
     args = parser.parse_args()
+    os.environ.setdefault("SCVI_QBM_DATA_DIR", str(args.data))
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     for part in args.parts or parts:

@@ -35,7 +35,15 @@ def main() -> int:
             continue
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "out.h5ad"
-            command = ["scvi-qbm", "fit", str(path), "--out", str(out), "--no-progress"]
+            command = [
+                "scvi-qbm",
+                "fit",
+                str(path),
+                "--out",
+                str(out),
+                "--no-progress",
+                "--embedding-only",
+            ]
             command += ["--batch-key", "batch", "--max-epochs", str(args.max_epochs)]
             prefix = Path(sys.executable).parent
             run = subprocess.run(
@@ -44,7 +52,7 @@ def main() -> int:
             row = {"data": path.stem, "exit": run.returncode}
             if run.returncode == 0:
                 fitted = anndata.read_h5ad(out)
-                summary = fitted.uns["qbmvi"]
+                summary = fitted.uns["qbm"]["fit"]
                 probe = knn_probe(fitted.obsm["X_qbmvi"], fitted.obs["cell_type"])
                 names = ("n_cells", "n_genes", "epochs", "seconds", "validation_elbo", "log_z",
                          "log_z_se")  # fmt: skip

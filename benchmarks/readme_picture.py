@@ -7,7 +7,7 @@ import scanpy as sc
 import scvi
 
 import scvi_qbm
-from scvi_qbm import pl
+from scvi_qbm import pl, tl
 from scvi_qbm.data import pbmc68k
 
 
@@ -17,17 +17,18 @@ def main() -> None:
     scvi_qbm.QBMVI.setup_anndata(adata, layer="counts")
     model = scvi_qbm.QBMVI(adata)
     model.train(enable_progress_bar=False)
-    adata.obsm["X_qbmvi"] = model.get_latent_representation()
+    for tool in (tl.latent, tl.energy, tl.attractors):
+        tool(model)
     sc.pp.neighbors(adata, use_rep="X_qbmvi")
     sc.tl.umap(adata)
-    figure, axes = plt.subplots(
-        1, 3, figsize=(11, 3.3), layout="constrained", width_ratios=(1.6, 1, 1)
-    )
-    pl.embedding_scatter(adata.obsm["X_umap"], adata.obs["cell_type"], ax=axes[0])
-    pl.energy_landscape(adata.obsm["X_umap"], model.get_energy()["free_energy"], ax=axes[1])
-    pl.attractor_tree(model.get_attractors().tree, ax=axes[2])
+    figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), width_ratios=(1.2, 1.2, 0.8))
+    figure.subplots_adjust(left=0.01, right=0.99, bottom=0.16, wspace=0.25)
+    look = {"legend_loc": "on data", "legend_fontsize": 5.5, "legend_fontoutline": 2}
+    sc.pl.umap(adata, color="cell_type", ax=axes[0], frameon=False, show=False, **look)
+    pl.energy(adata, ax=axes[1])
+    pl.attractors(adata, ax=axes[2])
     axes[2].set_ylabel("height of the pass (nats)")
-    titles = ("cells by type", "energy of their codes", "attractors and passes")
+    titles = ("cells by type", "free energy (nats)", "attractors and passes")
     for ax, title in zip(axes, titles, strict=True):
         ax.set_title(title, fontsize=10)
     figure.savefig(sys.argv[1], dpi=150)

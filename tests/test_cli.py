@@ -6,8 +6,12 @@ import anndata
 import h5py
 import numpy as np
 import pytest
+import scanpy as sc
 
+import scvi_qbm
 from scvi_qbm.cli import main
+
+COLUMNS = ["leiden_qbmvi", "attractor_qbmvi", "free_energy_qbmvi"]
 
 
 @pytest.fixture
@@ -27,23 +31,77 @@ def test_fit(h5ad, tmp_path, capsys):
     before = h5ad.read_bytes()
     out, model_dir = tmp_path / "out.h5ad", tmp_path / "model"
     code = fit(h5ad, "--layer", "counts", "--batch-key", "batch", "--out", out, "--n-latent", 8,
-               "--likelihood", "zinb", "--seed", 3, "--model-dir", model_dir)  # fmt: skip
+               "--gene-likelihood", "zinb", "--seed", 3, "--model-dir", model_dir,
+               "--labels-key", "cell_type")  # fmt: skip
     assert code == 0
-    printed = capsys.readouterr().out
-    assert "validation_elbo" in printed and f"wrote {out} and {model_dir}" in printed
+    printed, page = capsys.readouterr().out, tmp_path / "out.html"
+    assert "validation_elbo" in printed and f"wrote {out}, {page}, {model_dir}" in printed
     assert h5ad.read_bytes() == before
     source, result = anndata.read_h5ad(h5ad), anndata.read_h5ad(out)
     assert result.obsm["X_qbmvi"].shape == (700, 8)
     assert result.uns["kept"] == "as it was"
-    assert result.uns["qbmvi"]["likelihood"] == "zinb" and result.uns["qbmvi"]["seed"] == 3
-    assert list(result.obs) == list(source.obs) and list(result.layers) == list(source.layers)
+    kept = result.uns["qbm"]["fit"]
+    assert kept["gene_likelihood"] == "zinb" and kept["seed"] == 3
+    assert list(result.obs) == [*source.obs, *COLUMNS]
+    assert result.obs[list(source.obs)].equals(source.obs)
+    assert list(result.layers) == list(source.layers)
+    assert {"X_qbmvi", "X_umap_qbmvi"} == set(result.obsm) - set(source.obsm)
+    assert set(source.uns) <= set(result.uns)
+    sc.pl.embedding(result, "umap_qbmvi", color="leiden_qbmvi", show=False)
+    scvi_qbm.pl.attractors(result, "attractor_qbmvi")
+    sc.tl.paga(result, "leiden_qbmvi", neighbors_key="neighbors_qbmvi")
+    html = page.read_text()
+    for word in ("700 cells, 765 genes", "marker genes", "most frequent cell_type", "unit_",
+                 "data:image/png;base64", "Prior: "):  # fmt: skip
+        assert word in html
     np.testing.assert_array_equal(result.X.toarray(), source.X.toarray())
     assert (model_dir / "model.pt").is_file()
     assert not list(tmp_path.glob("*.tmp")) and not list(tmp_path.glob(".*tmp"))
 
     assert fit(h5ad, "--layer", "counts", "--out", out) == 1
     assert "exists; pass --overwrite" in capsys.readouterr().err
-    assert fit(h5ad, "--layer", "counts", "--out", out, "--overwrite") == 0
+    out.unlink()
+    assert fit(h5ad, "--layer", "counts", "--out", out) == 1  # the page alone is in the way
+    assert "out.html exists" in capsys.readouterr().err
+    assert fit(h5ad, "--layer", "counts", "--out", out, "--overwrite", "--embedding-only") == 0
+    assert list(anndata.read_h5ad(out).obs) == list(source.obs)
+
+
+def test_fit_with_covariates_on_variable_genes(h5ad, tmp_path, capsys):
+    out, model_dir = tmp_path / "out.h5ad", tmp_path / "model"
+    code = fit(h5ad, "--layer", "counts", "--batch-key", "batch", "--n-top-genes", 300,
+               "--categorical-covariate-keys", "phase", "--continuous-covariate-keys", "percent",
+               "--accelerator", "cpu", "--out", out, "--model-dir", model_dir)  # fmt: skip
+    assert code == 0
+    result = anndata.read_h5ad(out)
+    chosen = result.var["highly_variable_qbmvi"].to_numpy()
+    assert result.n_vars == 765 and chosen.sum() == 300 == result.uns["qbm"]["fit"]["n_genes"]
+    model = scvi_qbm.QBMVI.load(model_dir, result[:, chosen].copy())
+    assert model.summary_stats["n_extra_categorical_covs"] == 1
+    np.testing.assert_allclose(
+        model.get_latent_representation(), result.obsm["X_qbmvi"], atol=1e-5
+    )
+    for extra, message in (
+        (["--n-top-genes", 765], "there are 765 genes"),
+        (["--n-top-genes", 300, "--on-disk"], "leave out --on-disk"),
+        (["--categorical-covariate-keys", "phase", "donor"], "'donor' is not in adata.obs"),
+    ):
+        arguments = ["--layer", "counts", "--out", tmp_path / "o.h5ad", *extra]
+        assert fit(h5ad, *arguments) == 1
+        assert message in capsys.readouterr().err
+
+
+def test_progress_in_a_log_is_sparse(h5ad, tmp_path, capsys, monkeypatch):
+    from scvi_qbm import _fit
+
+    arguments = ["fit", str(h5ad), "--layer", "counts", "--max-epochs", "3", "--embedding-only"]
+    assert main([*arguments, "--out", str(tmp_path / "a.h5ad")]) == 0
+    assert "epoch" not in capsys.readouterr().err  # nothing within the first 30 seconds
+    monkeypatch.setattr(_fit._Log, "every", 0.0)
+    assert main([*arguments, "--out", str(tmp_path / "b.h5ad")]) == 0
+    lines = [x for x in capsys.readouterr().err.splitlines() if x.startswith("epoch")]
+    assert len(lines) == 3 and lines[0].startswith("epoch 1 of at most 3: held-out ELBO -")
+    assert not any("\r" in line for line in lines)
 
 
 @pytest.mark.parametrize("bare", [False, True])
@@ -62,11 +120,17 @@ def test_fit_on_disk(h5ad, tmp_path, capsys, monkeypatch, bare):
     monkeypatch.undo()
     assert f"wrote {out}" in capsys.readouterr().out
     result = anndata.read_h5ad(out)
-    assert result.obsm["X_qbmvi"].shape == (700, 64) and result.uns["qbmvi"]["n_cells"] == 700
+    assert result.obsm["X_qbmvi"].shape == (700, 64)
+    assert result.uns["qbm"]["fit"]["n_cells"] == 700
     assert np.isfinite(result.obsm["X_qbmvi"]).all() and result.obsm["X_qbmvi"].std() > 0
-    del result.obsm["X_qbmvi"], result.uns["qbmvi"]
-    assert result.obs.equals(source.obs) and result.var.equals(source.var)
-    assert set(result.obsm) == set(source.obsm) and set(result.uns) == set(source.uns)
+    assert list(result.obs) == [*source.obs, *COLUMNS] and result.obs["leiden_qbmvi"].nunique() > 1
+    assert result.obs[list(source.obs)].equals(source.obs) and result.var.equals(source.var)
+    assert set(result.obsm) - set(source.obsm) == {"X_qbmvi", "X_umap_qbmvi"}
+    assert set(result.uns) - set(source.uns) == {"qbm", "neighbors_qbmvi"}
+    assert (
+        set(source.uns) < set(result.uns)
+        and "Gene programs" in (tmp_path / "out.html").read_text()
+    )
     for one, other in ((result.X, source.X), (result.layers["counts"], source.layers["counts"])):
         assert (one != other).nnz == 0
     assert not list(tmp_path.glob(".*tmp"))
@@ -117,7 +181,7 @@ def test_a_run_goes_on(h5ad, tmp_path, capsys):
         assert fit(h5ad, "--layer", "counts", "--out", out, "--checkpoint-dir", run) == 0
     a, b = (anndata.read_h5ad(out) for out in files)
     np.testing.assert_array_equal(a.obsm["X_qbmvi"], b.obsm["X_qbmvi"])
-    assert a.uns["qbmvi"]["validation_elbo"] == b.uns["qbmvi"]["validation_elbo"]
+    assert a.uns["qbm"]["fit"]["validation_elbo"] == b.uns["qbm"]["fit"]["validation_elbo"]
     options = "--layer", "counts", "--out", tmp_path / "c.h5ad", "--checkpoint-dir", run
     capsys.readouterr()
     assert fit(h5ad, *options, "--seed", 1) == 1
@@ -135,7 +199,7 @@ def test_a_run_goes_on(h5ad, tmp_path, capsys):
         (["--layer", "raw"], "'raw' is not in adata.layers. Available: 'counts'"),
         (["--batch-key", "donor"], "'donor' is not in adata.obs"),
         (["--sampler", "qpu"], "Unknown sampler 'qpu'. Available: cim"),
-        (["--likelihood", "gamma"], "nb, zinb, poisson, normal"),
+        (["--gene-likelihood", "gamma"], "nb, zinb, poisson, normal"),
         (["--relaxation", "gumbel"], "overlapping_exponential"),
         (["--recipe", "best"], "default, paper"),
         (["--layer", "counts", "--n-latent", "1"], "at least 2"),
@@ -171,6 +235,13 @@ def test_wrong_usage(capsys):
         assert stop.value.code == 2
     assert main([]) == 2
     capsys.readouterr()
+    for command in (["fit", "a", "--out", "b"], ["samplers", "list"], ["benchmark", "methods"]):
+        with pytest.raises(SystemExit) as stop:
+            main([*command, "--likelihood"])
+        words = command[: 1 if command[0] == "fit" else 2]
+        error = capsys.readouterr().err
+        assert stop.value.code == 2 and error.startswith(f"usage: scvi-qbm {' '.join(words)} ")
+        assert "unrecognized arguments: --likelihood" in error
 
 
 def test_interrupt(h5ad, tmp_path, monkeypatch, capsys):

@@ -7,6 +7,7 @@ All notebooks run in this process, which has imported scvi already and has UMAP 
 import importlib.util
 import json
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,27 @@ def test_cells_run(path, shell):
     for cell in load_runner().read(path, quick=True).cells:
         if cell.cell_type == "code":
             shell.run_cell(cell.source).raise_error()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("name", "root"), [("pbmc_10x_3techs", "HSC"), ("paul15_myeloid", "MEP")])
+def test_first_analysis_of_real_data(name, root, shell, shared_data):
+    """Tutorial 1 on data with batches, to the end, without a warning of ours."""
+    values = {"path": str(shared_data / f"{name}.h5ad"), "root_label": root, "max_epochs": 8}
+    with warnings.catch_warnings(record=True) as caught:
+        for cell in load_runner().read(TUTORIALS / "1_first_analysis.ipynb", quick=False).cells:
+            if cell.cell_type == "code":
+                shell.run_cell(cell.source).raise_error()
+            if "parameters" in cell.metadata.get("tags", []):
+                shell.user_ns.update(values)
+            if "import scvi_qbm" in cell.source:
+                warnings.simplefilter("always")
+    ours = ("scvi_qbm", "ipython-input", "ipykernel")  # by stacklevel=2, the cell that called us
+    assert not [w for w in caught if any(x in w.filename for x in ours)]
+    adata, new = shell.user_ns["adata"], shell.user_ns["new"]
+    assert {"attractor", "leiden", "free_energy", "dpt_pseudotime"} <= set(adata.obs)
+    assert new.obsm["X_qbmvi"].shape == (500, 64)
+    assert shell.user_ns["both"].obsm["X_qbmvi"].shape[0] > adata.n_obs
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)

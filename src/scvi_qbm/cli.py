@@ -8,6 +8,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from scvi_qbm.benchmark.commands import add_commands, positive, run_command
 
@@ -30,50 +31,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
 
-    fit = commands.add_parser(
-        "fit",
-        help="train on an h5ad file and write it back with an embedding",
-        description="Train QBMVI on IN.h5ad and write OUT.h5ad: the same data plus the embedding "
-        "in obsm['X_qbmvi'] and a summary in uns['qbmvi']. IN.h5ad is not changed.",
-        epilog="example: scvi-qbm fit cells.h5ad --layer counts --batch-key donor --out out.h5ad",
-    )
-    fit.add_argument("input", metavar="IN.h5ad", type=Path, help="cells by genes")
-    fit.add_argument("--out", metavar="OUT.h5ad", type=Path, required=True, help="file to write")
-    fit.add_argument(
-        "--on-disk",
-        action="store_true",
-        help="leave the matrices on disk and read cells as they are needed, for more data than "
-        "memory; OUT.h5ad is a copy of the file",
-    )
-    fit.add_argument("--layer", help="layer with the values to model (default: X)")
-    fit.add_argument("--batch-key", help="column of obs to correct for")
-    fit.add_argument(
-        "--likelihood",
-        help="nb (default), zinb, poisson for counts; normal for log-normalised values",
-    )
-    fit.add_argument("--recipe", default="default", help="default; paper is for comparison")
-    fit.add_argument("--n-latent", type=int, help="binary latent units (default: the recipe's)")
-    fit.add_argument("--relaxation", help="spike_exponential or overlapping_exponential")
-    fit.add_argument("--sampler", default="parallel_tempering", help="see: scvi-qbm samplers list")
-    fit.add_argument("--max-epochs", type=positive, help="at most so many; early stopping is on")
-    fit.add_argument(
-        "--representation",
-        default="aligned",
-        choices=["aligned", "probabilities", "logits", "zeta", "binary", "evidence"],
-        help="what to write as the embedding (default: aligned)",
-    )
-    fit.add_argument("--seed", type=int, default=0, help="same seed, same machine, same result")
-    fit.add_argument("--model-dir", metavar="DIR", type=Path, help="also save the model there")
-    fit.add_argument(
-        "--checkpoint-dir",
-        metavar="DIR",
-        type=Path,
-        help="keep the run there; if it is cut short, the same command goes on from there",
-    )
-    fit.add_argument("--overwrite", action="store_true", help="replace OUT.h5ad and DIR")
-    fit.add_argument("--no-progress", action="store_true", help="no progress bar")
-
-    _add_threads(fit)
+    _add_fit(commands)
 
     samplers = commands.add_parser("samplers", help="the samplers there are")
     actions = samplers.add_subparsers(dest="action", metavar="ACTION", required=True)
@@ -122,6 +80,73 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_fit(commands: Any) -> None:
+    fit = commands.add_parser(
+        "fit",
+        help="a first analysis: train on an h5ad file, embed, cluster, draw",
+        description="Train QBMVI on IN.h5ad and write OUT.h5ad: the same data with an embedding, "
+        "a UMAP, Leiden clusters, attractors and energies, all under names that end in _qbmvi. "
+        "OUT.html is a page with the pictures and numbers. IN.h5ad is not changed.",
+        epilog="example: scvi-qbm fit cells.h5ad --layer counts --batch-key donor "
+        "--n-top-genes 2000 --out out.h5ad",
+    )
+    fit.add_argument("input", metavar="IN.h5ad", type=Path, help="cells by genes")
+    fit.add_argument("--out", metavar="OUT.h5ad", type=Path, required=True, help="file to write")
+    fit.add_argument(
+        "--on-disk",
+        action="store_true",
+        help="leave the matrices on disk and read cells as they are needed, for more data than "
+        "memory; OUT.h5ad is a copy of the file",
+    )
+    fit.add_argument("--layer", help="layer with the values to model (default: X)")
+    fit.add_argument("--batch-key", metavar="COLUMN", help="column of obs to correct for")
+    fit.add_argument("--labels-key", metavar="COLUMN", help="cell types, for the report only")
+    fit.add_argument("--size-factor-key", metavar="COLUMN", help="size factors, instead of depth")
+    for kind in ("categorical", "continuous"):
+        fit.add_argument(
+            f"--{kind}-covariate-keys",
+            nargs="+",
+            metavar="COLUMN",
+            help=f"{kind} covariates to correct for",
+        )
+    fit.add_argument(
+        "--n-top-genes",
+        type=positive,
+        metavar="N",
+        help="train on so many highly variable genes (default: all genes; 2000 is usual)",
+    )
+    fit.add_argument(
+        "--gene-likelihood",
+        help="nb (default), zinb, poisson for counts; normal for log-normalised values",
+    )
+    fit.add_argument("--recipe", default="default", help="default; paper is for comparison")
+    fit.add_argument("--n-latent", type=int, help="binary latent units (default: the recipe's)")
+    fit.add_argument("--relaxation", help="spike_exponential or overlapping_exponential")
+    fit.add_argument("--sampler", default="parallel_tempering", help="see: scvi-qbm samplers list")
+    fit.add_argument("--max-epochs", type=positive, help="at most so many; early stopping is on")
+    fit.add_argument("--accelerator", default="auto", help="auto (default), cpu, gpu, mps, ...")
+    fit.add_argument(
+        "--representation",
+        default="aligned",
+        choices=["aligned", "probabilities", "logits", "zeta", "binary", "evidence"],
+        help="what to write as the embedding (default: aligned)",
+    )
+    fit.add_argument(
+        "--embedding-only", action="store_true", help="no clusters, UMAP, energies and report"
+    )
+    fit.add_argument("--seed", type=int, default=0, help="same seed, same machine, same result")
+    fit.add_argument("--model-dir", metavar="DIR", type=Path, help="also save the model there")
+    fit.add_argument(
+        "--checkpoint-dir",
+        metavar="DIR",
+        type=Path,
+        help="keep the run there; if it is cut short, the same command goes on from there",
+    )
+    fit.add_argument("--overwrite", action="store_true", help="replace OUT.h5ad, OUT.html and DIR")
+    fit.add_argument("--no-progress", action="store_true", help="no progress bar or lines")
+    _add_threads(fit)
+
+
 def _add_threads(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threads",
@@ -146,7 +171,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         when interrupted.
     """
     parser = _parser()
-    args = parser.parse_args(argv)
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        _leaf(parser, args).error(f"unrecognized arguments: {' '.join(unknown)}")
     if args.version:
         from scvi_qbm import __version__
 
@@ -172,6 +199,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"scvi-qbm: error: {message}", file=sys.stderr)
         return 1
     return status or 0
+
+
+def _leaf(parser: argparse.ArgumentParser, args: argparse.Namespace) -> argparse.ArgumentParser:
+    """The parser of the command that was given, whose usage helps with its options."""
+    for action in parser._subparsers._group_actions if parser._subparsers else ():
+        chosen = action.choices.get(getattr(args, action.dest, None))  # type: ignore[union-attr]
+        if chosen is not None:
+            return _leaf(chosen, args)
+    return parser
 
 
 def _interrupted(error: BaseException | None) -> bool:
@@ -215,7 +251,10 @@ def _check_paths(args: argparse.Namespace) -> None:
         raise FileNotFoundError(f"no such directory: {args.out.parent}")
     if args.out.exists() and args.out.samefile(args.input):
         raise ValueError("IN.h5ad and OUT.h5ad are the same file")
-    for path in (args.out, args.model_dir):
+    if args.n_top_genes is not None and args.on_disk:
+        raise ValueError("--n-top-genes reads the whole matrix: leave out --on-disk")
+    page = None if args.embedding_only else args.out.with_suffix(".html")
+    for path in (args.out, page, args.model_dir):
         if path is not None and path.exists() and not args.overwrite:
             raise ValueError(f"{path} exists; pass --overwrite to replace it")
 

@@ -75,6 +75,23 @@ def test_feature_correlations(model):
     assert np.abs(finite).max() < 1 + 1e-6
 
 
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        ({"groupby": "donor"}, "'donor' is not in adata.obs"),
+        ({"groupby": "batch", "group1": "z"}, "No cells of group 'z'.*'a'"),
+        ({"groupby": "batch", "group1": ["a", "z"]}, "No cells of group 'z'"),
+        ({"groupby": "batch", "group1": "a", "group2": "z"}, "No cells of group 'z'"),
+        ({"groupby": "one"}, "one group only, 'x'"),
+    ],
+)
+def test_groups_without_cells(model, groups, message):
+    model.adata.obs["one"] = "x"
+    with pytest.raises((KeyError, ValueError), match=message):
+        model.differential_expression(**groups, silent=True)
+    del model.adata.obs["one"]
+
+
 def test_differential_expression(model):
     groups = {"groupby": "cell_type", "group1": "CD14+ Monocyte", "group2": "CD19+ B"}
     weighting = {"n_mc_samples": 20, "max_cells": 16}

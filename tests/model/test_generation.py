@@ -5,6 +5,8 @@ from scipy import sparse
 
 import scvi_qbm
 from scvi_qbm.benchmark.metrics.generation import generation_scores, log_normalise, two_sample_auc
+from scvi_qbm.landscape import find_attractors
+from scvi_qbm.model._generation import _with_shares
 
 
 def fitted(pbmc, epochs=60, layer="counts", setup=None, **kwargs):
@@ -61,6 +63,65 @@ def test_generated_cells(model, pbmc):
     assert set(model.generate(100, seed=1).obs["batch"]) == {"a", "b", "c"}
     deep = model.generate(300, library_size=20_000, seed=3).X.sum(1)
     assert abs(np.mean(deep) / 20_000 - 1) < 0.05
+
+
+def shares(made):
+    return made.obs["batch"].value_counts(normalize=True).reindex(["a", "b", "c"]).to_numpy()
+
+
+def test_batches_have_the_shares_asked_for(pbmc):
+    """Though types and batches go together: all B cells in a, no monocyte there."""
+    adata = pbmc.copy()
+    types = adata.obs["cell_type"].astype(str)
+    batch = np.where(types == "CD19+ B", "a", np.where(types == "CD14+ Monocyte", "b", "c"))
+    adata.obs["batch"] = batch
+    model = fitted(adata)
+    error = 4 / np.sqrt(4 * 2000)
+    of_data = shares(model.adata)
+    np.testing.assert_allclose(shares(model.generate(2000, seed=0)), of_data, atol=error)
+    wanted = {"a": 1, "b": 0, "c": 3}
+    made = shares(model.generate(2000, batch=wanted, seed=0))
+    np.testing.assert_allclose(np.nan_to_num(made), [0.25, 0, 0.75], atol=error)
+    for wrong in ({"a": -1, "b": 2}, {"a": 0}, {"a": np.nan}):
+        with pytest.raises(ValueError, match="Shares of batches"):
+            model.generate(5, batch=wrong)
+    with pytest.raises(ValueError, match="No cells of batch 'z'"):
+        model.generate(5, batch={"a": 1, "z": 1})
+
+
+def test_cells_go_to_the_batch_that_has_their_like():
+    log_weights = np.log(np.array([[0.9, 0.1], [0.9, 0.1], [0.5, 0.5], [1e-9, 1.0]]))
+    out = _with_shares(log_weights, np.array([0.5, 0.5]))
+    np.testing.assert_allclose(out.sum(1), 1)
+    np.testing.assert_allclose(out.mean(0), 0.5, atol=2e-3)
+    assert out[0, 0] == out[1, 0] > out[2, 0] > out[3, 0]
+    # One scale a column, which is all that may change.
+    odds = np.log(out[:, 0] / out[:, 1]) - (log_weights[:, 0] - log_weights[:, 1])
+    np.testing.assert_allclose(odds, odds[0])
+
+
+def test_round_trip(pbmc):
+    """What is generated fits the model, and is embedded near the code that it came from."""
+    setup = {
+        "labels_key": "cell_type",
+        "categorical_covariate_keys": ["phase"],
+        "continuous_covariate_keys": ["percent"],
+        "size_factor_key": "depth",
+    }
+    adata = pbmc.copy()
+    adata.obs["depth"] = np.ravel(adata.layers["counts"].sum(1)).astype(np.float32)
+    model = fitted(adata, epochs=120, setup=setup, n_latent=24)
+    made = model.generate(500, seed=0)
+    assert (made.layers["counts"] != made.X).nnz == 0
+    assert {"batch", "cell_type", "phase", "percent", "depth"} <= set(made.obs)
+    for method in ("get_latent_representation", "get_elbo", "get_energy", "get_outlier_scores",
+                   "get_normalized_expression", "get_gene_programs"):  # fmt: skip
+        assert np.isfinite(np.nan_to_num(np.asarray(getattr(model, method)(made)))).all()
+    back = model.get_latent_representation(made, representation="binary")
+    both = find_attractors((model.prior.W, model.prior.h), np.vstack([made.obsm["code"], back]))
+    start, end = both.merged(1.0)[:500], both.merged(1.0)[500:]
+    by_chance = np.mean(start == np.random.default_rng(0).permutation(end))
+    assert np.mean(start == end) > by_chance + 0.2
 
 
 def test_generated_cells_are_nearer_to_real_ones_than_shuffled_genes(pbmc):

@@ -4,11 +4,12 @@ matplotlib.use("Agg")
 import numpy as np
 import pandas as pd
 import pytest
+from anndata import AnnData
 from support.machines import peaked_ising
 
 from scvi_qbm import pl
 from scvi_qbm.benchmark.sampling.instances import sherrington_kirkpatrick
-from scvi_qbm.landscape import find_attractors
+from scvi_qbm.landscape import find_attractors, merge_tree
 from scvi_qbm.samplers import get_sampler
 
 
@@ -100,11 +101,23 @@ def test_training_curves_of_a_heuristic_and_without_couplings():
     assert len(pl.training_curves(history(**PARTS))) == 3
 
 
+def with_couplings(frame, n_latent=8):
+    return AnnData(uns={"qbm": {"couplings": {"pairs": frame, "n_latent": n_latent}}})
+
+
+def test_coupling_matrix_has_all_of_them():
+    frame = pd.DataFrame({"unit_a": [0, 1], "unit_b": [3, 2], "coupling": [2.0, -1.0]})
+    (image,) = pl.coupling_matrix(with_couplings(frame, 4)).images
+    shown = image.get_array()
+    np.testing.assert_array_equal(shown, shown.T)
+    assert sorted(shown.ravel()) == [-1, -1, *[0] * 12, 2, 2]
+
+
 def test_coupling_graph_draws_the_strongest():
     frame = pd.DataFrame(
         {"unit_a": [0, 2, 1, 0], "unit_b": [5, 7, 3, 2], "coupling": [2.0, -1.0, 0.5, 0.1]}
     )
-    ax = pl.coupling_graph(frame, n_edges=3, labels={5: "CD3E"})
+    ax = pl.coupling_graph(with_couplings(frame), n_edges=3, labels={5: "CD3E"})
     assert len(ax.patches) == 3
     widths = [p.get_linewidth() for p in ax.patches]
     assert widths == sorted(widths)  # the strongest on top
@@ -113,26 +126,29 @@ def test_coupling_graph_draws_the_strongest():
     assert first.get_edgecolor() != weak.get_edgecolor()
     texts = {t.get_text() for t in ax.texts}
     assert texts == {"0", "CD3E", "2", "7", "1", "3"}
-    with pytest.raises(ValueError, match="lacks coupling"):
-        pl.coupling_graph(frame[["unit_a", "unit_b"]])
     with pytest.raises(ValueError, match="No coupling"):
-        pl.coupling_graph(frame.assign(coupling=0.0))
+        pl.coupling_graph(with_couplings(frame.assign(coupling=0.0)))
 
 
 def test_coupled_units_are_neighbours_on_the_circle():
     pairs = [(k, k + 4, 1.0) for k in range(4)] + [(0, 1, 0.1), (2, 3, 0.1), (1, 2, 0.05)]
-    ax = pl.coupling_graph(pd.DataFrame(pairs, columns=["unit_a", "unit_b", "coupling"]))
+    frame = pd.DataFrame(pairs, columns=["unit_a", "unit_b", "coupling"])
+    ax = pl.coupling_graph(with_couplings(frame))
     place = {t.get_text(): np.array(t.get_position()) for t in ax.texts}
     for k in range(4):
         apart = np.linalg.norm(place[str(k)] - place[str(k + 4)])
         assert apart < 1.07 * 2 * np.sin(np.pi / 8) + 1e-6
 
 
-def test_attractor_tree_of_one_and_of_none():
+def test_attractors_of_one_and_of_many():
     machine = np.zeros((4, 4)), -np.ones(4)  # everything on is the only minimum
     one = find_attractors(machine, np.eye(4, dtype=np.int8))
     assert len(one.sizes) == 1 and one.tree.shape == (0, 4)
-    ax = pl.attractor_tree(one.tree)
+    kept = {"group": np.zeros(1, int), "tree": one.tree}
+    ax = pl.attractors(AnnData(uns={"qbm": {"attractor": kept}}))
     assert [t.get_text() for t in ax.get_xticklabels()] == ["0"] and len(ax.lines) == 1
-    with pytest.raises(ValueError, match="barriers=False"):
-        pl.attractor_tree(find_attractors(machine, np.eye(4, dtype=np.int8), barriers=False).tree)
+    energies = np.arange(80.0)
+    tree = merge_tree(energies, np.maximum(energies[:, None], energies) + 1)
+    kept = {"group": np.arange(80), "tree": tree}
+    ax = pl.attractors(AnnData(uns={"qbm": {"attractor": kept}}))
+    assert len(ax.get_xticklabels()) == 60

@@ -10,7 +10,7 @@ from anndata import AnnData
 
 from scvi_qbm.benchmark.metrics.classify import knn_probe
 from scvi_qbm.data import pbmc68k
-from scvi_qbm.pl import embedding_scatter, training_curves
+from scvi_qbm.pl import training_curves
 
 from .methods import METHODS, MethodResult
 
@@ -35,9 +35,11 @@ def run_demo(out: Path, seed: int = 0, max_epochs: int = 200) -> str:
     adata.obsm["X_qbmvi"] = results["QBMVI"].embedding
     sc.pp.neighbors(adata, use_rep="X_qbmvi", random_state=seed)
     sc.tl.umap(adata, random_state=seed)
-    ax = embedding_scatter(adata.obsm["X_umap"], adata.obs["cell_type"])
-    ax.set_title("700 PBMCs, QBMVI latent space")
-    ax.figure.savefig(out / "umap.png", dpi=200)
+    title = "700 PBMCs, QBMVI latent space"
+    figure = sc.pl.umap(
+        adata, color="cell_type", title=title, frameon=False, show=False, return_fig=True
+    )
+    figure.savefig(out / "umap.png", dpi=200, bbox_inches="tight")
     axes = training_curves(results["QBMVI"].model.history)
     axes[0].figure.savefig(out / "training.png", dpi=200)
     plt.close("all")

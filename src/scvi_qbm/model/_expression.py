@@ -97,14 +97,49 @@ class ExpressionMixin:
         ------
         TypeError
             If there are more arguments than upstream takes.
+        KeyError
+            If ``groupby`` is no column of ``obs``.
+        ValueError
+            If a group has no cells, or no other cells are left to compare it with.
         """
         kwargs |= _by_name(SCVI.differential_expression, args)
+        self._check_groups(**kwargs)
         if self.module.gene_likelihood != "normal":
             return super().differential_expression(**kwargs)
         if kwargs.get("mode") == "change" and kwargs.get("change_fn") in (None, "log-fold"):
             kwargs |= {"change_fn": _difference, "pseudocounts": 0.0}
         out = super().differential_expression(**kwargs)
         return out.drop(columns=[c for c in out if c.startswith("raw_normalized_mean")])
+
+    def _check_groups(
+        self,
+        adata: AnnData | None = None,
+        groupby: str | None = None,
+        group1: Any = None,
+        group2: Any = None,
+        **_: Any,
+    ) -> None:
+        if groupby is None:
+            return
+        obs = self._validate_anndata(adata).obs
+        if groupby not in obs:
+            raise KeyError(
+                f"groupby={groupby!r} is not in adata.obs. Available: "
+                f"{', '.join(map(repr, obs.columns))}."
+            )
+        sizes = obs[groupby].astype(str).value_counts()
+        groups = [group1] if isinstance(group1, str) else group1 or []
+        for group in [*groups, *([] if group2 is None else [group2])]:
+            if str(group) not in sizes:
+                raise ValueError(
+                    f"No cells of group {group!r} in obs[{groupby!r}]. Available: "
+                    f"{', '.join(map(repr, sizes.index))}."
+                )
+        if group2 is None and len(sizes) < 2:
+            raise ValueError(
+                f"obs[{groupby!r}] has one group only, {sizes.index[0]!r}: there is nothing to "
+                "compare it with."
+            )
 
     @torch.inference_mode()
     def get_importance_weights(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from anndata import AnnData
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix, vstack
+from scipy.special import logsumexp
 from scvi import REGISTRY_KEYS
 from scvi.module._constants import MODULE_KEYS
 from torch.nn.functional import logsigmoid
@@ -17,7 +19,13 @@ from torch.nn.functional import logsigmoid
 from scvi_qbm.prior.negative_phase import correct
 from scvi_qbm.samplers import Sampler, get_sampler
 
-_ROWS = 256
+# Numbers at once, where codes are compared with cells.
+_BLOCK = 2**24
+# Columns of obs that a set-up can name.
+_OBS_KEYS = (
+    "batch_key", "labels_key", "size_factor_key", "samples_key", "categorical_covariate_keys",
+    "continuous_covariate_keys",
+)  # fmt: skip
 
 
 class GenerationMixin:
@@ -64,7 +72,7 @@ class GenerationMixin:
     def generate(
         self,
         n_cells: int = 1000,
-        batch: str | int | None = None,
+        batch: str | int | Mapping[Any, float] | None = None,
         library_size: float | None = None,
         sampler: str | Sampler = "parallel_tempering",
         sampler_options: dict[str, Any] | None = None,
@@ -74,22 +82,23 @@ class GenerationMixin:
     ) -> AnnData:
         """New cells: codes from the Boltzmann prior, decoded, with counts drawn.
 
-        How to read it: the prior has no batch, covariates or depth, so each new cell borrows these
-        from a real cell (of ``batch``) with a similar code, drawn by :math:`q(z | x)`; drawn
-        blindly, depth and composition would not go with the type. Expression comes from the
-        decoder alone.
+        How to read it: the prior knows neither batch nor depth. Each new cell borrows these, and
+        its covariates, from a real cell with a similar code. Its expression comes from the decoder
+        alone. The result fits the model: every method that takes an ``adata`` takes it.
 
         Parameters
         ----------
         n_cells
             Number of cells, >= 1.
         batch
-            A batch to generate, as in ``adata.obs``. If None, batches follow the types that the
-            prior draws, whose shares can be far from the data's (docs/landscape.md).
+            Shares of the batches. None for those of the data; a batch, as in ``adata.obs``, for
+            cells of this one only; or a mapping, such as ``{"donor 1": 1, "donor 2": 3}``. Within
+            these shares each cell goes to the batch that has cells most like it.
         library_size
             Expected counts of every cell (of ``zinb`` before dropout); those of the borrowed cells
             if None. Not for models with a latent library size, whose cells draw theirs from the
-            batch's log-normal law, nor with a size factor or ``gene_likelihood="normal"``.
+            batch's log-normal distribution, nor with a size factor or
+            ``gene_likelihood="normal"``.
         sampler, sampler_options
             As :meth:`sample_prior`.
         adata
@@ -102,15 +111,17 @@ class GenerationMixin:
         Returns
         -------
         anndata.AnnData
-            Counts (values for ``gene_likelihood="normal"``) in ``X``; batch and covariates in
-            ``obs``, and in ``obs["energy"]`` each code's energy in nats; ``obsm["code"]`` the
-            codes, int8; ``var`` copied from the data.
+            Counts (values for ``gene_likelihood="normal"``) in ``X`` and in the registered layer;
+            in ``obs`` all columns that :meth:`setup_anndata` was told of, labels among them, as
+            the borrowed cells have them, and in ``obs["energy"]`` each code's energy in nats;
+            ``obsm["code"]`` the codes, int8; ``var`` copied from the data.
 
         Raises
         ------
         ValueError
-            If ``n_cells`` < 1, the batch is not in the data, ``library_size`` is not positive or
-            has no meaning, or a covariate is called ``energy``.
+            If ``n_cells`` < 1, a batch is not in the data, shares are negative or all 0,
+            ``library_size`` is not positive or has no meaning, or a covariate is called
+            ``energy``.
         """
         adata = self._validate_anndata(adata)
         module = self.module
@@ -131,7 +142,7 @@ class GenerationMixin:
         keys = self._obs_keys()
         codes = self.sample_prior(n_cells, sampler, sampler_options, seed)
         rng = np.random.default_rng(seed)
-        templates = self._resembling(adata, self._cells_of(adata, batch), codes, rng)
+        templates = self._resembling(adata, self._batches(adata, batch), codes, rng)
         z = torch.from_numpy(codes.astype(np.float32))
         rows = []
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
@@ -143,46 +154,74 @@ class GenerationMixin:
         obs = adata.obs.iloc[templates][keys].reset_index(drop=True)
         obs = pd.DataFrame(obs).assign(energy=energy)
         obs.index = [f"generated_{i}" for i in range(n_cells)]
-        return AnnData(vstack(rows, format="csr"), obs, adata.var.copy(), obsm={"code": codes})
+        made = AnnData(vstack(rows, format="csr"), obs, adata.var.copy(), obsm={"code": codes})
+        if (layer := self.registry_["setup_args"].get("layer")) is not None:
+            made.layers[layer] = made.X.copy()
+        return made
 
     def _resembling(
         self,
         adata: AnnData,
-        cells: NDArray[np.int64],
+        batches: list[tuple[NDArray[np.int64], float]],
         codes: NDArray[np.int8],
         rng: np.random.Generator,
     ) -> NDArray[np.int64]:
-        """For each code a cell m of ``cells``, drawn with probability ~ q(z | x_m)."""
+        """For each code a cell m drawn ~ q(z | x_m), in batches of the shares asked for."""
         logits = torch.from_numpy(
-            self.get_latent_representation(adata, indices=cells, representation="logits")
+            self.get_latent_representation(adata, representation="logits")
         ).double()
         off = logsigmoid(-logits).sum(1)
-        out = np.empty(len(codes), dtype=np.int64)
-        for start in range(0, len(codes), _ROWS):
-            z = torch.from_numpy(codes[start : start + _ROWS]).double()
-            weights = torch.softmax(z @ logits.T + off, 1).cumsum(1).numpy()
-            draws = rng.random(len(z)) * weights[:, -1]
-            out[start : start + len(z)] = (weights < draws[:, None]).sum(1)
-        return cells[out]
+        z = torch.from_numpy(codes).double()
+        cells = np.empty((len(codes), len(batches)), dtype=np.int64)
+        likeness = np.empty(cells.shape)
+        for b, (members, _) in enumerate(batches):
+            there, constant = logits[members], off[members]
+            rows = max(1, _BLOCK // len(members))
+            for start in range(0, len(z), rows):
+                log_q = z[start : start + rows] @ there.T + constant
+                likeness[start : start + rows, b] = torch.logsumexp(log_q, 1).numpy()
+                weights = torch.softmax(log_q, 1).cumsum(1).numpy()
+                draws = rng.random(len(weights)) * weights[:, -1]
+                cells[start : start + rows, b] = members[(weights < draws[:, None]).sum(1)]
+        probabilities = _with_shares(likeness, np.array([share for _, share in batches]))
+        cumulative = probabilities.cumsum(1)
+        chosen = (cumulative < rng.random(len(z))[:, None] * cumulative[:, -1:]).sum(1)
+        return cells[np.arange(len(z)), chosen]
 
-    def _cells_of(self, adata: AnnData, batch: str | int | None) -> NDArray[np.int64]:
-        if batch is None:
-            return np.arange(adata.n_obs)
+    def _batches(
+        self, adata: AnnData, batch: str | int | Mapping[Any, float] | None
+    ) -> list[tuple[NDArray[np.int64], float]]:
+        """Cells and share of each batch that is asked for."""
         state = self.adata_manager.get_state_registry(REGISTRY_KEYS.BATCH_KEY)
         names = adata.obs[state.original_key]
-        cells = np.flatnonzero((names == batch).to_numpy())
-        if not len(cells):
-            raise ValueError(
-                f"No cells of batch {batch!r}. Available: {', '.join(map(repr, names.unique()))}."
-            )
-        return cells
+        if batch is None:
+            shares = dict(names.value_counts())
+        else:
+            shares = dict(batch) if isinstance(batch, Mapping) else {batch: 1.0}
+        values = np.array(list(shares.values()), dtype=float)
+        if not (np.isfinite(values).all() and (values >= 0).all() and values.sum() > 0):
+            raise ValueError(f"Shares of batches must be 0 or more, and not all 0, got {shares}.")
+        found = []
+        for name, share in zip(shares, values / values.sum(), strict=True):
+            cells = np.flatnonzero((names == name).to_numpy())
+            if not len(cells):
+                if batch is None:
+                    continue  # a category without cells
+                raise ValueError(
+                    f"No cells of batch {name!r}. "
+                    f"Available: {', '.join(map(repr, names.unique()))}."
+                )
+            if share > 0:
+                found.append((cells, float(share)))
+        return found
 
     def _obs_keys(self) -> list[str]:
         arguments = self.registry_["setup_args"]
-        keys = [arguments.get("batch_key")]
-        keys += arguments.get("categorical_covariate_keys") or []
-        keys += arguments.get("continuous_covariate_keys") or []
-        keys = list(dict.fromkeys(key for key in keys if key is not None))
+        keys: list[str] = []
+        for argument in _OBS_KEYS:
+            value = arguments.get(argument) or []
+            keys += [value] if isinstance(value, str) else value
+        keys = list(dict.fromkeys(keys))
         if "energy" in keys:
             raise ValueError("A batch or covariate is called 'energy': rename it to generate.")
         return keys
@@ -204,3 +243,19 @@ class GenerationMixin:
         px = module.generative(**module._get_generative_input(tensors, outputs))
         out: NDArray[np.float32] = px[MODULE_KEYS.PX_KEY].sample().cpu().numpy()
         return out
+
+
+def _with_shares(log_weights: NDArray[np.float64], shares: NDArray[np.float64]) -> NDArray[Any]:
+    """Probabilities (n, k) ~ exp(log_weights), columns scaled so that their means are ``shares``.
+
+    Rows sum to 1. Iterative proportional fitting: Sinkhorn (1967), Am. Math. Mon. 74, 402.
+    """
+    scale = np.zeros(len(shares))
+    for _ in range(1000):
+        logs = log_weights + scale
+        logs -= logsumexp(logs, axis=1, keepdims=True)
+        wrong = np.log(shares) - (logsumexp(logs, axis=0) - np.log(len(logs)))
+        if np.abs(wrong).max() < 1e-3:
+            break
+        scale += wrong
+    return np.exp(logs)

@@ -12,7 +12,6 @@ from anndata import AnnData
 from numpy.typing import NDArray
 from scvi.data._constants import ADATA_MINIFY_TYPE
 from scvi.module._constants import MODULE_KEYS
-from scvi.utils import track
 
 from scvi_qbm._checks import as_positions
 from scvi_qbm.ising import Ising
@@ -255,67 +254,3 @@ class LandscapeMixin:
         frame = frame[frame["coupling"].abs() >= threshold]
         order = frame["coupling"].abs().sort_values(ascending=False, kind="stable").index
         return frame.loc[order].reset_index(drop=True)
-
-    @torch.inference_mode()
-    def get_gene_programs(
-        self,
-        adata: AnnData | None = None,
-        indices: Sequence[int] | None = None,
-        n_cells: int = 256,
-        batch_size: int = 128,
-        seed: int = 0,
-        silent: bool = True,
-    ) -> pd.DataFrame:
-        """The genes that each unit moves through the decoder.
-
-        How to read it: rows are log2 fold changes of the mean normalised expression when a unit is
-        switched on instead of off, everything else in the cells as it is. They are averages over
-        cells: a decoder is not linear, and a unit may act in some types only. Units that hardly
-        move anything are unused.
-
-        Parameters
-        ----------
-        adata, indices
-            Cells to look at; the model's by default.
-        n_cells
-            Cells drawn from them, without replacement.
-        batch_size
-            Cells at once.
-        seed
-            Of the draw.
-        silent
-            No progress bar; otherwise as ``scvi.settings.progress_bar_style`` says.
-
-        Returns
-        -------
-        pandas.DataFrame
-            ``(n_latent, n_genes)``: units ``unit_0``, ... in rows, genes in columns. With
-            ``gene_likelihood="normal"`` differences of log-normalised values over log 2.
-        """
-        adata = self._validate_anndata(adata)
-        cells = as_positions(indices, adata.n_obs)
-        if len(cells) > n_cells:
-            cells = np.random.default_rng(seed).choice(cells, n_cells, replace=False)
-        module = self.module
-        n_latent, key = module.n_latent, MODULE_KEYS.Z_KEY
-        totals = torch.zeros(2, n_latent, module.n_input, dtype=torch.float64)
-        loader = self._make_data_loader(adata=adata, indices=cells, batch_size=batch_size)
-        for tensors in track(loader, description="Gene programs", disable=silent):
-            inference = module.inference(**module._get_inference_input(tensors))
-            qz = inference[MODULE_KEYS.QZ_KEY]
-            on, off = qz.moments(1)
-            for unit in range(n_latent):
-                for state, level in enumerate((off, on)):
-                    zeta = qz.mean.clone()
-                    zeta[:, unit] = level[:, unit]
-                    outputs = inference | {key: zeta}
-                    px = module.generative(**module._get_generative_input(tensors, outputs))
-                    values = px[MODULE_KEYS.PX_KEY].get_normalized("scale")
-                    totals[state, unit] += values.cpu().double().sum(0)
-        means = (totals / len(cells)).numpy()
-        if module.gene_likelihood == "normal":
-            change = (means[1] - means[0]) / np.log(2.0)
-        else:
-            change = np.log2(means[1] + 1e-12) - np.log2(means[0] + 1e-12)
-        units = [f"unit_{i}" for i in range(n_latent)]
-        return pd.DataFrame(change, index=units, columns=adata.var_names)

@@ -35,6 +35,7 @@ from ._data import DataMixin
 from ._expression import ExpressionMixin
 from ._generation import GenerationMixin
 from ._landscape import LandscapeMixin
+from ._programs import ProgramsMixin
 from ._representation import RepresentationMixin
 from ._summary import show, summarise
 from ._training import TrainingMixin
@@ -59,6 +60,7 @@ class QBMVI(
     BoundMixin,
     ExpressionMixin,
     LandscapeMixin,
+    ProgramsMixin,
     GenerationMixin,
     SCVI,
 ):

@@ -1,51 +1,70 @@
-"""Pictures of what a Boltzmann prior says about cells."""
+"""Pictures of what ``scvi_qbm.tl`` wrote into the data."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import PathPatch
 from matplotlib.path import Path
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from scipy.cluster.hierarchy import dendrogram, leaves_list, linkage
 
 from scvi_qbm.pl.style import PALETTE, axes_or_new
 
 __all__ = [
-    "attractor_tree",
+    "attractors",
     "coupling_graph",
     "coupling_matrix",
-    "energy_landscape",
-    "gene_programs",
+    "energy",
     "generation_quality",
+    "programs",
 ]
 
 _ON, _OFF = PALETTE[3], PALETTE[0]  # as the ends of the coupling matrix's map
 
 
-def energy_landscape(
-    embedding: ArrayLike,
-    values: ArrayLike,
-    ax: Axes | None = None,
+def _kept(adata: AnnData, key: str, tool: str) -> Any:
+    """What ``scvi_qbm.tl`` keeps of a result."""
+    if not isinstance(adata, AnnData):
+        raise TypeError(
+            f"Pictures take the AnnData that tl.{tool}() wrote into, got {adata!r:.60}."
+        )
+    if key not in adata.uns.get("qbm", {}):
+        raise KeyError(
+            f"No {key!r} in adata.uns['qbm']. First: scvi_qbm.tl.{tool}(model, adata), with "
+            f"key_added={key!r}."
+        )
+    return adata.uns["qbm"][key]
+
+
+def energy(
+    adata: AnnData,
+    key: str = "free_energy",
     *,
-    label: str = "free energy (nats)",
+    basis: str = "umap",
+    ax: Axes | None = None,
+    **kwargs: Any,
 ) -> Axes:
-    """Cells in two dimensions, coloured by free energy, the highest on top.
+    """Cells on an embedding, coloured by free energy, the highest on top.
 
     Parameters
     ----------
-    embedding
-        ``(n_cells, 2)``, a UMAP for instance.
-    values
-        ``model.get_energy()["free_energy"]`` or another column, ``(n_cells,)``.
+    adata
+        Cells with a result of :func:`scvi_qbm.tl.energy` and coordinates.
+    key
+        Its column of ``obs``.
+    basis
+        The embedding, as :func:`scanpy.pl.embedding`.
     ax
         Axes to draw into; new ones if None.
-    label
-        Of the colour bar. Colours span the 1st to 99th percentile.
+    **kwargs
+        Of :func:`scanpy.pl.embedding`. Colours span the 1st to 99th percentile by default.
 
     Returns
     -------
@@ -54,39 +73,45 @@ def energy_landscape(
 
     Raises
     ------
-    ValueError
-        If the shapes do not fit.
+    KeyError
+        If there is no energy or no embedding.
     """
-    xy, values = np.asarray(embedding), np.asarray(values, dtype=float)
-    if xy.ndim != 2 or xy.shape[1] != 2 or len(xy) != len(values):
-        raise ValueError(f"Wanted (n, 2) and (n,), got {xy.shape} and {values.shape}.")
+    import scanpy as sc  # slow; pictures of samplers do without
+
+    _kept(adata, key, "energy")
+    if not {basis, f"X_{basis}"} & set(adata.obsm):
+        raise KeyError(
+            f"No embedding {basis!r} in adata.obsm. Available: {', '.join(adata.obsm)}. "
+            "For a UMAP: scanpy.pp.neighbors(adata, use_rep='X_qbmvi'), scanpy.tl.umap(adata)."
+        )
     ax = axes_or_new(ax, (4.6, 3.6))
-    order = np.argsort(values)
-    low, high = np.percentile(values, [1, 99])
-    dots = ax.scatter(
-        *xy[order].T, c=values[order], s=max(1.5, 9e3 / len(xy)) ** 0.9, cmap="cividis",
-        vmin=low, vmax=high, linewidths=0, rasterized=True,
-    )  # fmt: skip
-    ax.figure.colorbar(dots, ax=ax, label=label)
-    ax.set(xticks=[], yticks=[])
-    ax.spines[:].set_visible(False)
+    look = {"color_map": "cividis", "vmin": "p1", "vmax": "p99", "frameon": False}
+    look |= {"title": "free energy (nats)"}
+    sc.pl.embedding(adata, basis, color=key, ax=ax, show=False, **(look | kwargs))
     return ax
 
 
-def attractor_tree(
-    tree: ArrayLike | None, labels: list[str] | None = None, ax: Axes | None = None
+def attractors(
+    adata: AnnData,
+    key: str = "attractor",
+    *,
+    labels_key: str | None = None,
+    ax: Axes | None = None,
 ) -> Axes:
-    """Tree of merges: minima as leaves, joined at the height of the pass between them.
+    """Tree of the prior's minima, joined at the height of the pass between them.
+
+    Minima of one valley share a colour, that of their group in :func:`scanpy.pl.embedding`.
 
     Parameters
     ----------
-    tree
-        ``attractors.tree`` of :func:`scvi_qbm.landscape.find_attractors`.
-    labels
-        Names of the leaves, in the order of the attractors; their numbers if None. With more than
-        60 leaves only the last 60 merges are shown.
+    adata
+        Cells with a result of :func:`scvi_qbm.tl.attractors`.
+    key
+        Its column of ``obs``.
+    labels_key
+        Another column of ``obs``: leaves are named by the most frequent label of their group.
     ax
-        Axes to draw into; new ones if None.
+        Axes to draw into; new ones if None. Of more than 60 leaves the last 60 merges are shown.
 
     Returns
     -------
@@ -95,41 +120,61 @@ def attractor_tree(
 
     Raises
     ------
-    ValueError
-        If there is no tree, because barriers were not computed.
+    KeyError
+        If there are no attractors or labels.
     """
-    if tree is None:
-        raise ValueError("There is no tree: leave out barriers=False in get_attractors().")
-    tree = np.asarray(tree, dtype=float)
-    n_leaves = len(tree) + 1
-    ax = axes_or_new(ax, (max(4.0, 0.22 * min(n_leaves, 60)), 3.2))
-    if n_leaves == 1:
+    kept = _kept(adata, key, "attractors")
+    if labels_key is not None and labels_key not in adata.obs:
+        raise KeyError(f"{labels_key!r} is not in adata.obs.")
+    tree, group = np.asarray(kept["tree"], dtype=float), np.asarray(kept["group"])
+    names = [str(g) for g in group]
+    if labels_key is not None:
+        common = adata.obs.groupby(key, observed=True)[labels_key].agg(lambda x: x.mode().iloc[0])
+        names = [f"{g} {common[g]}" if g in common else g for g in names]
+    ax = axes_or_new(ax, (max(4.0, 0.22 * min(len(names), 60)), 3.2))
+    if len(names) == 1:
         ax.plot([0], [0], "o", color=PALETTE[0])
-        ax.set_xticks([0], labels or ["0"])
+        ax.set_xticks([0], names)
     else:
-        dendrogram(
+        drawn = dendrogram(
             tree,
-            labels=labels,
+            labels=names,
             ax=ax,
-            truncate_mode="lastp" if n_leaves > 60 else None,
+            truncate_mode="lastp" if len(names) > 60 else None,
             p=60,
             leaf_rotation=90,
             color_threshold=0,
-            above_threshold_color=PALETTE[0],
+            above_threshold_color="0.4",
         )
+        colors = adata.uns.get(f"{key}_colors", PALETTE)
+        for text, leaf in zip(ax.get_xticklabels(), drawn["leaves"], strict=True):
+            if leaf < len(group):  # not a joint of several
+                text.set_color(colors[group[leaf] % len(colors)])
     ax.set(xlabel="attractor", ylabel="pass above the lowest minimum (nats)")
     ax.spines[["top", "right"]].set_visible(False)
     return ax
 
 
-def coupling_matrix(couplings: ArrayLike, ax: Axes | None = None) -> Axes:
-    """Couplings between units, in the order of a hierarchical clustering.
+def programs(
+    adata: AnnData,
+    key: str = "programs",
+    *,
+    n_units: int = 20,
+    n_genes: int = 3,
+    ax: Axes | None = None,
+) -> Axes:
+    """Heat map of the genes that the strongest units switch.
 
     Parameters
     ----------
-    couplings
-        Symmetric ``(n_units, n_units)``, positive where two units like to be on together:
-        ``-model.prior.W``.
+    adata
+        Cells with a result of :func:`scvi_qbm.tl.programs`.
+    key
+        Its key of ``varm``.
+    n_units
+        Units shown, the strongest first.
+    n_genes
+        Genes of each, the strongest in either direction.
     ax
         Axes to draw into; new ones if None.
 
@@ -137,9 +182,56 @@ def coupling_matrix(couplings: ArrayLike, ax: Axes | None = None) -> Axes:
     -------
     matplotlib.axes.Axes
         The one drawn into.
+
+    Raises
+    ------
+    KeyError
+        If there are no programs.
     """
-    matrix = np.asarray(couplings, dtype=float)
-    order = leaves_list(linkage(matrix, method="average")) if len(matrix) > 2 else slice(None)
+    _kept(adata, key, "programs")
+    change = adata.varm[key].T.iloc[:n_units].fillna(0)
+    genes: list[str] = []
+    for _, row in change.iterrows():
+        genes += [g for g in row.abs().nlargest(n_genes).index if g not in genes]
+    shown = change[genes]
+    limit = float(np.abs(shown.to_numpy()).max()) or 1.0
+    ax = axes_or_new(ax, (1.6 + 0.12 * len(genes), 1.0 + 0.13 * len(shown)))
+    image = ax.imshow(shown, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
+    ax.figure.colorbar(image, ax=ax, label="log fold change, unit on against off")
+    ax.set_xticks(range(len(genes)), genes, rotation=90, fontsize=6.5)
+    ax.set_yticks(range(len(shown)), shown.index, fontsize=6.5)
+    ax.tick_params(length=2)
+    return ax
+
+
+def coupling_matrix(adata: AnnData, key: str = "couplings", *, ax: Axes | None = None) -> Axes:
+    """Couplings between all units, in the order of a hierarchical clustering.
+
+    Parameters
+    ----------
+    adata
+        Data with a result of :func:`scvi_qbm.tl.couplings`.
+    key
+        Its key.
+    ax
+        Axes to draw into; new ones if None.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        The one drawn into.
+
+    Raises
+    ------
+    KeyError
+        If there are no couplings.
+    """
+    kept = _kept(adata, key, "couplings")
+    pairs, n_latent = kept["pairs"], int(kept["n_latent"])
+    matrix = np.zeros((n_latent, n_latent))
+    a, b = pairs["unit_a"].to_numpy(int), pairs["unit_b"].to_numpy(int)
+    matrix[a, b] = matrix[b, a] = pairs["coupling"]
+    order = leaves_list(linkage(matrix, method="average")) if n_latent > 2 else slice(None)
     matrix = matrix[order][:, order]
     limit = np.abs(matrix).max() or 1.0
     ax = axes_or_new(ax, (4.4, 3.6))
@@ -150,7 +242,8 @@ def coupling_matrix(couplings: ArrayLike, ax: Axes | None = None) -> Axes:
 
 
 def coupling_graph(
-    couplings: pd.DataFrame,
+    adata: AnnData,
+    key: str = "couplings",
     *,
     n_edges: int = 60,
     labels: Mapping[int, str] | None = None,
@@ -160,8 +253,10 @@ def coupling_graph(
 
     Parameters
     ----------
-    couplings
-        Columns ``unit_a``, ``unit_b``, ``coupling`` in nats, as of :meth:`QBMVI.get_couplings`.
+    adata
+        Data with a result of :func:`scvi_qbm.tl.couplings`.
+    key
+        Its key.
     n_edges
         So many of the strongest are drawn; units without any of them are left out.
     labels
@@ -176,17 +271,17 @@ def coupling_graph(
 
     Raises
     ------
+    KeyError
+        If there are no couplings.
     ValueError
-        If there is no coupling, or columns are missing.
+        If all couplings are 0.
     """
-    columns = ["unit_a", "unit_b", "coupling"]
-    if absent := [c for c in columns if c not in couplings]:
-        raise ValueError(f"`couplings` lacks {', '.join(absent)}; pass model.get_couplings().")
+    couplings = _kept(adata, key, "couplings")["pairs"]
     edges = couplings[couplings["coupling"] != 0]
     edges = edges.loc[edges["coupling"].abs().nlargest(n_edges).index]
     if edges.empty:
-        raise ValueError("No coupling to draw: they are all 0, or none was passed.")
-    units, ends = np.unique(edges[columns[:2]].to_numpy(), return_inverse=True)
+        raise ValueError("No coupling to draw: they are all 0.")
+    units, ends = np.unique(edges[["unit_a", "unit_b"]].to_numpy(), return_inverse=True)
     ends, values = ends.reshape(-1, 2), edges["coupling"].to_numpy(float)
     weight = np.zeros((len(units), len(units)))
     weight[ends[:, 0], ends[:, 1]] = weight[ends[:, 1], ends[:, 0]] = np.abs(values)
@@ -231,40 +326,6 @@ def _neighbours_first(weight: NDArray[np.float64]) -> NDArray[np.intp]:
         return np.arange(len(weight))
     distance = 1 - weight / weight.max()
     return leaves_list(linkage(distance[np.triu_indices(len(weight), 1)], "average"))
-
-
-def gene_programs(programs: pd.DataFrame, n_genes: int = 3, ax: Axes | None = None) -> Axes:
-    """The genes that units move most, as a heat map of log2 fold changes.
-
-    Parameters
-    ----------
-    programs
-        ``model.get_gene_programs()``: units in rows, genes in columns.
-    n_genes
-        Genes shown for each of the 20 strongest units.
-    ax
-        Axes to draw into; new ones if None.
-
-    Returns
-    -------
-    matplotlib.axes.Axes
-        The one drawn into.
-    """
-    strength = programs.pow(2).sum(axis=1).sort_values(ascending=False)
-    units = strength.index[:20]
-    genes: list[str] = []
-    for unit in units:
-        top = programs.loc[unit].abs().sort_values(ascending=False).index[:n_genes]
-        genes += [g for g in top if g not in genes]
-    shown = programs.loc[units, genes]
-    limit = float(np.abs(shown.to_numpy()).max()) or 1.0
-    ax = axes_or_new(ax, (1.6 + 0.12 * len(genes), 1.0 + 0.13 * len(units)))
-    image = ax.imshow(shown, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
-    ax.figure.colorbar(image, ax=ax, label="log2 fold change, on against off")
-    ax.set_xticks(range(len(genes)), genes, rotation=90, fontsize=6.5)
-    ax.set_yticks(range(len(units)), units, fontsize=6.5)
-    ax.tick_params(length=2)
-    return ax
 
 
 def generation_quality(scores: Mapping[str, Mapping[str, float]], ax: Axes | None = None) -> Axes:

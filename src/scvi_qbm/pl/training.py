@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
-from numpy.typing import ArrayLike
 
-from scvi_qbm.pl.style import PALETTE, axes_or_new
+from scvi_qbm.pl.style import PALETTE
 
-__all__ = ["embedding_scatter", "training_curves"]
+__all__ = ["training_curves"]
 
 
 _Curves = list[tuple[str, str]]
@@ -114,57 +112,3 @@ def _skip_the_cliff(ax: Axes, curves: list[np.ndarray]) -> None:
     later = np.concatenate([curve[len(curve) // 10 :] for curve in curves])
     margin = 0.05 * (later.max() - later.min()) + 1e-9
     ax.set_ylim(later.min() - margin, later.max() + margin)
-
-
-def embedding_scatter(
-    coordinates: ArrayLike, labels: ArrayLike, ax: Axes | None = None, **kwargs: Any
-) -> Axes:
-    """Cells in two dimensions, coloured by label, largest groups first.
-
-    Parameters
-    ----------
-    coordinates
-        Shape ``(n_cells, 2)``, such as a UMAP.
-    labels
-        Shape ``(n_cells,)``.
-    ax
-        Axes to draw into; a new figure if None. The legend stands below them.
-    **kwargs
-        Passed to :meth:`matplotlib.axes.Axes.scatter`.
-
-    Returns
-    -------
-    Axes
-        The axes.
-
-    Raises
-    ------
-    ValueError
-        If coordinates are not two columns, or there are not as many labels.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from scvi_qbm.pl import embedding_scatter
-    >>> rng = np.random.default_rng(0)
-    >>> ax = embedding_scatter(rng.normal(size=(90, 2)), np.repeat(["T", "B", "NK"], 30))
-    """
-    xy, names = np.asarray(coordinates), np.asarray(labels).astype(str)
-    if xy.ndim != 2 or xy.shape[1] != 2 or len(xy) != len(names):
-        raise ValueError(f"Need (n_cells, 2) coordinates and as many labels, got {xy.shape}.")
-    order, counts = np.unique(names, return_counts=True)
-    ax = axes_or_new(ax, (4.4, 3.2 + 0.17 * -(-len(order) // 2)))
-    style = {"s": float(np.clip(6000 / len(xy), 2, 14)), "lw": 0} | kwargs
-    for i, name in enumerate(order[np.argsort(-counts, kind="stable")]):
-        mask = names == name
-        marker = "os^D"[i // len(PALETTE) % 4]
-        label = f"{name} ({mask.sum()})"
-        color = PALETTE[i % len(PALETTE)]
-        ax.scatter(*xy[mask].T, color=color, marker=marker, label=label, **style)
-    ax.set(xticks=[], yticks=[], xlabel="UMAP 1", ylabel="UMAP 2")
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(
-        frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.06), ncols=2, markerscale=1.5,
-        fontsize="small", handletextpad=0.1, columnspacing=0.8,
-    )  # fmt: skip
-    return ax

@@ -1,5 +1,10 @@
-"""Tools in scanpy's shape: an AnnData in, results in ``obs``, ``obsm`` and ``uns``."""
+"""Tools in scanpy's shape: results go to ``obs``, ``obsm``, ``varm`` and ``uns["qbm"]``."""
 
+from .cells import attractors, energy, latent, outliers
 from .pseudotime import diffusion_pseudotime, dpt
+from .units import couplings, programs
 
-__all__ = ["diffusion_pseudotime", "dpt"]
+__all__ = [
+    "attractors", "couplings", "diffusion_pseudotime", "dpt", "energy", "latent", "outliers",
+    "programs",
+]  # fmt: skip

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
-
 import numpy as np
 import pandas as pd
 import scanpy as sc
@@ -13,8 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 
-# A child of scvi-tools' logger, which is the one that users see.
-logger = logging.getLogger("scvi.qbm")
+from .cells import logger, note
 
 #: scanpy takes eigenvalues from here on for those of separate pieces.
 SCANPY_CUT = 0.9994
@@ -95,25 +91,23 @@ def dpt(
     )
     adata.obs[key_added] = pseudotime
     leading = float(eigenvalues[1])
-    results = dict(adata.uns.get("qbm", {}))
-    results[key_added] = {
-        "root": adata.obs_names[start],
-        "n_components": n_components,
-        "neighbors_key": key,
-        "leading_eigenvalue": leading,
-    }
-    adata.uns["qbm"] = results
+    note(
+        adata,
+        key_added,
+        root=adata.obs_names[start],
+        n_components=n_components,
+        neighbors_key=key,
+        leading_eigenvalue=leading,
+    )
     if leading >= SCANPY_CUT:
         logger.info(
             f"scanpy.tl.dpt would leave out the leading diffusion component here (eigenvalue "
             f"{leading:.5f}, its limit is {SCANPY_CUT}); obs[{key_added!r}] counts it."
         )
     if len(rows) < adata.n_obs:
-        warnings.warn(
+        logger.info(
             f"{adata.n_obs - len(rows)} of {adata.n_obs} cells are not connected with the root "
-            "and have no pseudotime (NaN).",
-            UserWarning,
-            stacklevel=2,
+            "and have no pseudotime (NaN)."
         )
     return adata if copy else None
 

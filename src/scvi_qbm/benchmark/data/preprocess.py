@@ -6,6 +6,7 @@ import copy
 import warnings
 
 import numpy as np
+import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
@@ -62,8 +63,6 @@ def preprocess_counts(
         If the values are negative or not integers, if a cell has no counts at all, or if no cell
         or no gene passes.
     """
-    import scanpy as sc
-
     counts = _counts(adata, layer)
     if batch_key is not None and batch_key not in adata.obs:
         raise KeyError(
@@ -97,13 +96,7 @@ def preprocess_counts(
     if out.n_vars <= n_top_genes:
         out.var["highly_variable"] = True
         return out
-    voters, key = _voters(out, batch_key)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        found = sc.pp.highly_variable_genes(
-            voters, n_top_genes=n_top_genes, batch_key=key, flavor="seurat", inplace=False
-        )
-    found = found.reindex(out.var_names)
+    found = variable_genes(out, n_top_genes, batch_key).reindex(out.var_names)
     out.var = out.var.drop(columns=found.columns.intersection(out.var.columns)).join(found)
     return out[:, out.var["highly_variable"].to_numpy(bool)].copy()
 
@@ -132,6 +125,18 @@ def _counts(adata: AnnData, layer: str | None) -> sparse.csr_matrix:
             f"{empty[0]}). Remove them: sc.pp.filter_cells(adata, min_counts=1)."
         )
     return counts
+
+
+def variable_genes(adata: AnnData, n_top_genes: int, batch_key: str | None) -> pd.DataFrame:
+    """Scanpy's choice of genes, from log-normalised ``X``; batches of few cells have no say."""
+    import scanpy as sc
+
+    voters, key = _voters(adata, batch_key)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return sc.pp.highly_variable_genes(
+            voters, n_top_genes=n_top_genes, batch_key=key, flavor="seurat", inplace=False
+        )
 
 
 def _voters(adata: AnnData, batch_key: str | None) -> tuple[AnnData, str | None]:

@@ -1,0 +1,130 @@
+"""The page that ``scvi-qbm fit`` writes beside the data."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import scanpy as sc
+from anndata import AnnData
+from matplotlib.figure import Figure
+from scipy import sparse
+from scvi import REGISTRY_KEYS
+
+from scvi_qbm import pl
+from scvi_qbm.benchmark.report.html import Html, join, page, picture, table, tag
+from scvi_qbm.data.normalise import log_cp10k
+from scvi_qbm.data.on_disk import reads_from_disk
+from scvi_qbm.model import QBMVI
+
+_MANY = 30  # categories: more do not fit a legend
+
+
+def write_report(
+    path: Path, model: QBMVI, summary: dict[str, Any], labels_key: str | None
+) -> None:
+    """Write the page: numbers, pictures, clusters and programs; it needs no other file."""
+    matplotlib.use("Agg")
+    adata = model.adata
+    verdict = model.summary(silent=True)["negative_phase", "verdict"]
+    numbers = table(["", ""], [[name, value] for name, value in summary.items()])
+    sections = [
+        ("cells", "Cells", _cells(adata, model, labels_key)),
+        ("clusters", "Clusters", _clusters(adata, model, labels_key)),
+        ("programs", "Gene programs", _programs(adata)),
+        (
+            "training",
+            "Training",
+            join([_training(model), tag("p", f"Prior: {verdict}."), numbers]),
+        ),
+        ("next", "How to go on", _next()),
+    ]
+    title = f"{adata.n_obs:,} cells, {adata.n_vars:,} genes"
+    path.write_text(page(title, sections, tag("p", "By scvi-qbm fit.")))
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=120, bbox_inches="tight")
+    matplotlib.pyplot.close(figure)
+    return buffer.getvalue()
+
+
+def _cells(adata: AnnData, model: QBMVI, labels_key: str | None) -> Html:
+    batch_key = model.registry_["setup_args"].get("batch_key")
+    colors = ["leiden_qbmvi", "attractor_qbmvi", batch_key, labels_key]
+    shown = [c for c in dict.fromkeys(colors) if c is not None and adata.obs[c].nunique() <= _MANY]
+    figure = sc.pl.embedding(
+        adata, "umap_qbmvi", color=shown, ncols=2, wspace=0.45, frameon=False, show=False,
+        return_fig=True,
+    )  # fmt: skip
+    energy = pl.energy(adata, "free_energy_qbmvi", basis="umap_qbmvi").figure
+    return join([
+        picture(_png(figure), 900, "UMAP by cluster, batch and label", "UMAP of obsm['X_qbmvi']."),
+        picture(_png(energy), 450, "UMAP by free energy",
+                "Low: states that the prior knows well. High: rare or transitional states."),
+    ])  # fmt: skip
+
+
+def _clusters(adata: AnnData, model: QBMVI, labels_key: str | None) -> Html:
+    """Sizes, most frequent label and marker genes of each cluster."""
+    parts = []
+    for key in ("leiden_qbmvi", "attractor_qbmvi"):
+        clusters = adata.obs[key]
+        head = [key.removesuffix("_qbmvi"), "cells"]
+        columns: list[pd.Series] = [clusters.value_counts(sort=False)]
+        if labels_key is not None:
+            head.append(f"most frequent {labels_key}")
+            labels = adata.obs.groupby(clusters.to_numpy(), observed=True)[labels_key]
+            columns.append(labels.agg(lambda x: x.mode().iloc[0] if len(x.mode()) else ""))
+        if len(clusters.cat.categories) > 1 and not reads_from_disk(model.adata_manager):
+            head.append("marker genes (t test against the rest)")
+            columns.append(_markers(adata, model, key))
+        rows = pd.concat(columns, axis=1).reset_index().to_numpy().tolist()
+        parts.append(table(head, rows))
+    return join(parts)
+
+
+def _markers(adata: AnnData, model: QBMVI, key: str) -> pd.Series:
+    x = model.adata_manager.get_from_registry(REGISTRY_KEYS.X_KEY)
+    values = sparse.csr_matrix(x)
+    if model.module.gene_likelihood != "normal":
+        values = log_cp10k(values)
+    cells = AnnData(values, obs=adata.obs[[key]], var=adata.var[[]])
+    cells.uns["log1p"] = {}  # as after sc.pp.log1p
+    sizes = cells.obs[key].value_counts()
+    groups = [g for g in cells.obs[key].cat.categories if sizes[g] > 1]
+    sc.tl.rank_genes_groups(cells, key, groups=groups, method="t-test", n_genes=8)
+    names = cells.uns["rank_genes_groups"]["names"]
+    return pd.Series({g: ", ".join(names[g]) for g in groups}).reindex(sizes.index, fill_value="")
+
+
+def _programs(adata: AnnData) -> Html:
+    kept = adata.uns["qbm"]["programs"]
+    rows = []
+    for unit in kept["up"].index[:15]:
+        up, down = (", ".join(kept[side].loc[unit].iloc[:8]) for side in ("up", "down"))
+        rows.append([unit, f"{kept['on'].loc[unit, 'share']:.0%}", up, down])
+    head = ["unit", "on in", "genes up when it is on", "genes down"]
+    words = "The genes that each of the strongest latent units switches, strongest first."
+    return join([tag("p", words), table(head, rows)])
+
+
+def _training(model: QBMVI) -> Html:
+    axes = pl.training_curves(model.history)
+    words = "Dashed: held-out cells. docs/training.md says how to read it."
+    return picture(_png(np.ravel(axes)[0].figure), 900, "Training curves", words)
+
+
+def _next() -> Html:
+    lines = [
+        'adata = scanpy.read_h5ad("OUT.h5ad")',
+        'scanpy.pl.embedding(adata, "umap_qbmvi", color="leiden_qbmvi")',
+        'scvi_qbm.pl.attractors(adata, "attractor_qbmvi")',
+        'model = scvi_qbm.QBMVI.load("DIR", adata)  # with --model-dir DIR',
+    ]
+    return tag("pre", "\n".join(lines))

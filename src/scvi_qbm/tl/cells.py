@@ -1,0 +1,210 @@
+"""What a model says of each cell, written where scanpy's tools look for it."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+if TYPE_CHECKING:
+    from scvi_qbm.model import QBMVI
+    from scvi_qbm.model._landscape import OutlierScore
+    from scvi_qbm.model._representation import Representation
+
+# A child of scvi-tools' logger, which is the one that users see.
+logger = logging.getLogger("scvi.qbm")
+
+
+def target(model: QBMVI, adata: AnnData | None, copy: bool) -> AnnData:
+    """The data to write into: ``adata`` or the model's, or a copy of them."""
+    if isinstance(model, AnnData):
+        raise TypeError("The model comes first, then the data: tl.energy(model, adata).")
+    chosen = model.adata if adata is None else adata
+    if chosen is None:
+        raise ValueError("The model was made without data: pass adata=.")
+    return chosen.copy() if copy else chosen
+
+
+def note(adata: AnnData, key: str, **parameters: Any) -> None:
+    """Keep under ``uns["qbm"][key]`` how a result came about."""
+    adata.uns["qbm"] = {**adata.uns.get("qbm", {}), key: parameters}
+
+
+def latent(
+    model: QBMVI,
+    adata: AnnData | None = None,
+    *,
+    representation: Representation = "aligned",
+    key_added: str = "X_qbmvi",
+    copy: bool = False,
+) -> AnnData | None:
+    """Embed the cells, for ``sc.pp.neighbors(adata, use_rep="X_qbmvi")``.
+
+    Parameters
+    ----------
+    model
+        A trained model.
+    adata
+        Cells to embed; the model's if None.
+    representation
+        As :meth:`QBMVI.get_latent_representation`.
+    key_added
+        Key of ``obsm`` for the result.
+    copy
+        Return a copy of ``adata`` instead of writing into it.
+
+    Returns
+    -------
+    anndata.AnnData | None
+        ``obsm[key_added]``: float32 ``(n_cells, n_latent)``.
+
+    Raises
+    ------
+    ValueError
+        If the representation is unknown.
+    """
+    adata = target(model, adata, copy)
+    adata.obsm[key_added] = model.get_latent_representation(adata, representation=representation)
+    note(adata, key_added, representation=representation)
+    return adata if copy else None
+
+
+def energy(
+    model: QBMVI,
+    adata: AnnData | None = None,
+    *,
+    key_added: str = "free_energy",
+    copy: bool = False,
+) -> AnnData | None:
+    """Free energy of each cell under the Boltzmann prior, in nats.
+
+    Low values mark states that the prior knows well, high ones rare or transitional states.
+    Compare cells of one model only. :meth:`QBMVI.get_energy` has the parts of it.
+
+    Parameters
+    ----------
+    model
+        A trained model.
+    adata
+        Cells to look at; the model's if None.
+    key_added
+        Column of ``obs`` for the result.
+    copy
+        Return a copy of ``adata`` instead of writing into it.
+
+    Returns
+    -------
+    anndata.AnnData | None
+        ``obs[key_added]``: float64, in nats. ``uns["qbm"][key_added]``: log Z and its standard
+        error; free energy + log Z is the KL divergence that the cell costs.
+    """
+    adata = target(model, adata, copy)
+    adata.obs[key_added] = model.get_energy(adata)["free_energy"].to_numpy()
+    log_z = model.get_log_partition()
+    note(adata, key_added, log_z=log_z.value, log_z_se=log_z.standard_error)
+    return adata if copy else None
+
+
+def outliers(
+    model: QBMVI,
+    adata: AnnData | None = None,
+    *,
+    score: OutlierScore = "kl",
+    key_added: str = "outlier_score",
+    copy: bool = False,
+) -> AnnData | None:
+    """How foreign each cell is to the model; larger is stranger.
+
+    Parameters
+    ----------
+    model
+        A trained model.
+    adata
+        Cells to score; the model's if None.
+    score
+        ``"kl"`` for states that the model has not seen, ``"elbo"`` for damaged cells; see
+        :meth:`QBMVI.get_outlier_scores`.
+    key_added
+        Column of ``obs`` for the result.
+    copy
+        Return a copy of ``adata`` instead of writing into it.
+
+    Returns
+    -------
+    anndata.AnnData | None
+        ``obs[key_added]``: float64, in nats.
+
+    Raises
+    ------
+    ValueError
+        If the score is unknown, or needs counts and the data are minified.
+    """
+    adata = target(model, adata, copy)
+    adata.obs[key_added] = model.get_outlier_scores(adata, score=score).to_numpy()
+    note(adata, key_added, score=score)
+    return adata if copy else None
+
+
+def attractors(
+    model: QBMVI,
+    adata: AnnData | None = None,
+    *,
+    depth: float = 1.0,
+    key_added: str = "attractor",
+    copy: bool = False,
+) -> AnnData | None:
+    """Cluster the cells by the valleys of the prior's energy; no resolution to choose.
+
+    Each cell's code rolls downhill to a minimum of the energy. Minima that a small climb joins
+    count as one valley. The default climb is 1 nat: the prior's temperature is 1, so its own
+    fluctuations carry a code across lower passes.
+
+    Parameters
+    ----------
+    model
+        A trained model.
+    adata
+        Cells to cluster; the model's if None.
+    depth
+        Valleys shallower than this join a deeper one, in nats. 0 keeps every minimum.
+    key_added
+        Column of ``obs`` for the result.
+    copy
+        Return a copy of ``adata`` instead of writing into it.
+
+    Returns
+    -------
+    anndata.AnnData | None
+        ``obs[key_added]``: categorical, ``"0"`` for the largest group. ``uns["qbm"][key_added]``:
+        ``depth``; for each minimum its ``energies`` in nats, ``sizes`` in cells, ``states`` (0 and
+        1), and the ``group`` that it belongs to; ``tree``, the merges as a scipy linkage. For
+        :func:`scvi_qbm.pl.attractors`.
+
+    Raises
+    ------
+    ValueError
+        If ``depth`` is negative, or there are more than 2,000 minima.
+
+    References
+    ----------
+    Becker and Karplus (1997), J. Chem. Phys. 106, 1495 (doi:10.1063/1.473299).
+    """
+    if not depth >= 0:
+        raise ValueError(f"`depth` must be at least 0 nats, got {depth}.")
+    adata = target(model, adata, copy)
+    found = model.get_attractors(adata)
+    labels = found.merged(depth)
+    names = [str(i) for i in range(labels.max() + 1)]
+    adata.obs[key_added] = pd.Categorical(labels.astype(str), categories=names)
+    group = np.empty(len(found.sizes), dtype=np.int64)
+    group[found.labels] = labels
+    note(
+        adata, key_added, depth=depth, energies=found.energies, sizes=found.sizes,
+        states=found.states, group=group, tree=found.tree,
+    )  # fmt: skip
+    adata.uns.pop(f"{key_added}_colors", None)  # of an earlier clustering
+    logger.info(f"{len(names)} valleys deeper than {depth:g} nats, of {len(group)} minima.")
+    return adata if copy else None
