@@ -239,6 +239,8 @@ def programs(rows: Rows, data: Path) -> None:
         "pbmc68k": (pbmc68k(), "counts", None),
         "pbmc_10x_3techs": (read_h5ad(data / "pbmc_10x_3techs.h5ad"), None, "batch"),
     }
+    for spec in specs(("pbmc_3k_4k_facs", "pbmc_kang_ctrl_8donors")):
+        sets[spec.name] = (load_data(spec), None, spec.batch_key)
     for name, (adata, layer, batch_key) in sets.items():
         counts = sparse.csr_matrix(adata.X if layer is None else adata.layers[layer])
         expressed = np.asarray((counts > 0).mean(0)).ravel() >= 0.01
@@ -246,9 +248,10 @@ def programs(rows: Rows, data: Path) -> None:
         setup = {"layer": layer, "batch_key": batch_key}
         for seed in SEEDS:
             factors = {"QBMVI": partial(qbmvi_programs, adata, setup, seed)}
-            for n in (7, 10, 20, 64):
+            peers = adata.n_obs < 2000 or seed == 0
+            for n in (7, 10, 20, 64) if peers else ():
                 factors[f"NMF, {n}"] = partial(nmf, logged, expressed, n, seed)
-            for n in (10, 64):
+            for n in (10, 64) if peers else ():
                 factors[f"LDVAE, {n}"] = partial(ldvae, adata, setup, n, seed)
             for method, found in factors.items():
                 key = {"data": name, "model": method, "seed": seed}

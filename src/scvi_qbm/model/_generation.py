@@ -14,6 +14,7 @@ from scipy.sparse import csr_matrix, vstack
 from scipy.special import logsumexp
 from scvi import REGISTRY_KEYS
 from scvi.module._constants import MODULE_KEYS
+from scvi.utils import track
 from torch.nn.functional import logsigmoid
 
 from scvi_qbm.prior.negative_phase import correct
@@ -21,6 +22,7 @@ from scvi_qbm.samplers import Sampler, get_sampler
 
 # Numbers at once, where codes are compared with cells.
 _BLOCK = 2**24
+_LARGE = 20_000  # cells, from which on there is a progress bar
 # Columns of obs that a set-up can name.
 _OBS_KEYS = (
     "batch_key", "labels_key", "size_factor_key", "samples_key", "categorical_covariate_keys",
@@ -148,7 +150,8 @@ class GenerationMixin:
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(seed)
             loader = self._make_data_loader(adata=adata, indices=templates, batch_size=batch_size)
-            for tensors, part in zip(loader, z.split(batch_size), strict=True):
+            bar = track(loader, description="New cells", disable=n_cells <= _LARGE)
+            for tensors, part in zip(bar, z.split(batch_size), strict=True):
                 rows.append(csr_matrix(self._decode(tensors, part, library_size)))
         energy = module.prior.energy(z.to(self.device)).cpu().double().numpy()
         obs = adata.obs.iloc[templates][keys].reset_index(drop=True)

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 # A child of scvi-tools' logger, which is the one that users see.
 logger = logging.getLogger("scvi.qbm")
 
+#: From so many cells on there is a progress bar.
+LARGE = 20_000
+
 
 def target(model: QBMVI, adata: AnnData | None, copy: bool) -> AnnData:
     """The data to write into: ``adata`` or the model's, or a copy of them."""

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from .cells import note, target
+from .cells import LARGE, note, target
 
 if TYPE_CHECKING:
     from scvi_qbm.model import QBMVI
@@ -57,7 +57,7 @@ def programs(
     if n_genes < 1:
         raise ValueError(f"`n_genes` must be at least 1, got {n_genes}.")
     adata = target(model, adata, copy)
-    change = model.get_gene_programs(adata, min_share=min_share)
+    change = model.get_gene_programs(adata, min_share=min_share, silent=adata.n_obs <= LARGE)
     on = model.get_latent_representation(adata, representation="binary").mean(0)
     strength = change.pow(2).sum(axis=1)
     change = change.loc[strength.sort_values(ascending=False, kind="stable").index]
