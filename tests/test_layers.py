@@ -24,10 +24,12 @@ import scvi_qbm
 
 TABLE = """
 cli: __init__ _fit benchmark data recipes relaxations samplers | anndata torch
+_fit: _checks _files _fit_report benchmark data model tl | anndata lightning scanpy scvi
+_fit_report: benchmark data model pl | anndata matplotlib scanpy scvi
 benchmark: __init__ _checks _files alignment data diagnostics distributions ising model module pl
     recipes runner samplers tl | anndata lightning matplotlib scanpy scvi sklearn torch
+tl: model | anndata scanpy
 hub: model | scvi
-_fit: _checks _files model | anndata scvi
 __init__: ising model samplers
 model: _checks _files _signature alignment checkpoint data ising landscape logz module plan prior
     recipes relaxations runner samplers | anndata scvi torch
@@ -48,13 +50,12 @@ data: _checks | anndata scanpy scvi torch
 landscape: ising
 diagnostics: ising
 relaxations:  | torch
-tl:  | anndata scanpy
 runner:  | lightning scvi torch
 recipes:
-pl:  | matplotlib
 distributions:  | scvi torch
 alignment:  | sklearn torch
 _signature:
+pl:  | anndata matplotlib scanpy
 _files:
 _checks:  | anndata
 ising:
