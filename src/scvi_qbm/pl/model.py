@@ -73,6 +73,8 @@ def energy(
 
     Raises
     ------
+    TypeError
+        If ``adata`` is no AnnData.
     KeyError
         If there is no energy or no embedding.
     """
@@ -120,6 +122,8 @@ def attractors(
 
     Raises
     ------
+    TypeError
+        If ``adata`` is no AnnData.
     KeyError
         If there are no attractors or labels.
     """
@@ -185,6 +189,8 @@ def programs(
 
     Raises
     ------
+    TypeError
+        If ``adata`` is no AnnData.
     KeyError
         If there are no programs.
     """
@@ -223,6 +229,8 @@ def coupling_matrix(adata: AnnData, key: str = "couplings", *, ax: Axes | None =
 
     Raises
     ------
+    TypeError
+        If ``adata`` is no AnnData.
     KeyError
         If there are no couplings.
     """
@@ -271,6 +279,8 @@ def coupling_graph(
 
     Raises
     ------
+    TypeError
+        If ``adata`` is no AnnData.
     KeyError
         If there are no couplings.
     ValueError
