@@ -89,7 +89,7 @@ def couplings(
     key_added: str = "couplings",
     copy: bool = False,
 ) -> AnnData | None:
-    """The Boltzmann machine's couplings between units, for :func:`scvi_qbm.pl.couplings`.
+    """The Boltzmann machine's couplings between units, for :func:`scvi_qbm.pl.coupling_graph`.
 
     Parameters
     ----------
