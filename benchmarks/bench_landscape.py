@@ -219,8 +219,8 @@ def attractors(rows: Rows, data: Path) -> None:
             rows.add(key, row)
 
 
-def codes(model: QBMVI) -> np.ndarray:
-    return model.get_latent_representation(representation="binary")
+def codes(model: QBMVI, adata: AnnData | None = None) -> np.ndarray:
+    return model.get_latent_representation(adata, representation="binary")
 
 
 def attractor_row(machine: tuple, codes: np.ndarray, types: np.ndarray) -> dict[str, float]:
@@ -353,7 +353,7 @@ def limits(rows: Rows, data: Path) -> None:
         row |= {"rarest": adata.obs["batch"].value_counts().idxmin()}
         row["share"] = float((adata.obs["batch"] == row["rarest"]).mean())
         cells = model.generate(2000, seed=seed)
-        back = model.get_latent_representation(cells, representation="binary")
+        back = codes(model, cells)
         row["share_generated"] = float((cells.obs["batch"] == row["rarest"]).mean())
         both = find_attractors(tuple(model.prior), np.vstack([cells.obsm["code"], back]))
         start, end = np.split(both.merged(1.0), 2)

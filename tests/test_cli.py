@@ -1,3 +1,4 @@
+import html
 import os
 import subprocess
 import sys
@@ -49,11 +50,12 @@ def test_fit(h5ad, tmp_path, capsys):
     assert set(source.uns) <= set(result.uns)
     sc.pl.embedding(result, "umap_qbmvi", color="leiden_qbmvi", show=False)
     scvi_qbm.pl.attractors(result, "attractor_qbmvi")
+    scvi_qbm.pl.programs(result, "programs_qbmvi")
     sc.tl.paga(result, "leiden_qbmvi", neighbors_key="neighbors_qbmvi")
-    html = page.read_text()
+    text = page.read_text()
     for word in ("700 cells, 765 genes", "marker genes", "most frequent cell_type", "unit_",
                  "data:image/png;base64", "Prior: "):  # fmt: skip
-        assert word in html
+        assert word in text
     np.testing.assert_array_equal(result.X.toarray(), source.X.toarray())
     assert (model_dir / "model.pt").is_file()
     assert not list(tmp_path.glob("*.tmp")) and not list(tmp_path.glob(".*tmp"))
@@ -76,7 +78,11 @@ def test_fit_with_covariates_on_variable_genes(h5ad, tmp_path, capsys):
     result = anndata.read_h5ad(out)
     chosen = result.var["highly_variable_qbmvi"].to_numpy()
     assert result.n_vars == 765 and chosen.sum() == 300 == result.uns["qbm"]["fit"]["n_genes"]
-    model = scvi_qbm.QBMVI.load(model_dir, result[:, chosen].copy())
+    load = next(x for x in (tmp_path / "out.html").read_text().splitlines() if "QBMVI.load" in x)
+    load = html.unescape(load).replace("DIR", str(model_dir), 1).partition("= ")[2]
+    model = eval(load.partition("  #")[0], {"scvi_qbm": scvi_qbm, "adata": result})
+    programs = result.varm["programs_qbmvi"]
+    assert programs[~chosen].isna().all(axis=None) and programs[chosen].notna().any(axis=None)
     assert model.summary_stats["n_extra_categorical_covs"] == 1
     np.testing.assert_allclose(
         model.get_latent_representation(), result.obsm["X_qbmvi"], atol=1e-5
@@ -221,6 +227,7 @@ def test_bad_files(tmp_path, h5ad, capsys):
         ([cut, "--out", tmp_path / "o.h5ad"], "cannot be read as h5ad"),
         ([h5ad, "--out", tmp_path / "no" / "o.h5ad"], "no such directory"),
         ([h5ad, "--out", h5ad, "--overwrite"], "same file"),
+        ([h5ad, "--out", tmp_path / "o.html"], "goes beside it"),
     ):
         assert fit(*args) == 1
         assert message in capsys.readouterr().err

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 
 import h5py
 import numpy as np
+import pandas as pd
 import scanpy as sc
 import scvi
 from anndata import AnnData
@@ -76,6 +77,8 @@ def _fit(adata: AnnData, args: argparse.Namespace, source: BinaryIO | None) -> N
     results = _results(model, args)
     if chosen is not None:
         results[f"var/highly_variable_{_OURS}"] = chosen
+        for place in [place for place in results if place.startswith("varm/")]:
+            results[place] = _for_all_genes(results[place], adata, chosen)
     summary = _summary(model, args, seconds)
     results["uns/qbm"] = {**adata.uns.get("qbm", {}), **data.uns.get("qbm", {}), "fit": summary}
     with replacing(args.out) as temporary:
@@ -92,7 +95,10 @@ def _fit(adata: AnnData, args: argparse.Namespace, source: BinaryIO | None) -> N
 
         written.insert(1, args.out.with_suffix(".html"))
         with replacing(written[1]) as temporary:
-            write_report(temporary, model, summary, labels_key=args.labels_key)
+            write_report(
+                temporary, model, summary,
+                labels_key=args.labels_key, genes_were_chosen=chosen is not None,
+            )  # fmt: skip
     print("wrote " + ", ".join(str(path) for path in written if path is not None))
 
 
@@ -107,6 +113,13 @@ def _variable_genes(data: AnnData, args: argparse.Namespace) -> np.ndarray:
         values = log_cp10k(values)
     genes = AnnData(values, obs=data.obs, var=data.var[[]])
     return variable_genes(genes, args.n_top_genes, args.batch_key)["highly_variable"].to_numpy()
+
+
+def _for_all_genes(frame: pd.DataFrame, adata: AnnData, chosen: np.ndarray) -> pd.DataFrame:
+    """NaN for genes that were not trained on; by position, as names need not be unique."""
+    values = np.full((adata.n_vars, frame.shape[1]), np.nan)
+    values[chosen] = frame
+    return pd.DataFrame(values, adata.var_names, frame.columns)
 
 
 def _results(model: QBMVI, args: argparse.Namespace) -> dict[str, Any]:
@@ -127,9 +140,10 @@ def _results(model: QBMVI, args: argparse.Namespace) -> dict[str, Any]:
     data.obsm[f"X_umap_{_OURS}"] = data.obsm.pop("X_umap")
     tl.energy(model, key_added=names["free_energy"])
     tl.attractors(model, key_added=names["attractor"])
-    tl.programs(model)
+    tl.programs(model, key_added=f"programs_{_OURS}")
     results[f"obsm/X_umap_{_OURS}"] = data.obsm[f"X_umap_{_OURS}"]
     results |= {f"obs/{name}": data.obs[name] for name in names.values()}
+    results |= {f"varm/programs_{_OURS}": data.varm[f"programs_{_OURS}"]}
     results |= {f"obsp/{key}": data.obsp[key] for key in data.obsp}
     return results | {f"uns/{graph}": data.uns[graph]}
 
@@ -191,7 +205,7 @@ def _source(path: Path) -> BinaryIO:
 def _add(adata: AnnData, results: dict[str, Any]) -> None:
     for place, value in results.items():
         slot, key = place.split("/", 1)
-        # Values: a result of 700 cells whose names are not unique would not find its rows by name.
+        # Without its index: cells may share a name, and would not find their rows by it.
         getattr(adata, slot)[key] = getattr(value, "array", value)
 
 

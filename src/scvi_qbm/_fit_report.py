@@ -20,12 +20,18 @@ from scvi_qbm.benchmark.report.html import Html, join, page, picture, table, tag
 from scvi_qbm.data.normalise import log_cp10k
 from scvi_qbm.data.on_disk import reads_from_disk
 from scvi_qbm.model import QBMVI
+from scvi_qbm.pl.model import most_frequent
 
 _MANY = 30  # categories: more do not fit a legend
 
 
 def write_report(
-    path: Path, model: QBMVI, summary: dict[str, Any], labels_key: str | None
+    path: Path,
+    model: QBMVI,
+    summary: dict[str, Any],
+    *,
+    labels_key: str | None,
+    genes_were_chosen: bool,
 ) -> None:
     """Write the page: numbers, pictures, clusters and programs; it needs no other file."""
     matplotlib.use("Agg")
@@ -41,7 +47,7 @@ def write_report(
             "Training",
             join([_training(model), tag("p", f"Prior: {verdict}."), numbers]),
         ),
-        ("next", "How to go on", _next()),
+        ("next", "How to go on", _next(genes_were_chosen)),
     ]
     title = f"{adata.n_obs:,} cells, {adata.n_vars:,} genes"
     path.write_text(page(title, sections, tag("p", "By scvi-qbm fit.")))
@@ -72,6 +78,7 @@ def _cells(adata: AnnData, model: QBMVI, labels_key: str | None) -> Html:
 
 def _clusters(adata: AnnData, model: QBMVI, labels_key: str | None) -> Html:
     """Sizes, most frequent label and marker genes of each cluster."""
+    cells = None if reads_from_disk(model.adata_manager) else _log_normalised(model)
     parts = []
     for key in ("leiden_qbmvi", "attractor_qbmvi"):
         clusters = adata.obs[key]
@@ -79,23 +86,25 @@ def _clusters(adata: AnnData, model: QBMVI, labels_key: str | None) -> Html:
         columns: list[pd.Series] = [clusters.value_counts(sort=False)]
         if labels_key is not None:
             head.append(f"most frequent {labels_key}")
-            labels = adata.obs.groupby(clusters.to_numpy(), observed=True)[labels_key]
-            columns.append(labels.agg(lambda x: x.mode().iloc[0] if len(x.mode()) else ""))
-        if len(clusters.cat.categories) > 1 and not reads_from_disk(model.adata_manager):
+            columns.append(most_frequent(adata, key, labels_key))
+        if cells is not None and len(clusters.cat.categories) > 1:
             head.append("marker genes (t test against the rest)")
-            columns.append(_markers(adata, model, key))
+            columns.append(_markers(cells, key))
         rows = pd.concat(columns, axis=1).reset_index().to_numpy().tolist()
         parts.append(table(head, rows))
     return join(parts)
 
 
-def _markers(adata: AnnData, model: QBMVI, key: str) -> pd.Series:
-    x = model.adata_manager.get_from_registry(REGISTRY_KEYS.X_KEY)
-    values = sparse.csr_matrix(x)
+def _log_normalised(model: QBMVI) -> AnnData:
+    values = sparse.csr_matrix(model.adata_manager.get_from_registry(REGISTRY_KEYS.X_KEY))
     if model.module.gene_likelihood != "normal":
         values = log_cp10k(values)
-    cells = AnnData(values, obs=adata.obs[[key]], var=adata.var[[]])
+    cells = AnnData(values, obs=model.adata.obs, var=model.adata.var[[]])
     cells.uns["log1p"] = {}  # as after sc.pp.log1p
+    return cells
+
+
+def _markers(cells: AnnData, key: str) -> pd.Series:
     sizes = cells.obs[key].value_counts()
     groups = [g for g in cells.obs[key].cat.categories if sizes[g] > 1]
     sc.tl.rank_genes_groups(cells, key, groups=groups, method="t-test", n_genes=8)
@@ -104,7 +113,7 @@ def _markers(adata: AnnData, model: QBMVI, key: str) -> pd.Series:
 
 
 def _programs(adata: AnnData) -> Html:
-    kept = adata.uns["qbm"]["programs"]
+    kept = adata.uns["qbm"]["programs_qbmvi"]
     rows = []
     for unit in kept["up"].index[:15]:
         up, down = (", ".join(kept[side].loc[unit].iloc[:8]) for side in ("up", "down"))
@@ -120,11 +129,13 @@ def _training(model: QBMVI) -> Html:
     return picture(_png(np.ravel(axes)[0].figure), 900, "Training curves", words)
 
 
-def _next() -> Html:
+def _next(genes_were_chosen: bool) -> Html:
+    genes = 'adata[:, adata.var["highly_variable_qbmvi"]].copy()' if genes_were_chosen else "adata"
     lines = [
         'adata = scanpy.read_h5ad("OUT.h5ad")',
         'scanpy.pl.embedding(adata, "umap_qbmvi", color="leiden_qbmvi")',
         'scvi_qbm.pl.attractors(adata, "attractor_qbmvi")',
-        'model = scvi_qbm.QBMVI.load("DIR", adata)  # with --model-dir DIR',
+        'scvi_qbm.pl.programs(adata, "programs_qbmvi")',
+        f'model = scvi_qbm.QBMVI.load("DIR", {genes})  # with --model-dir DIR',
     ]
     return tag("pre", "\n".join(lines))

@@ -254,6 +254,8 @@ def _check_paths(args: argparse.Namespace) -> None:
     if args.n_top_genes is not None and args.on_disk:
         raise ValueError("--n-top-genes reads the whole matrix: leave out --on-disk")
     page = None if args.embedding_only else args.out.with_suffix(".html")
+    if page == args.out:
+        raise ValueError("--out is the data, and a page ending in .html goes beside it: OUT.h5ad")
     for path in (args.out, page, args.model_dir):
         if path is not None and path.exists() and not args.overwrite:
             raise ValueError(f"{path} exists; pass --overwrite to replace it")

@@ -115,6 +115,7 @@ def test_energy_picture(analysed):
     colours = dots.get_array()
     assert (np.diff(colours) >= 0).all()  # the highest on top
     assert dots.norm.vmin == pytest.approx(np.percentile(analysed.obs["free_energy"], 1))
+    pl.energy(analysed, show=False, title="mine")
     given = plt.subplots()[1]
     assert pl.energy(analysed, ax=given) is given
 
@@ -128,6 +129,9 @@ def test_attractor_picture(analysed):
     named = {text.get_text() for text in labelled.get_xticklabels()}
     first = analysed.obs["cell_type"][analysed.obs["attractor"] == "0"].mode().iloc[0]
     assert f"0 {first}" in named
+    analysed.obs["unknown"] = np.where(analysed.obs["attractor"] == "0", None, "x")
+    unnamed = pl.attractors(analysed, labels_key="unknown").get_xticklabels()
+    assert "0 " in {text.get_text() for text in unnamed}
 
 
 def test_program_picture(analysed):
@@ -152,6 +156,8 @@ def test_pictures_say_what_comes_first(picture, tool, pbmc, analysed):
         picture(pbmc)
     with pytest.raises(TypeError, match="AnnData"):
         picture(analysed.obsm["X_umap"])
+    with pytest.raises(TypeError, match="not a dict"):
+        picture({})
     if tool == "energy":
         with pytest.raises(KeyError, match="No embedding 'tsne'.*X_umap"):
             picture(analysed, basis="tsne")

@@ -33,7 +33,7 @@ def _kept(adata: AnnData, key: str, tool: str) -> Any:
     """What ``scvi_qbm.tl`` keeps of a result."""
     if not isinstance(adata, AnnData):
         raise TypeError(
-            f"Pictures take the AnnData that tl.{tool}() wrote into, got {adata!r:.60}."
+            f"Pictures take the AnnData that tl.{tool}() wrote into, not a {type(adata).__name__}."
         )
     if key not in adata.uns.get("qbm", {}):
         raise KeyError(
@@ -41,6 +41,12 @@ def _kept(adata: AnnData, key: str, tool: str) -> Any:
             f"key_added={key!r}."
         )
     return adata.uns["qbm"][key]
+
+
+def most_frequent(adata: AnnData, key: str, labels_key: str) -> pd.Series:
+    """The most frequent label of each group of ``obs[key]``, "" where none has one."""
+    labels = adata.obs.groupby(key, observed=True)[labels_key]
+    return labels.agg(lambda x: next(iter(x.mode()), ""))
 
 
 def energy(
@@ -88,8 +94,8 @@ def energy(
         )
     ax = axes_or_new(ax, (4.6, 3.6))
     look = {"color_map": "cividis", "vmin": "p1", "vmax": "p99", "frameon": False}
-    look |= {"title": "free energy (nats)"}
-    sc.pl.embedding(adata, basis, color=key, ax=ax, show=False, **(look | kwargs))
+    look |= {"title": "free energy (nats)", "show": False}
+    sc.pl.embedding(adata, basis, color=key, ax=ax, **(look | kwargs))
     return ax
 
 
@@ -133,7 +139,7 @@ def attractors(
     tree, group = np.asarray(kept["tree"], dtype=float), np.asarray(kept["group"])
     names = [str(g) for g in group]
     if labels_key is not None:
-        common = adata.obs.groupby(key, observed=True)[labels_key].agg(lambda x: x.mode().iloc[0])
+        common = most_frequent(adata, key, labels_key)
         names = [f"{g} {common[g]}" if g in common else g for g in names]
     ax = axes_or_new(ax, (max(4.0, 0.22 * min(len(names), 60)), 3.2))
     if len(names) == 1:

@@ -159,7 +159,7 @@ def attractors(
     key_added: str = "attractor",
     copy: bool = False,
 ) -> AnnData | None:
-    """Cluster the cells by the valleys of the prior's energy; no resolution to choose.
+    """Cluster the cells by the valleys of the prior's energy.
 
     Each cell's code rolls downhill to a minimum of the energy. Minima that a small climb joins
     count as one valley. The default climb is 1 nat: the prior's temperature is 1, so its own
@@ -181,7 +181,8 @@ def attractors(
     Returns
     -------
     anndata.AnnData | None
-        ``obs[key_added]``: categorical, ``"0"`` for the largest group. ``uns["qbm"][key_added]``:
+        ``obs[key_added]``: categorical, ``"0"`` for the largest group among these cells; other
+        cells get other names. ``uns["qbm"][key_added]``:
         ``depth``; for each minimum its ``energies`` in nats, ``sizes`` in cells, ``states`` (0 and
         1), and the ``group`` that it belongs to; ``tree``, the merges as a scipy linkage. For
         :func:`scvi_qbm.pl.attractors`.
