@@ -12,7 +12,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 RECIPE = yaml.safe_load((ROOT / "packaging/conda/recipe.yaml").read_text())
 ENTRY = yaml.safe_load((ROOT / "packaging/scverse/meta.yaml").read_text())
 CITATION = yaml.safe_load((ROOT / "CITATION.cff").read_text())
-CONDA_NAMES = {"matplotlib": "matplotlib-base", "torch": "pytorch"}
+CONDA_NAMES = {"igraph": "python-igraph", "matplotlib": "matplotlib-base", "torch": "pytorch"}
 
 
 @pytest.mark.parametrize(
