@@ -44,6 +44,7 @@ from scvi_qbm.benchmark.metrics.generation import generation_scores
 from scvi_qbm.benchmark.rows import Rows
 from scvi_qbm.data import pbmc68k
 from scvi_qbm.data.normalise import log_cp10k
+from scvi_qbm.data.pbmc import PBMC_MARKERS
 from scvi_qbm.landscape import find_attractors
 
 SETS = ("pbmc_10x_3techs", "cellmix_lines_6batches_2kgenes", "paul15_myeloid")
@@ -52,17 +53,6 @@ EPOCHS = 100
 CONFIG = Path(__file__).with_name("alignment.toml")  # seven sets, as docs/benchmark.md has them
 DEPTHS = (0.0, 0.5, 1.0, 2.0, 4.0)
 
-# Azimuth's markers of the types of its human PBMC reference, level 1 (platelets: level 2).
-# Hao et al. (2021), Cell 184, 3573; azimuth.hubmapconsortium.org.
-MARKERS = {
-    "B": "CD79A RALGPS2 CD79B MS4A1 BANK1 CD74 TNFRSF13C HLA-DQA1 IGHM MEF2C",
-    "NK": "NKG7 KLRD1 TYROBP GNLY FCER1G PRF1 CD247 KLRF1 CST7 GZMB",
-    "Mono": "CTSS FCN1 NEAT1 LYZ PSAP S100A9 AIF1 MNDA SERPINA1 TYROBP",
-    "CD4_T": "IL7R MAL LTB CD4 LDHB TPT1 TRAC TMSB10 CD3D CD3G",
-    "CD8_T": "CD8B CD8A CD3D TMSB10 HCST CD3G LINC02446 CTSW CD3E TRAC",
-    "DC": "CD74 HLA-DPA1 HLA-DPB1 HLA-DQA1 CCDC88A HLA-DRA HLA-DMA CST3 HLA-DQB1 HLA-DRB1",
-    "Platelet": "GNG11 PPBP NRGN PF4 CAVIN2 SDPR TUBB1 HIST1H2AC PRKAR2B CLU F13A1",
-}
 # Stages from least to most differentiated: Bastidas-Ponce (2019), Development 146, dev173849;
 # Paul (2015), Cell 163, 1663, the erythroid course.
 STAGES = {
@@ -295,7 +285,7 @@ def recovery(factors: np.ndarray, names: pd.Index, expressed: np.ndarray) -> dic
     names = np.asarray(names)
     tops = [set(names[np.argsort(-sign * f)[:5]]) for f in factors for sign in (1, -1)]
     out = {}
-    for kind, genes in MARKERS.items():
+    for kind, genes in PBMC_MARKERS.items():
         known = set(genes.split()) & set(names)
         if len(known) >= 3:
             out[kind] = max(len(known & top) for top in tops) / 5

@@ -69,10 +69,13 @@ def _cells(adata: AnnData, model: QBMVI, labels_key: str | None) -> Html:
         return_fig=True,
     )  # fmt: skip
     energy = pl.energy(adata, "free_energy_qbmvi", basis="umap_qbmvi").figure
+    tree = pl.attractors(adata, "attractor_qbmvi", labels_key=labels_key).figure
     return join([
         picture(_png(figure), 900, "UMAP by cluster, batch and label", "UMAP of obsm['X_qbmvi']."),
         picture(_png(energy), 450, "UMAP by free energy",
                 "Low: states that the prior knows well. High: rare or transitional states."),
+        picture(_png(tree), 900, "Tree of attractors",
+                "Valleys of the prior's energy: a stem is as long as the climb out of it."),
     ])  # fmt: skip
 
 

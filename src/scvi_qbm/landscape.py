@@ -16,7 +16,7 @@ from scvi_qbm.ising import Ising
 
 __all__ = ["Attractors", "find_attractors"]
 
-_MAX_ATTRACTORS = 2000
+MAX_ATTRACTORS = 2000
 
 F64 = NDArray[np.float64]
 Machine = Ising | tuple[ArrayLike, ArrayLike]
@@ -34,7 +34,7 @@ class Attractors(NamedTuple):
     energies
         Their energies in nats, (n_attractors,).
     sizes
-        Codes that fall into each, (n_attractors,).
+        Codes that fall into each, (n_attractors,), of those that the minima were found with.
     saddles
         Energy of the lowest pass found between two minima, (n_attractors, n_attractors), in nats:
         an upper bound of the true one, minima themselves on the diagonal. None if not computed.
@@ -75,7 +75,7 @@ class Attractors(NamedTuple):
         Returns
         -------
         numpy.ndarray
-            int64 ``(n_codes,)``, from 0, largest group first.
+            int64 ``(n_codes,)``, from 0, the group with the largest sum of ``sizes`` first.
 
         Raises
         ------
@@ -85,7 +85,10 @@ class Attractors(NamedTuple):
         if self.saddles is None:
             raise ValueError("Barriers were not computed: leave out barriers=False.")
         groups = cut_tree(self.energies, self.saddles, barrier)
-        return _by_size(groups[self.labels])
+        totals = np.bincount(groups, self.sizes, minlength=len(groups))
+        rank = np.empty(len(groups), dtype=np.int64)
+        rank[np.argsort(-totals, kind="stable")] = np.arange(len(groups))
+        return rank[groups[self.labels]]
 
 
 def _parts(machine: Machine) -> tuple[F64, F64]:
@@ -174,6 +177,22 @@ def _climb(W: F64, h: F64, a: F64, b: F64, energy: float) -> float:
         field += step * W[best]
         energy += least
         top = max(top, energy)
+
+
+@njit(cache=True, error_model="numpy")
+def _lowest_passes(
+    W: F64, h: F64, z: F64, energies: F64, states: F64, heights: F64
+) -> NDArray[np.int64]:
+    """For each row of z the one of ``states`` with the lowest pass to it."""
+    out = np.empty(z.shape[0], dtype=np.int64)
+    for i in range(z.shape[0]):
+        lowest = np.inf
+        for j in range(states.shape[0]):
+            there = _climb(W, h, z[i], states[j], energies[i])
+            back = _climb(W, h, states[j], z[i], heights[j])
+            if min(there, back) < lowest:
+                lowest, out[i] = min(there, back), j
+    return out
 
 
 @njit(cache=True, error_model="numpy")
@@ -287,6 +306,23 @@ def _by_size(labels: NDArray[np.int64]) -> NDArray[np.int64]:
     return rank[inverse.ravel()]
 
 
+def nearest_attractor(machine: Machine, states: ArrayLike, codes: ArrayLike) -> NDArray[np.int64]:
+    """Which of some minima, ``(k, n_units)``, each code falls into, int64 ``(n_codes,)``.
+
+    A code that falls into another minimum gets the one of ``states`` with the lowest direct pass
+    from there, see :func:`saddles`.
+    """
+    W, h = _parts(machine)
+    known = _checked(states, h.shape[0])
+    minima, inverse = np.unique(quench((W, h), codes), axis=0, return_inverse=True)
+    place = {state.tobytes(): i for i, state in enumerate(known.astype(np.int8))}
+    nearest = np.array([place.get(state.tobytes(), -1) for state in minima], dtype=np.int64)
+    other = np.flatnonzero(nearest < 0)
+    z = minima[other].astype(np.float64)
+    nearest[other] = _lowest_passes(W, h, z, _energies(W, h, z), known, _energies(W, h, known))
+    return nearest[inverse.ravel()]
+
+
 def find_attractors(machine: Machine, codes: ArrayLike, *, barriers: bool = True) -> Attractors:
     """Quench codes, and order the minima they reach by barriers.
 
@@ -319,7 +355,7 @@ def find_attractors(machine: Machine, codes: ArrayLike, *, barriers: bool = True
     ordered = np.empty_like(states)
     ordered[labels] = minima
     k = len(states)
-    if barriers and k > _MAX_ATTRACTORS:
+    if barriers and k > MAX_ATTRACTORS:
         raise ValueError(
             f"{k} local minima: barriers between all pairs would take too long. Pass "
             "barriers=False, or fewer cells."

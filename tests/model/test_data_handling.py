@@ -152,6 +152,15 @@ def test_genes_in_another_order_are_refused(model, pbmc):
     )
 
 
+def test_new_data_that_do_not_fit_say_what_to_do(model, pbmc):
+    query = pbmc[:20].copy()
+    query.obs["batch"] = "new"
+    with pytest.raises(ValueError, match=r"Category new .* not seen .*load_query_data"):
+        model.get_latent_representation(query)
+    with pytest.raises(ValueError, match=r"700 genes, the model 765. .*get_var_names"):
+        model.get_latent_representation(pbmc[:20, :700].copy())
+
+
 @pytest.mark.parametrize("saved", [True, False], ids=["path", "model"])
 def test_query_with_missing_genes_new_batch_and_new_labels(model, pbmc, tmp_path, saved):
     query = pbmc[:200, 40:].copy()

@@ -192,6 +192,8 @@ def test_generated_genes_that_never_vary_count_against_the_model(pbmc):
 def test_bad_requests(model):
     with pytest.raises(ValueError, match="No cells of batch 'z'.*'a'"):
         model.generate(5, batch="z")
+    with pytest.raises(TypeError, match="For several: {'a': 1, 'b': 1}"):
+        model.generate(5, batch=["a", "b"])
     with pytest.raises(ValueError, match="n_samples"):
         model.sample_prior(0)
     with pytest.raises(ValueError, match="library_size"):

@@ -102,7 +102,8 @@ def test_training_curves_of_a_heuristic_and_without_couplings():
 
 
 def with_couplings(frame, n_latent=8):
-    return AnnData(uns={"qbm": {"couplings": {"pairs": frame, "n_latent": n_latent}}})
+    kept = {"tool": "couplings", "pairs": frame, "n_latent": n_latent}
+    return AnnData(uns={"qbm": {"couplings": kept}})
 
 
 def test_coupling_matrix_has_all_of_them():
@@ -140,15 +141,21 @@ def test_coupled_units_are_neighbours_on_the_circle():
         assert apart < 1.07 * 2 * np.sin(np.pi / 8) + 1e-6
 
 
+def with_attractors(energies, tree):
+    groups = np.arange(len(energies))
+    kept = {"tool": "attractors", "group": groups, "tree": tree, "energies": energies, "depth": 1}
+    obs = pd.DataFrame({"attractor": pd.Categorical(groups.astype(str))})
+    obs.index = obs.index.astype(str)
+    return AnnData(obs=obs, uns={"qbm": {"attractor": kept}})
+
+
 def test_attractors_of_one_and_of_many():
     machine = np.zeros((4, 4)), -np.ones(4)  # everything on is the only minimum
     one = find_attractors(machine, np.eye(4, dtype=np.int8))
     assert len(one.sizes) == 1 and one.tree.shape == (0, 4)
-    kept = {"group": np.zeros(1, int), "tree": one.tree}
-    ax = pl.attractors(AnnData(uns={"qbm": {"attractor": kept}}))
+    ax = pl.attractors(with_attractors(one.energies, one.tree))
     assert [t.get_text() for t in ax.get_xticklabels()] == ["0"] and len(ax.lines) == 1
     energies = np.arange(80.0)
     tree = merge_tree(energies, np.maximum(energies[:, None], energies) + 1)
-    kept = {"group": np.arange(80), "tree": tree}
-    ax = pl.attractors(AnnData(uns={"qbm": {"attractor": kept}}))
+    ax = pl.attractors(with_attractors(energies, tree))
     assert len(ax.get_xticklabels()) == 60

@@ -10,6 +10,18 @@ from scipy import sparse
 
 __all__ = ["pbmc68k"]
 
+#: Azimuth's markers of the types of its human PBMC reference, level 1 (platelets: level 2).
+#: Hao et al. (2021), Cell 184, 3573; azimuth.hubmapconsortium.org.
+PBMC_MARKERS = {
+    "B": "CD79A RALGPS2 CD79B MS4A1 BANK1 CD74 TNFRSF13C HLA-DQA1 IGHM MEF2C",
+    "NK": "NKG7 KLRD1 TYROBP GNLY FCER1G PRF1 CD247 KLRF1 CST7 GZMB",
+    "Mono": "CTSS FCN1 NEAT1 LYZ PSAP S100A9 AIF1 MNDA SERPINA1 TYROBP",
+    "CD4_T": "IL7R MAL LTB CD4 LDHB TPT1 TRAC TMSB10 CD3D CD3G",
+    "CD8_T": "CD8B CD8A CD3D TMSB10 HCST CD3G LINC02446 CTSW CD3E TRAC",
+    "DC": "CD74 HLA-DPA1 HLA-DPB1 HLA-DQA1 CCDC88A HLA-DRA HLA-DMA CST3 HLA-DQB1 HLA-DRB1",
+    "Platelet": "GNG11 PPBP NRGN PF4 CAVIN2 SDPR TUBB1 HIST1H2AC PRKAR2B CLU F13A1",
+}
+
 
 def pbmc68k() -> AnnData:
     """700 peripheral blood mononuclear cells that ship inside scanpy, with their counts.

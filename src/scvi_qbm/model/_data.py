@@ -131,7 +131,16 @@ class DataMixin:
     def _validate_anndata(self, adata: AnnData | None = None, **kwargs: Any) -> AnnData:
         if adata is not None and adata is not self.adata:
             _check_order(adata, self.get_var_names())
-        return super()._validate_anndata(adata, **kwargs)
+        try:
+            return super()._validate_anndata(adata, **kwargs)
+        except ValueError as error:
+            if "not found in source registry" not in str(error):
+                raise
+            raise ValueError(
+                f"{str(error).split(' Cannot transfer')[0]} The model has not seen this batch or "
+                f"covariate. Map the data onto it: query = {type(self).__name__}.load_query_data("
+                "adata, model), then query.train()."
+            ) from error
 
     def _make_data_loader(
         self, adata: AnnData, *args: Any, data_loader_class: Any = None, **kwargs: Any
@@ -213,7 +222,13 @@ class DataMixin:
 def _check_order(adata: AnnData, names: Any) -> None:
     """Raise where known genes stand elsewhere: upstream reads them by position."""
     names = pd.Index(np.asarray(names))
-    if adata.n_vars != len(names) or adata.var_names.equals(names):
+    if adata.n_vars != len(names):
+        raise ValueError(
+            f"adata has {adata.n_vars} genes, the model {len(names)}. Use "
+            "adata[:, model.get_var_names()].copy(), or prepare_query_anndata where genes are "
+            "missing."
+        )
+    if adata.var_names.equals(names):
         return
     places = names.get_indexer(adata.var_names) if names.is_unique else np.arange(len(names))
     moved = (places >= 0) & (places != np.arange(len(names)))

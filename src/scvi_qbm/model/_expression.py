@@ -103,6 +103,8 @@ class ExpressionMixin:
             If a group has no cells, or no other cells are left to compare it with.
         """
         kwargs |= _by_name(SCVI.differential_expression, args)
+        if not (kwargs.get("group1") is None or pd.api.types.is_list_like(kwargs["group1"])):
+            kwargs["group1"] = [kwargs["group1"]]
         self._check_groups(**kwargs)
         if self.module.gene_likelihood != "normal":
             return super().differential_expression(**kwargs)
@@ -128,8 +130,7 @@ class ExpressionMixin:
                 f"{', '.join(map(repr, obs.columns))}."
             )
         sizes = obs[groupby].astype(str).value_counts()
-        groups = [group1] if isinstance(group1, str) else group1 or []
-        for group in [*groups, *([] if group2 is None else [group2])]:
+        for group in [*(group1 or []), *([] if group2 is None else [group2])]:
             if str(group) not in sizes:
                 raise ValueError(
                     f"No cells of group {group!r} in obs[{groupby!r}]. Available: "

@@ -120,6 +120,8 @@ class GenerationMixin:
 
         Raises
         ------
+        TypeError
+            If ``batch`` is a list.
         ValueError
             If ``n_cells`` < 1, a batch is not in the data, shares are negative or all 0,
             ``library_size`` is not positive or has no meaning, or a covariate is called
@@ -200,6 +202,11 @@ class GenerationMixin:
         if batch is None:
             shares = dict(names.value_counts())
         else:
+            if not isinstance(batch, Mapping) and pd.api.types.is_list_like(batch):
+                raise TypeError(
+                    f"`batch` is one batch or a mapping of shares, not {batch!r}. For several: "
+                    f"{dict.fromkeys(batch, 1)!r}."
+                )
             shares = dict(batch) if isinstance(batch, Mapping) else {batch: 1.0}
         values = np.array(list(shares.values()), dtype=float)
         if not (np.isfinite(values).all() and (values >= 0).all() and values.sum() > 0):
@@ -212,7 +219,7 @@ class GenerationMixin:
                     continue  # a category without cells
                 raise ValueError(
                     f"No cells of batch {name!r}. "
-                    f"Available: {', '.join(map(repr, names.unique()))}."
+                    f"Available: {', '.join(map(repr, names.unique().tolist()))}."
                 )
             if share > 0:
                 found.append((cells, float(share)))

@@ -15,7 +15,14 @@ from scvi.module._constants import MODULE_KEYS
 
 from scvi_qbm._checks import as_positions
 from scvi_qbm.ising import Ising
-from scvi_qbm.landscape import Attractors, find_attractors
+from scvi_qbm.landscape import (
+    MAX_ATTRACTORS,
+    Attractors,
+    find_attractors,
+    merge_tree,
+    nearest_attractor,
+    saddles,
+)
 from scvi_qbm.logz import LogPartition, Method, log_partition
 
 OutlierScore = Literal["elbo", "kl", "reconstruction"]
@@ -44,6 +51,9 @@ class PriorParameters(NamedTuple):
 
 class LandscapeMixin:
     """Methods that read the Boltzmann machine."""
+
+    # Arrays of an Attractors, None before they are asked for. Saved, as all that ends with "_".
+    _attractors_: dict[str, NDArray[Any]] | None = None
 
     @property
     def prior(self) -> PriorParameters:
@@ -196,10 +206,13 @@ class LandscapeMixin:
         self,
         adata: AnnData | None = None,
         indices: Sequence[int] | None = None,
-        barriers: bool = True,
         batch_size: int | None = None,
     ) -> Attractors:
         """Quench each cell's code to a local minimum of the prior's energy.
+
+        The minima are those that the model's own cells reach, at most the 2,000 that most of them
+        reach. They are found at the first call and kept with the model, also for a query mapped
+        onto it. A cell that reaches another minimum gets the one with the lowest pass from there.
 
         How to read it: ``labels`` is a clustering without a resolution parameter, by the valleys
         of the prior; ``merged(2.0)`` joins valleys that a climb of 2 nats joins; ``tree`` holds
@@ -210,25 +223,33 @@ class LandscapeMixin:
         ----------
         adata, indices
             As :meth:`get_latent_representation`.
-        barriers
-            Whether to search the passes between all pairs of minima, up to 2,000.
         batch_size
             Cells at once; ``scvi.settings.batch_size`` if None.
 
         Returns
         -------
         scvi_qbm.landscape.Attractors
-            A label a cell; the minima with energies, sizes, passes and tree, in nats.
-
-        Raises
-        ------
-        ValueError
-            If there are more than 2,000 minima and ``barriers`` is True.
+            A label a cell; the minima with energies, sizes, passes and tree, in nats. ``sizes``
+            counts the model's own cells.
         """
-        codes = self.get_latent_representation(
-            adata, indices=indices, batch_size=batch_size, representation="binary"
-        )
-        return find_attractors((self.prior.W, self.prior.h), codes, barriers=barriers)
+        machine = (self.prior.W, self.prior.h)
+        cells = {"adata": adata, "indices": indices, "batch_size": batch_size}
+        if self._attractors_ is None:
+            own = cells if self.adata is None else {"batch_size": batch_size}
+            codes = self.get_latent_representation(**own, representation="binary")
+            found = find_attractors(machine, codes, barriers=False)
+            states = found.states[:MAX_ATTRACTORS]
+            self._attractors_ = {
+                "states": states,
+                "energies": found.energies[:MAX_ATTRACTORS],
+                "sizes": found.sizes[:MAX_ATTRACTORS],
+                "saddles": saddles(machine, states),
+            }
+        kept = self._attractors_
+        codes = self.get_latent_representation(**cells, representation="binary")
+        labels = nearest_attractor(machine, kept["states"], codes)
+        tree = merge_tree(kept["energies"], kept["saddles"])
+        return Attractors(labels=labels, tree=tree, **kept)
 
     def get_couplings(self, threshold: float = 0.0) -> pd.DataFrame:
         """The coupling graph between latent units.

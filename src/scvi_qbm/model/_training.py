@@ -145,7 +145,7 @@ class TrainingMixin:
             settings = run_settings(self, **arguments, trainer=dict(kwargs))
             kwargs["checkpoint"] = TrainingCheckpoint(checkpoint_dir, settings)
         if not self.module.prior.is_frozen:
-            self._alignment_ = None  # a query keeps its reference's states
+            self._alignment_ = self._attractors_ = None  # a query keeps its reference's
         super().train(datamodule=datamodule, **arguments, **kwargs)
         loader = getattr(datamodule, "inference_dataloader", None)
         if datamodule is None or loader is not None:

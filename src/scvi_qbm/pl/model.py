@@ -35,12 +35,13 @@ def _kept(adata: AnnData, key: str, tool: str) -> Any:
         raise TypeError(
             f"Pictures take the AnnData that tl.{tool}() wrote into, not a {type(adata).__name__}."
         )
-    if key not in adata.uns.get("qbm", {}):
+    kept = adata.uns.get("qbm", {}).get(key)
+    if kept is None or kept.get("tool") != tool:
         raise KeyError(
-            f"No {key!r} in adata.uns['qbm']. First: scvi_qbm.tl.{tool}(model, adata), with "
-            f"key_added={key!r}."
+            f"No result of tl.{tool} under {key!r} in adata.uns['qbm']. First: "
+            f"scvi_qbm.tl.{tool}(model, adata), with key_added={key!r}."
         )
-    return adata.uns["qbm"][key]
+    return kept
 
 
 def most_frequent(adata: AnnData, key: str, labels_key: str) -> pd.Series:
@@ -106,9 +107,10 @@ def attractors(
     labels_key: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Tree of the prior's minima, joined at the height of the pass between them.
+    """Tree of the prior's minima: each stem starts at a minimum and ends at the pass to others.
 
-    Minima of one valley share a colour, that of their group in :func:`scanpy.pl.embedding`.
+    A stem's length is the climb out of that minimum. Minima of one valley share a name and a
+    colour, that of their group in :func:`scanpy.pl.embedding`.
 
     Parameters
     ----------
@@ -142,25 +144,30 @@ def attractors(
         common = most_frequent(adata, key, labels_key)
         names = [f"{g} {common[g]}" if g in common else g for g in names]
     ax = axes_or_new(ax, (max(4.0, 0.22 * min(len(names), 60)), 3.2))
+    height = list(np.asarray(kept["energies"]) - np.min(kept["energies"]))
     if len(names) == 1:
         ax.plot([0], [0], "o", color=PALETTE[0])
         ax.set_xticks([0], names)
     else:
-        drawn = dendrogram(
-            tree,
-            labels=names,
-            ax=ax,
-            truncate_mode="lastp" if len(names) > 60 else None,
-            p=60,
-            leaf_rotation=90,
-            color_threshold=0,
-            above_threshold_color="0.4",
-        )
+        for a, b in tree[:, :2].astype(int):
+            height.append(min(height[a], height[b]))
+        many = {"truncate_mode": "lastp", "p": 60} if len(names) > 60 else {}
+        drawn = dendrogram(tree, no_plot=True, labels=names, **many)
+        leaves = drawn["leaves"]
+        for x, y in zip(drawn["icoord"], np.array(drawn["dcoord"]), strict=True):
+            for end in (0, 3):
+                if y[end] == 0:  # a leaf: scipy's stems start at 0, these at the minimum
+                    y[end] = height[leaves[round((x[end] - 5) / 10)]]
+            ax.plot(x, y, color="0.4", lw=1)
+        ax.set_xticks(5 + 10 * np.arange(len(leaves)), drawn["ivl"], rotation=90, fontsize=7)
         colors = adata.uns.get(f"{key}_colors", PALETTE)
-        for text, leaf in zip(ax.get_xticklabels(), drawn["leaves"], strict=True):
-            if leaf < len(group):  # not a joint of several
-                text.set_color(colors[group[leaf] % len(colors)])
-    ax.set(xlabel="attractor", ylabel="pass above the lowest minimum (nats)")
+        place = {name: i for i, name in enumerate(adata.obs[key].cat.categories)}
+        for text, leaf in zip(ax.get_xticklabels(), leaves, strict=True):
+            if leaf < len(group) and str(group[leaf]) in place:  # not a joint, and it has cells
+                text.set_color(colors[place[str(group[leaf])] % len(colors)])
+    depth = float(kept["depth"])
+    ax.set_title(f"{group.max() + 1} valleys deeper than {depth:g} nats", fontsize=9)
+    ax.set(xlabel="attractor", ylabel="energy above the lowest minimum (nats)")
     ax.spines[["top", "right"]].set_visible(False)
     return ax
 

@@ -48,7 +48,13 @@ def training_curves(
     Sequence[Axes]
         The axes.
 
+    Raises
+    ------
+    TypeError
+        If ``history`` is something else, such as the model.
     """
+    if not isinstance(history, Mapping):
+        raise TypeError(f"Pass model.history, not a {type(history).__name__}.")
     n_rows = 2 if "log_z" in history else 1
     if axes is None:
         axes = plt.subplots(

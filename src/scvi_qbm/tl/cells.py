@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from scvi_qbm.model import QBMVI
+
 if TYPE_CHECKING:
-    from scvi_qbm.model import QBMVI
     from scvi_qbm.model._landscape import OutlierScore
     from scvi_qbm.model._representation import Representation
 
@@ -21,19 +22,50 @@ logger = logging.getLogger("scvi.qbm")
 LARGE = 20_000
 
 
-def target(model: QBMVI, adata: AnnData | None, copy: bool) -> AnnData:
+#: Where each tool writes by default.
+DEFAULT_KEYS: dict[str, tuple[str | None, str]] = {
+    "attractors": ("obs", "attractor"),
+    "couplings": (None, "couplings"),
+    "dpt": ("obs", "dpt_pseudotime"),
+    "energy": ("obs", "free_energy"),
+    "latent": ("obsm", "X_qbmvi"),
+    "outliers": ("obs", "outlier_score"),
+    "programs": ("varm", "programs"),
+}
+
+
+def target(
+    model: QBMVI, adata: AnnData | None, copy: bool, *, tool: str, key_added: str
+) -> AnnData:
     """The data to write into: ``adata`` or the model's, or a copy of them."""
     if isinstance(model, AnnData):
-        raise TypeError("The model comes first, then the data: tl.energy(model, adata).")
+        raise TypeError(f"The model comes first, then the data: tl.{tool}(model, adata).")
+    if not isinstance(model, QBMVI):
+        raise TypeError(f"tl.{tool} needs a QBMVI model, not a {type(model).__name__}.")
     chosen = model.adata if adata is None else adata
     if chosen is None:
         raise ValueError("The model was made without data: pass adata=.")
-    return chosen.copy() if copy else chosen
+    return writable(chosen, copy, tool=tool, key_added=key_added)
 
 
-def note(adata: AnnData, key: str, **parameters: Any) -> None:
+def writable(adata: AnnData, copy: bool, *, tool: str, key_added: str) -> AnnData:
+    """``adata`` or a copy, if nothing that others wrote is at ``key_added``."""
+    slot, default = DEFAULT_KEYS[tool]
+    author = adata.uns.get("qbm", {}).get(key_added, {}).get("tool")
+    there = slot is not None and key_added in getattr(adata, slot)
+    taken = there and author is None and key_added != default
+    if taken or author not in (None, tool):
+        whose = f"adata.{slot}[{key_added!r}]" if taken else f"A result of tl.{author}"
+        raise ValueError(
+            f"{whose} is there already, and tl.{tool} did not write it. Choose another key_added "
+            f"than {key_added!r}."
+        )
+    return adata.copy() if copy else adata
+
+
+def note(adata: AnnData, key: str, tool: str, **parameters: Any) -> None:
     """Keep under ``uns["qbm"][key]`` how a result came about."""
-    adata.uns["qbm"] = {**adata.uns.get("qbm", {}), key: parameters}
+    adata.uns["qbm"] = {**adata.uns.get("qbm", {}), key: {"tool": tool, **parameters}}
 
 
 def latent(
@@ -66,12 +98,14 @@ def latent(
 
     Raises
     ------
+    TypeError
+        If the model is no QBMVI.
     ValueError
-        If the representation is unknown.
+        If the representation is unknown, or ``key_added`` holds something else.
     """
-    adata = target(model, adata, copy)
+    adata = target(model, adata, copy, tool="latent", key_added=key_added)
     adata.obsm[key_added] = model.get_latent_representation(adata, representation=representation)
-    note(adata, key_added, representation=representation)
+    note(adata, key_added, "latent", representation=representation)
     return adata if copy else None
 
 
@@ -85,7 +119,8 @@ def energy(
     """Free energy of each cell under the Boltzmann prior, in nats.
 
     Low values mark states that the prior knows well, high ones rare or transitional states.
-    Compare cells of one model only. :meth:`QBMVI.get_energy` has the parts of it.
+    Compare cells of one model only. :meth:`QBMVI.get_energy` has the parts of it. Adding log Z
+    gives the default score of :func:`outliers`, so the two rank cells alike.
 
     Parameters
     ----------
@@ -103,11 +138,18 @@ def energy(
     anndata.AnnData | None
         ``obs[key_added]``: float64, in nats. ``uns["qbm"][key_added]``: log Z and its standard
         error; free energy + log Z is the KL divergence that the cell costs.
+
+    Raises
+    ------
+    TypeError
+        If the model is no QBMVI.
+    ValueError
+        If ``key_added`` holds something else.
     """
-    adata = target(model, adata, copy)
+    adata = target(model, adata, copy, tool="energy", key_added=key_added)
     adata.obs[key_added] = model.get_energy(adata)["free_energy"].to_numpy()
     log_z = model.get_log_partition()
-    note(adata, key_added, log_z=log_z.value, log_z_se=log_z.standard_error)
+    note(adata, key_added, "energy", log_z=log_z.value, log_z_se=log_z.standard_error)
     return adata if copy else None
 
 
@@ -128,8 +170,8 @@ def outliers(
     adata
         Cells to score; the model's if None.
     score
-        ``"kl"`` for states that the model has not seen, ``"elbo"`` for damaged cells; see
-        :meth:`QBMVI.get_outlier_scores`.
+        ``"kl"`` for states that the model has not seen: the free energy of :func:`energy` plus a
+        constant. ``"elbo"`` for damaged cells. See :meth:`QBMVI.get_outlier_scores`.
     key_added
         Column of ``obs`` for the result.
     copy
@@ -142,12 +184,15 @@ def outliers(
 
     Raises
     ------
+    TypeError
+        If the model is no QBMVI.
     ValueError
-        If the score is unknown, or needs counts and the data are minified.
+        If the score is unknown, or needs counts and the data are minified; or if ``key_added``
+        holds something else.
     """
-    adata = target(model, adata, copy)
+    adata = target(model, adata, copy, tool="outliers", key_added=key_added)
     adata.obs[key_added] = model.get_outlier_scores(adata, score=score).to_numpy()
-    note(adata, key_added, score=score)
+    note(adata, key_added, "outliers", score=score)
     return adata if copy else None
 
 
@@ -181,16 +226,18 @@ def attractors(
     Returns
     -------
     anndata.AnnData | None
-        ``obs[key_added]``: categorical, ``"0"`` for the largest group among these cells; other
-        cells get other names. ``uns["qbm"][key_added]``:
-        ``depth``; for each minimum its ``energies`` in nats, ``sizes`` in cells, ``states`` (0 and
+        ``obs[key_added]``: categorical, ``"0"`` for the largest valley among the model's own
+        cells. A valley has the same name in other data. ``uns["qbm"][key_added]``: ``depth``; for
+        each minimum its ``energies`` in nats, ``sizes`` in cells of ``adata``, ``states`` (0 and
         1), and the ``group`` that it belongs to; ``tree``, the merges as a scipy linkage. For
         :func:`scvi_qbm.pl.attractors`.
 
     Raises
     ------
+    TypeError
+        If the model is no QBMVI.
     ValueError
-        If ``depth`` is negative, or there are more than 2,000 minima.
+        If ``depth`` is negative, or ``key_added`` holds something else.
 
     References
     ----------
@@ -198,17 +245,18 @@ def attractors(
     """
     if not depth >= 0:
         raise ValueError(f"`depth` must be at least 0 nats, got {depth}.")
-    adata = target(model, adata, copy)
+    adata = target(model, adata, copy, tool="attractors", key_added=key_added)
     found = model.get_attractors(adata)
-    labels = found.merged(depth)
-    names = [str(i) for i in range(labels.max() + 1)]
+    minima = np.arange(len(found.sizes))
+    group = found._replace(labels=minima).merged(depth)
+    labels = group[found.labels]
+    names = np.unique(labels).astype(str)
     adata.obs[key_added] = pd.Categorical(labels.astype(str), categories=names)
-    group = np.empty(len(found.sizes), dtype=np.int64)
-    group[found.labels] = labels
+    sizes = np.bincount(found.labels, minlength=len(minima))
     note(
-        adata, key_added, depth=depth, energies=found.energies, sizes=found.sizes,
+        adata, key_added, "attractors", depth=depth, energies=found.energies, sizes=sizes,
         states=found.states, group=group, tree=found.tree,
     )  # fmt: skip
     adata.uns.pop(f"{key_added}_colors", None)  # of an earlier clustering
-    logger.info(f"{len(names)} valleys deeper than {depth:g} nats, of {len(group)} minima.")
+    logger.info(f"{len(names)} valleys deeper than {depth:g} nats, of {len(minima)} minima.")
     return adata if copy else None

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 
-from .cells import logger, note
+from .cells import logger, note, writable
 
 #: scanpy takes eigenvalues from here on for those of separate pieces.
 SCANPY_CUT = 0.9994
@@ -61,14 +61,19 @@ def dpt(
     ------
     KeyError
         If there is no graph, or no cell of that name.
+    TypeError
+        If ``adata`` is no AnnData.
     ValueError
-        If no root is given, or the root is connected with too few cells.
+        If no root is given, the root is connected with too few cells, or ``key_added`` holds
+        something else.
 
     References
     ----------
     Haghverdi et al. (2016), Nat. Methods 13, 845 (doi:10.1038/nmeth.3971).
     """
-    adata = adata.copy() if copy else adata
+    if not isinstance(adata, AnnData):
+        raise TypeError(f"tl.dpt takes the cells alone, not a {type(adata).__name__}.")
+    adata = writable(adata, copy, tool="dpt", key_added=key_added)
     key = "neighbors" if neighbors_key is None else neighbors_key
     if key not in adata.uns:
         raise KeyError(
@@ -94,6 +99,7 @@ def dpt(
     note(
         adata,
         key_added,
+        "dpt",
         root=adata.obs_names[start],
         n_components=n_components,
         neighbors_key=key,

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from .cells import LARGE, note, target
+from .cells import LARGE, logger, note, target
 
 if TYPE_CHECKING:
     from scvi_qbm.model import QBMVI
@@ -20,6 +20,7 @@ def programs(
     *,
     n_genes: int = 10,
     min_share: float = 0.01,
+    labels_key: str | None = None,
     key_added: str = "programs",
     copy: bool = False,
 ) -> AnnData | None:
@@ -35,6 +36,8 @@ def programs(
         Length of the lists of genes.
     min_share
         Leave out genes that fewer than this share of the cells express.
+    labels_key
+        Column of ``obs``, such as cell types or clusters: ``on`` then has a column for each.
     key_added
         Key of ``varm`` for the result.
     copy
@@ -46,31 +49,49 @@ def programs(
         ``varm[key_added]``: data frame, genes by units, the log fold change when the unit
         switches on, see :meth:`QBMVI.get_gene_programs`.
         ``uns["qbm"][key_added]``: ``up`` and ``down``, data frames with the strongest genes of
-        each unit, strongest unit first; ``on``, a data frame with the share of cells that have
-        the unit on; the parameters.
+        each unit, strongest unit first; ``on``, a data frame with the ``share`` of cells that
+        have the unit on, of all cells and of each label's; the parameters.
 
     Raises
     ------
+    KeyError
+        If ``labels_key`` is not in ``obs``.
+    TypeError
+        If the model is no QBMVI.
     ValueError
-        If ``n_genes`` is not positive, or ``min_share`` not in [0, 1).
+        If ``n_genes`` is not positive, ``min_share`` not in [0, 1), or ``key_added`` holds
+        something else.
     """
     if n_genes < 1:
         raise ValueError(f"`n_genes` must be at least 1, got {n_genes}.")
-    adata = target(model, adata, copy)
+    adata = target(model, adata, copy, tool="programs", key_added=key_added)
+    if labels_key is not None and labels_key not in adata.obs:
+        raise KeyError(f"{labels_key!r} is not in adata.obs.")
     change = model.get_gene_programs(adata, min_share=min_share, silent=adata.n_obs <= LARGE)
-    on = model.get_latent_representation(adata, representation="binary").mean(0)
+    codes = model.get_latent_representation(adata, representation="binary")
+    on = pd.DataFrame({"share": codes.mean(0)}, index=change.index)
+    if labels_key is not None:
+        labels = adata.obs[labels_key].astype(str).to_numpy()
+        on = on.join(pd.DataFrame(codes, columns=change.index).groupby(labels).mean().T)
     strength = change.pow(2).sum(axis=1)
     change = change.loc[strength.sort_values(ascending=False, kind="stable").index]
     adata.varm[key_added] = change.T
     note(
         adata,
         key_added,
+        "programs",
         n_genes=n_genes,
         min_share=min_share,
         up=_strongest(change, n_genes),
         down=_strongest(-change, n_genes),
-        on=pd.DataFrame({"share": on}, index=strength.index).loc[change.index],
+        on=on.loc[change.index],
     )
+    rare = int(change.isna().all().sum())
+    if rare:
+        logger.info(
+            f"{rare} of {adata.n_vars} genes are in fewer than {min_share:.1%} of the cells and "
+            "are left out (NaN); min_share=0 keeps them."
+        )
     return adata if copy else None
 
 
@@ -107,7 +128,16 @@ def couplings(
     anndata.AnnData | None
         ``uns["qbm"][key_added]``: ``pairs``, the data frame of :meth:`QBMVI.get_couplings`;
         ``n_latent``.
+
+    Raises
+    ------
+    TypeError
+        If the model is no QBMVI.
+    ValueError
+        If ``key_added`` holds something else.
     """
-    adata = target(model, adata, copy)
-    note(adata, key_added, pairs=model.get_couplings(), n_latent=model.module.n_latent)
+    adata = target(model, adata, copy, tool="couplings", key_added=key_added)
+    note(
+        adata, key_added, "couplings", pairs=model.get_couplings(), n_latent=model.module.n_latent
+    )
     return adata if copy else None
