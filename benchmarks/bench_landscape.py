@@ -51,7 +51,7 @@ SETS = ("pbmc_10x_3techs", "cellmix_lines_6batches_2kgenes", "paul15_myeloid")
 SEEDS = (0, 1, 2)
 EPOCHS = 100
 CONFIG = Path(__file__).with_name("alignment.toml")  # seven sets, as docs/benchmark.md has them
-DEPTHS = (0.0, 0.5, 1.0, 2.0, 4.0)
+DEPTHS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
 
 # Stages from least to most differentiated: Bastidas-Ponce (2019), Development 146, dev173849;
 # Paul (2015), Cell 163, 1663, the erythroid course.
@@ -346,7 +346,7 @@ def limits(rows: Rows, data: Path) -> None:
         back = codes(model, cells)
         row["share_generated"] = float((cells.obs["batch"] == row["rarest"]).mean())
         both = find_attractors(tuple(model.prior), np.vstack([cells.obsm["code"], back]))
-        start, end = np.split(both.merged(1.0), 2)
+        start, end = np.split(both.merged(1.5), 2)
         row["same_valley"] = float((start == end).mean())
         row["same_valley_by_chance"] = float((rng.permutation(start) == end).mean())
         of_b = adata.obs["cell_type"] == "B"

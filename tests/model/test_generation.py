@@ -120,7 +120,7 @@ def test_round_trip(pbmc):
     assert np.isfinite(model.get_gene_programs(made, min_share=0)).all(axis=None)
     back = model.get_latent_representation(made, representation="binary")
     both = find_attractors((model.prior.W, model.prior.h), np.vstack([made.obsm["code"], back]))
-    start, end = both.merged(1.0)[:500], both.merged(1.0)[500:]
+    start, end = both.merged(1.5)[:500], both.merged(1.5)[500:]
     by_chance = np.mean(start == np.random.default_rng(0).permutation(end))
     assert np.mean(start == end) > by_chance + 0.2
 

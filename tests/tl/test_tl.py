@@ -34,7 +34,7 @@ def test_results_are_the_methods(model, analysed):
     np.testing.assert_array_equal(analysed.obs["free_energy"], model.get_energy()["free_energy"])
     np.testing.assert_array_equal(analysed.obs["outlier_score"], model.get_outlier_scores())
     found = model.get_attractors()
-    np.testing.assert_array_equal(analysed.obs["attractor"].astype(int), found.merged(1.0))
+    np.testing.assert_array_equal(analysed.obs["attractor"].astype(int), found.merged(1.5))
     change = model.get_gene_programs()
     kept = analysed.varm["programs"]
     np.testing.assert_array_equal(kept[change.index], change.T)
@@ -48,7 +48,7 @@ def test_parameters_are_kept_and_all_can_be_written(model, analysed, tmp_path):
     assert kept["X_qbmvi"] == {"tool": "latent", "representation": "aligned"}
     assert kept["outlier_score"] == {"tool": "outliers", "score": "kl"}
     assert kept["free_energy"]["log_z"] == model.get_log_partition().value
-    assert kept["attractor"]["depth"] == 1.0
+    assert kept["attractor"]["depth"] == 1.5
     analysed.write_h5ad(tmp_path / "a.h5ad")
     read = anndata.read_h5ad(tmp_path / "a.h5ad")
     for name, value in kept["attractor"].items():
@@ -200,7 +200,7 @@ def test_attractor_picture(analysed):
     stems = np.concatenate([line.get_ydata()[[0, 3]] for line in ax.lines])
     height = energies - energies.min()
     assert set(np.round(height, 9)) <= set(np.round(stems, 9))  # each starts at its minimum
-    assert "1 nats" in ax.get_title()
+    assert "1.5 nats" in ax.get_title()
     labelled = pl.attractors(analysed, labels_key="cell_type")
     named = {text.get_text() for text in labelled.get_xticklabels()}
     first = analysed.obs["cell_type"][analysed.obs["attractor"] == "0"].mode().iloc[0]

@@ -1,8 +1,8 @@
-"""The default representation's batches: aligned after training, by what is kept with the model."""
+"""What follows the encoder's training: the prior's last fit, and the alignment of batches."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -12,13 +12,18 @@ from scvi.module._constants import MODULE_KEYS
 from torch import Tensor
 
 from scvi_qbm.alignment import Alignment, align, extend_alignment, fit_alignment
+from scvi_qbm.prior import fit_prior
 
-# Enough for 100 states; they are found in seconds.
+# Enough for 100 states and for 10,000 moments; both are found in seconds.
 _MAX_CELLS = 50_000
+_MAX_STEPS = 1000
 
 
 class AlignmentMixin:
-    """Fits, keeps and applies an :class:`~scvi_qbm.alignment.Alignment`."""
+    """Fits, keeps and applies an :class:`~scvi_qbm.alignment.Alignment`; fits the prior."""
+
+    # Parameters W and h that the encoder was trained with; None while they are the prior's.
+    _pull_: dict[str, Tensor] | None = None
 
     # Tensors by name, None before training. Saved with the model, as all that ends with "_".
     _alignment_: dict[str, Any] | None = None
@@ -28,7 +33,7 @@ class AlignmentMixin:
         known = 0 if self._alignment_ is None else len(self._alignment_["shifts"])
         if known < self.summary_stats.n_batch and self.adata is not None:
             self._fit_alignment()  # training was cut short
-        x = middle(qz, self.module.prior).cpu()
+        x = self._middle(qz).cpu()
         if self._alignment_ is None:
             return x
         return align(Alignment(**self._alignment_), x, _batch(tensors))
@@ -36,18 +41,10 @@ class AlignmentMixin:
     @torch.inference_mode()
     def _fit_alignment(self, loader: Iterable[dict[str, Tensor]] | None = None) -> None:
         """Find states and shifts; of a query's new batches only the shifts."""
-        if loader is None:
-            n_cells = self.adata.n_obs
-            chosen = np.random.default_rng(0).permutation(n_cells)[:_MAX_CELLS]
-            loader = self._make_data_loader(self.adata, indices=np.sort(chosen))
-        codes, batches, n_seen = [], [], 0
-        for tensors in loader:
-            outputs = self.module.inference(**self.module._get_inference_input(tensors))
-            codes.append(middle(outputs[MODULE_KEYS.QZ_KEY], self.module.prior).cpu())
+        codes, batches = [], []
+        for qz, tensors in self._posteriors(loader):
+            codes.append(self._middle(qz).cpu())
             batches.append(_batch(tensors))
-            n_seen += len(codes[-1])
-            if n_seen >= _MAX_CELLS:
-                break
         x, batch = torch.cat(codes), torch.cat(batches)
         n_batches = max(self.summary_stats.n_batch, int(batch.max()) + 1)
         if self._alignment_ is not None and self.module.prior.is_frozen:
@@ -56,16 +53,63 @@ class AlignmentMixin:
             found = fit_alignment(x, batch, n_batches)
         self._alignment_ = found._asdict()
 
+    def _posteriors(
+        self, loader: Iterable[dict[str, Tensor]] | None, indices: Any = None
+    ) -> Iterator[tuple[Any, dict[str, Tensor]]]:
+        """Posteriors and minibatches of at most 50,000 cells, of the model's data by default."""
+        if loader is None:
+            cells = np.arange(self.adata.n_obs) if indices is None else np.asarray(indices)
+            chosen = np.random.default_rng(0).permutation(cells)[:_MAX_CELLS]
+            loader = self._make_data_loader(self.adata, indices=np.sort(chosen))
+        n_seen = 0
+        for tensors in loader:
+            outputs = self.module.inference(**self.module._get_inference_input(tensors))
+            yield outputs[MODULE_KEYS.QZ_KEY], tensors
+            n_seen += len(tensors[REGISTRY_KEYS.X_KEY])
+            if n_seen >= _MAX_CELLS:
+                return
 
-def middle(qz: Any, prior: Any) -> Tensor:
-    """Half way between what a cell says of each unit, and what the prior makes of that."""
-    return (qz.probs + evidence(qz, prior)) / 2
+    @torch.no_grad()
+    def _fit_prior(
+        self, loader: Iterable[dict[str, Tensor]] | None, *, lr: float, weight_decay: float
+    ) -> None:
+        """Bring the prior to the codes of the training cells; the embedding stays."""
+        prior = self.module.prior
+        moments = torch.zeros(prior.n_latent + 1, prior.n_latent + 1, device=self.device)
+        for qz, _ in self._posteriors(loader, getattr(self, "train_indices", None)):
+            q = torch.nn.functional.pad(qz.probs, (0, 1), value=1.0)
+            moments += q.T @ q
+        moments /= moments[-1, -1].clone()
+        pull = [torch.from_numpy(x).float() for x in prior.parameters_numpy()]
+        steps = min(_MAX_STEPS, self.trainer.global_step)
+        fit_prior(
+            prior, self.module.negative_phase, moments[-1, :-1], moments[:-1, :-1],
+            lr=lr, n_steps=steps, weight_decay=weight_decay,
+        )  # fmt: skip
+        _from_first_rank(prior)
+        self._pull_ = dict(zip(("W", "h"), pull, strict=True))
+
+    def _evidence(self, qz: Any) -> Tensor:
+        """The posterior without the pull of the prior that the encoder was trained with."""
+        # Where the bound is stationary, logit q = log-likelihood ratio - local field.
+        prior, q = self.module.prior, qz.probs
+        if self._pull_ is None:
+            return torch.sigmoid(qz.logits + prior.local_field(q))
+        W, h = self._pull_["W"].to(q), self._pull_["h"].to(q)
+        return torch.sigmoid(qz.logits + h + q @ W)
+
+    def _middle(self, qz: Any) -> Tensor:
+        """Half way between what a cell says of each unit, and what the prior makes of that."""
+        return (qz.probs + self._evidence(qz)) / 2
 
 
-def evidence(qz: Any, prior: Any) -> Tensor:
-    """The posterior without the prior's pull."""
-    # Where the bound is stationary, logit q = log-likelihood ratio - local field.
-    return torch.sigmoid(qz.logits + prior.local_field(qz.probs))
+def _from_first_rank(prior: torch.nn.Module) -> None:
+    """Distributed training leaves the same prior on all ranks."""
+    distributed = torch.distributed
+    if distributed.is_available() and distributed.is_initialized():
+        state = [{k: v.cpu() for k, v in prior.state_dict().items()}]
+        distributed.broadcast_object_list(state, src=0)
+        prior.load_state_dict(state[0])
 
 
 def _batch(tensors: dict[str, Tensor]) -> Tensor:

@@ -186,8 +186,9 @@ class QBMVI(
         """What the model is, what it was trained on, and how that went, in one table.
 
         How to read it: ``elbo`` is minus ``reconstruction`` minus ``kl`` (log Z is in the KL), as
-        seen in training at the epoch whose weights the model has; higher is better, and only on
-        held-out cells does it compare models. :meth:`get_elbo` gives it with its error.
+        seen in training at the epoch whose weights the model has, before the prior's last fit;
+        higher is better, and only on held-out cells does it compare models. :meth:`get_elbo`
+        gives today's with its error.
         ``verdict`` says in words whether the samples that trained the Boltzmann machine followed
         its law, see
         :class:`~scvi_qbm.prior.NegativePhaseReport`.

@@ -22,8 +22,6 @@ from torch.nn.functional import logsigmoid
 from scvi_qbm._checks import as_positions
 from scvi_qbm._files import replacing
 
-from ._alignment import evidence
-
 Representation = Literal["aligned", "probabilities", "logits", "zeta", "binary", "evidence"]
 
 
@@ -75,8 +73,9 @@ class RepresentationMixin:
             Values leave [0, 1] by a little.
             ``"probabilities"``: :math:`q(z = 1 | x)`, in [0, 1]. ``"logits"``: their log-odds.
             ``"evidence"``: what the cell itself says of each unit, in [0, 1]:
-            :math:`\sigma(\mathrm{logit}\, q + h + W q)`, without the prior's pull towards its
-            attractors. ``"zeta"``: the mean of the continuous code that the decoder sees.
+            :math:`\sigma(\mathrm{logit}\, q + h + W q)`, without the pull that the prior had in
+            training (W and h from before its last fit). ``"zeta"``: the mean of the continuous
+            code that the decoder sees.
             ``"binary"``: the most probable code, 0 or 1; equal codes tie in neighbour graphs,
             which breaks clustering and UMAP.
 
@@ -178,7 +177,7 @@ class RepresentationMixin:
         if representation == "binary":
             return (qz.logits > 0).to(qz.logits.dtype)
         if representation == "evidence":
-            return evidence(qz, self.module.prior)
+            return self._evidence(qz)
         return qz.probs
 
     @torch.inference_mode()

@@ -16,8 +16,8 @@ from scvi_qbm.prior import NegativePhaseReport
 from scvi_qbm.samplers.corrected import Corrected
 
 _HEADINGS = {
-    "train": "training cells, at the best epoch (nats a cell)",
-    "held_out": "held-out cells, at the best epoch (nats a cell)",
+    "train": "training cells, at the best epoch, before the prior's last fit (nats a cell)",
+    "held_out": "held-out cells, at the best epoch, before the prior's last fit (nats a cell)",
     "negative_phase": "last look at the chains (nats)",
 }
 _BOUND = {

@@ -97,7 +97,9 @@ class TrainingMixin:
         Notes
         -----
         Afterwards the model has the weights of the best held-out ELBO past the KL warm-up
-        (``history["best_epoch"]``), and batches of the default embedding are aligned.
+        (``history["best_epoch"]``). The prior is then fitted once more, to the codes of the
+        training cells, in as many steps as training took, 1,000 at most; ``history`` has values
+        from before. Last, batches of the default embedding are aligned.
 
         ``model.history`` also has ``log_z``, ``log_z_se``, ``log_z_drift``, ``energy_gap``,
         ``energy_gap_se`` (nats) and more: whether the negative phase is honest, see
@@ -145,11 +147,17 @@ class TrainingMixin:
             settings = run_settings(self, **arguments, trainer=dict(kwargs))
             kwargs["checkpoint"] = TrainingCheckpoint(checkpoint_dir, settings)
         if not self.module.prior.is_frozen:
-            self._alignment_ = self._attractors_ = None  # a query keeps its reference's
+            # A query keeps its reference's.
+            self._alignment_ = self._attractors_ = self._pull_ = None
         super().train(datamodule=datamodule, **arguments, **kwargs)
         loader = getattr(datamodule, "inference_dataloader", None)
-        if datamodule is None or loader is not None:
-            self._fit_alignment(loader and loader())
+        if datamodule is not None and loader is None:
+            return
+        bm_lr = plan.get("bm_lr", plan["lr"] / 5)
+        if bm_lr and not self.module.prior.is_frozen:
+            decay = plan.get("bm_weight_decay", 0.0)
+            self._fit_prior(loader and loader(), lr=10 * bm_lr, weight_decay=decay)
+        self._fit_alignment(loader and loader())
 
     def _default_epochs(self, datamodule: Any) -> int | None:
         """scvi-tools' heuristic; None where nobody knows the number of cells."""

@@ -6,12 +6,14 @@ r"""The prior over binary codes, and the negative phase that trains it.
 For a factorised posterior :math:`q(z) = \prod_l \mathrm{Bernoulli}(q_l)` the divergence is exact,
 :math:`KL = \sum_l [q_l \log q_l + (1-q_l)\log(1-q_l)] + E(q) + \log Z`, because W has no diagonal.
 The machine's own gradient is that of :math:`E(q) - \langle E \rangle_p`: the second term, the
-negative phase, needs samples of p and gets them from persistent chains.
+negative phase, needs samples of p and gets them from persistent chains. After training the
+machine is fitted once more to an encoder at rest, see :func:`fit_prior`.
 """
 
 from .bernoulli import BernoulliPrior
 from .boltzmann import BoltzmannPrior
+from .fit import fit_prior
 from .log_z import NegativePhaseReport
 from .negative_phase import NegativePhase
 
-__all__ = ["BernoulliPrior", "BoltzmannPrior", "NegativePhase", "NegativePhaseReport"]
+__all__ = ["BernoulliPrior", "BoltzmannPrior", "NegativePhase", "NegativePhaseReport", "fit_prior"]

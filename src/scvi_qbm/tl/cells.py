@@ -200,14 +200,14 @@ def attractors(
     model: QBMVI,
     adata: AnnData | None = None,
     *,
-    depth: float = 1.0,
+    depth: float = 1.5,
     key_added: str = "attractor",
     copy: bool = False,
 ) -> AnnData | None:
     """Cluster the cells by the valleys of the prior's energy.
 
     Each cell's code rolls downhill to a minimum of the energy. Minima that a small climb joins
-    count as one valley. The default climb is 1 nat: the prior's temperature is 1, so its own
+    count as one valley. The default climb is 1.5 nats: the prior's temperature is 1, so its own
     fluctuations carry a code across lower passes.
 
     Parameters
