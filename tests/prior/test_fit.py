@@ -71,6 +71,23 @@ def test_what_is_no_better_is_undone(monkeypatch):
         assert torch.equal(value, before[name])
 
 
+def test_an_interruption_leaves_the_prior_as_it_was(monkeypatch):
+    _, first, second = moments(0)
+    prior = BoltzmannPrior(8)
+    negative_phase, draws = NegativePhase(prior), iter([torch.zeros(32, 8)] * 5)
+
+    def collect():
+        for z in draws:
+            return z
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(negative_phase, "collect", collect)
+    with pytest.raises(KeyboardInterrupt):
+        fit_prior(prior, negative_phase, first, second)
+    assert not prior.h.any() and not prior.W.any()
+    assert float(prior.log_z) == pytest.approx(8 * np.log(2))
+
+
 @pytest.fixture(scope="module")
 def model(pbmc):
     return fitted(pbmc, setup={"batch_key": "batch"}, train={"max_epochs": 40})

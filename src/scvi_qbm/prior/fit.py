@@ -48,8 +48,8 @@ def fit_prior(
     Returns
     -------
     float
-        What the cells gain in the mean, in nats. If they do not, the prior is left as it was, and
-        this is 0.
+        What the cells gain in the mean, in nats. If they do not, or if an error or Ctrl-C ends it,
+        the prior is left as it was, and this is 0.
     """
     if not isinstance(prior, BoltzmannPrior) or negative_phase is None:
         assert isinstance(prior, BernoulliPrior)
@@ -61,20 +61,22 @@ def fit_prior(
     before = _cost(prior, first, second)
     optimizer = torch.optim.Adam(prior.parameters(), lr=lr, weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(n_steps, 1))
-    for _ in range(n_steps):
-        negative_phase.submit()
-        z = negative_phase.collect().to(first)
-        prior.h.grad = first - z.mean(0)
-        prior.W_upper.grad = (second - z.T @ z / len(z)).triu(1)
-        optimizer.step()
-        schedule.step()
-    optimizer.zero_grad()
-    negative_phase.refresh_log_z(final=True, over_ranks=False)
-    gain = before - _cost(prior, first, second)
-    if gain > 0:
-        return gain
-    prior.load_state_dict(kept)
-    return 0.0
+    gain = 0.0
+    try:
+        for _ in range(n_steps):
+            negative_phase.submit()
+            z = negative_phase.collect().to(first)
+            prior.h.grad = first - z.mean(0)
+            prior.W_upper.grad = (second - z.T @ z / len(z)).triu(1)
+            optimizer.step()
+            schedule.step()
+        optimizer.zero_grad()
+        negative_phase.refresh_log_z(final=True, over_ranks=False)
+        gain = max(before - _cost(prior, first, second), 0.0)
+    finally:
+        if not gain > 0:  # no better, not finite, or interrupted
+            prior.load_state_dict(kept)
+    return gain
 
 
 @torch.no_grad()
