@@ -399,6 +399,7 @@ def models(cells, stored):
     scvi_qbm.QBMVI.setup_anndata(cells, layer="counts", batch_key="batch")
     twin = scvi_qbm.QBMVI(cells, **SMALL)
     twin.module.load_state_dict(model.module.state_dict())
+    twin._pull_ = model._pull_
     twin.is_trained_ = True
     twin.module.eval()
     return model, twin
