@@ -137,7 +137,9 @@ def attractors(
     """
     kept = _kept(adata, key, "attractors")
     if labels_key is not None and labels_key not in adata.obs:
-        raise KeyError(f"{labels_key!r} is not in adata.obs.")
+        raise KeyError(
+            f"{labels_key!r} is not in adata.obs. Available: {', '.join(map(repr, adata.obs))}."
+        )
     tree, group = np.asarray(kept["tree"], dtype=float), np.asarray(kept["group"])
     names = [str(g) for g in group]
     if labels_key is not None:

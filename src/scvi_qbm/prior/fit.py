@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 from .bernoulli import BernoulliPrior
-from .boltzmann import BinaryPrior, BoltzmannPrior
+from .boltzmann import BoltzmannPrior
 from .negative_phase import NegativePhase
 
 __all__ = ["fit_prior"]
 
 
 def fit_prior(
-    prior: BinaryPrior,
+    prior: BoltzmannPrior | BernoulliPrior,
     negative_phase: NegativePhase | None,
     first: Tensor,
     second: Tensor,

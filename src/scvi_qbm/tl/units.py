@@ -66,7 +66,9 @@ def programs(
         raise ValueError(f"`n_genes` must be at least 1, got {n_genes}.")
     adata = target(model, adata, copy, tool="programs", key_added=key_added)
     if labels_key is not None and labels_key not in adata.obs:
-        raise KeyError(f"{labels_key!r} is not in adata.obs.")
+        raise KeyError(
+            f"{labels_key!r} is not in adata.obs. Available: {', '.join(map(repr, adata.obs))}."
+        )
     change = model.get_gene_programs(adata, min_share=min_share, silent=adata.n_obs <= LARGE)
     codes = model.get_latent_representation(adata, representation="binary")
     on = pd.DataFrame({"share": codes.mean(0)}, index=change.index)
