@@ -183,8 +183,8 @@ def test_training_works(ranks):
 
 def test_ranks_draw_their_own_negative_samples(ranks):
     first, second = (rank["negatives"] for rank in ranks)
-    # Of 200 steps in training, and as many in the prior's last fit.
-    assert first.shape == second.shape == (400, 32, 12)
+    # Of 200 steps in training, and of 1,000 in the prior's last fit.
+    assert first.shape == second.shape == (1200, 32, 12)
     assert (first != second).any(axis=(1, 2)).all()
     centred = [(x - x.mean(axis=1, keepdims=True)).ravel() for x in (first, second)]
     assert abs(np.corrcoef(centred)[0, 1]) < 0.05

@@ -75,6 +75,17 @@ def test_feature_correlations(model):
     assert np.abs(finite).max() < 1 + 1e-6
 
 
+def test_a_cluster_may_be_given_as_a_number(model):
+    model.adata.obs["cluster"] = np.where(np.arange(model.adata.n_obs) % 2, "1", "0")
+    torch.manual_seed(0)
+    one = model.differential_expression(groupby="cluster", group1=0, group2=1, silent=True)
+    torch.manual_seed(0)
+    other = model.differential_expression(groupby="cluster", group1="0", group2="1", silent=True)
+    assert set(one["comparison"]) == {"0 vs 1"}
+    assert set(one.index) == set(other.index)
+    del model.adata.obs["cluster"]
+
+
 @pytest.mark.parametrize(
     ("groups", "message"),
     [

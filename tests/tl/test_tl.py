@@ -174,6 +174,8 @@ def test_the_model_comes_first(model):
         tl.energy(model.adata, model)
     with pytest.raises(TypeError, match="needs a QBMVI model, not a dict"):
         tl.latent({}, model.adata)
+    with pytest.raises(TypeError, match="`adata` is a float. Give keys by name"):
+        tl.attractors(model, 2.0)
     with pytest.raises(TypeError, match="cells alone, not a QBMVI"):
         tl.dpt(model, 0)
     with pytest.raises(TypeError, match="Pass model.history, not a QBMVI"):

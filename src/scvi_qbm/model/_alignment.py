@@ -81,7 +81,7 @@ class AlignmentMixin:
             moments += q.T @ q
         moments /= moments[-1, -1].clone()
         pull = [torch.from_numpy(x).float() for x in prior.parameters_numpy()]
-        steps = min(_MAX_STEPS, self.trainer.global_step)
+        steps = min(_MAX_STEPS, 10 * self.trainer.global_step)
         fit_prior(
             prior, self.module.negative_phase, moments[-1, :-1], moments[:-1, :-1],
             lr=lr, n_steps=steps, weight_decay=weight_decay,

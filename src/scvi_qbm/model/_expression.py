@@ -106,6 +106,13 @@ class ExpressionMixin:
         if not (kwargs.get("group1") is None or pd.api.types.is_list_like(kwargs["group1"])):
             kwargs["group1"] = [kwargs["group1"]]
         self._check_groups(**kwargs)
+        if kwargs.get("groupby") is not None:  # the number 0 for the cluster "0"
+            values = self._validate_anndata(kwargs.get("adata")).obs[kwargs["groupby"]].unique()
+            names = {str(value): value for value in values}
+            if kwargs.get("group1") is not None:
+                kwargs["group1"] = [names[str(group)] for group in kwargs["group1"]]
+            if kwargs.get("group2") is not None:
+                kwargs["group2"] = names[str(kwargs["group2"])]
         if self.module.gene_likelihood != "normal":
             return super().differential_expression(**kwargs)
         if kwargs.get("mode") == "change" and kwargs.get("change_fn") in (None, "log-fold"):

@@ -202,6 +202,8 @@ class GenerationMixin:
         if batch is None:
             shares = dict(names.value_counts())
         else:
+            if isinstance(batch, pd.Series):
+                batch = batch.to_dict()
             if not isinstance(batch, Mapping) and pd.api.types.is_list_like(batch):
                 raise TypeError(
                     f"`batch` is one batch or a mapping of shares, not {batch!r}. For several: "

@@ -98,7 +98,7 @@ class TrainingMixin:
         -----
         Afterwards the model has the weights of the best held-out ELBO past the KL warm-up
         (``history["best_epoch"]``). The prior is then fitted once more, to the codes of the
-        training cells, in as many steps as training took, 1,000 at most; ``history`` has values
+        training cells, in ten times the steps of training, 1,000 at most; ``history`` has values
         from before. Last, batches of the default embedding are aligned.
 
         ``model.history`` also has ``log_z``, ``log_z_se``, ``log_z_drift``, ``energy_gap``,

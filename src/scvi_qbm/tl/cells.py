@@ -45,6 +45,8 @@ def target(
     chosen = model.adata if adata is None else adata
     if chosen is None:
         raise ValueError("The model was made without data: pass adata=.")
+    if not isinstance(chosen, AnnData):
+        raise TypeError(f"tl.{tool}: `adata` is a {type(chosen).__name__}. Give keys by name.")
     return writable(chosen, copy, tool=tool, key_added=key_added)
 
 
