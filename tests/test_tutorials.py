@@ -63,7 +63,7 @@ def test_first_analysis_of_real_data(name, root, shell, shared_data):
     assert not [w for w in caught if any(x in w.filename for x in ours)]
     adata, new = shell.user_ns["adata"], shell.user_ns["new"]
     assert {"attractor", "leiden", "free_energy", "dpt_pseudotime"} <= set(adata.obs)
-    assert new.obsm["X_qbmvi"].shape == (500, 64)
+    assert new.n_obs == 500 and new.obs["attractor"].notna().all()
     assert shell.user_ns["both"].obsm["X_qbmvi"].shape[0] > adata.n_obs
 
 
