@@ -7,6 +7,8 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, TensorDataset
 
 import scvi_qbm
+from scvi_qbm.logz import log_partition
+from scvi_qbm.prior import BoltzmannPrior
 
 FAST = {"max_epochs": 2, "enable_progress_bar": False}
 
@@ -19,6 +21,16 @@ def fitted(adata, *, layer="counts", setup=None, train=None, seed=0, **kwargs):
     model = scvi_qbm.QBMVI(adata, **kwargs)
     model.train(**(FAST | (train or {})))
     return model
+
+
+def prior_of_training(model):
+    """The Boltzmann machine that the encoder was trained with, before its last fit."""
+    prior = BoltzmannPrior(model.module.n_latent)
+    with torch.no_grad():
+        prior.h.copy_(model._pull_["h"])
+        prior.W_upper.copy_(model._pull_["W"].triu(1))
+    prior.log_z.fill_(log_partition(prior.ising(), method="exact").value)
+    return prior
 
 
 class DataModule(LightningDataModule):

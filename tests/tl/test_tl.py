@@ -1,5 +1,7 @@
 """Results in the data, as scanpy's tools and plots expect them, and pictures of them."""
 
+import inspect
+
 import anndata
 import matplotlib.pyplot as plt
 import numpy as np
@@ -11,6 +13,7 @@ from support.models import fitted
 import scvi_qbm
 from scvi_qbm import pl, tl
 from scvi_qbm.data.pbmc import PBMC_MARKERS
+from scvi_qbm.tl.cells import DEFAULT_KEYS
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +120,15 @@ def test_nothing_of_the_users_is_overwritten(model, analysed):
     tl.energy(model, copy, key_added="height")
     with pytest.raises(KeyError, match="No result of tl.attractors under 'height'"):
         pl.attractors(copy, "height")
+
+
+def test_the_default_keys_are_those_of_the_signatures():
+    for tool, (_, key) in DEFAULT_KEYS.items():
+        assert inspect.signature(getattr(tl, tool)).parameters["key_added"].default == key
+    writing = {
+        t for t in tl.__all__ if "key_added" in inspect.signature(getattr(tl, t)).parameters
+    }
+    assert writing == set(DEFAULT_KEYS)
 
 
 def test_programs_by_cell_type(model, analysed):

@@ -103,16 +103,7 @@ class ExpressionMixin:
             If a group has no cells, or no other cells are left to compare it with.
         """
         kwargs |= _by_name(SCVI.differential_expression, args)
-        if not (kwargs.get("group1") is None or pd.api.types.is_list_like(kwargs["group1"])):
-            kwargs["group1"] = [kwargs["group1"]]
-        self._check_groups(**kwargs)
-        if kwargs.get("groupby") is not None:  # the number 0 for the cluster "0"
-            values = self._validate_anndata(kwargs.get("adata")).obs[kwargs["groupby"]].unique()
-            names = {str(value): value for value in values}
-            if kwargs.get("group1") is not None:
-                kwargs["group1"] = [names[str(group)] for group in kwargs["group1"]]
-            if kwargs.get("group2") is not None:
-                kwargs["group2"] = names[str(kwargs["group2"])]
+        kwargs |= self._groups(**kwargs)
         if self.module.gene_likelihood != "normal":
             return super().differential_expression(**kwargs)
         if kwargs.get("mode") == "change" and kwargs.get("change_fn") in (None, "log-fold"):
@@ -120,34 +111,45 @@ class ExpressionMixin:
         out = super().differential_expression(**kwargs)
         return out.drop(columns=[c for c in out if c.startswith("raw_normalized_mean")])
 
-    def _check_groups(
+    def _groups(
         self,
         adata: AnnData | None = None,
         groupby: str | None = None,
         group1: Any = None,
         group2: Any = None,
         **_: Any,
-    ) -> None:
+    ) -> dict[str, Any]:
+        """The groups as ``obs`` has them: the cluster "0" for the number 0."""
         if groupby is None:
-            return
+            return {}
         obs = self._validate_anndata(adata).obs
         if groupby not in obs:
             raise KeyError(
                 f"groupby={groupby!r} is not in adata.obs. Available: "
                 f"{', '.join(map(repr, obs.columns))}."
             )
-        sizes = obs[groupby].astype(str).value_counts()
-        for group in [*(group1 or []), *([] if group2 is None else [group2])]:
-            if str(group) not in sizes:
+        names = {str(value): value for value in obs[groupby].dropna().unique()}
+
+        def named(group: Any) -> Any:
+            if str(group) not in names:
                 raise ValueError(
                     f"No cells of group {group!r} in obs[{groupby!r}]. Available: "
-                    f"{', '.join(map(repr, sizes.index))}."
+                    f"{', '.join(map(repr, names))}."
                 )
-        if group2 is None and len(sizes) < 2:
+            return names[str(group)]
+
+        found: dict[str, Any] = {}
+        if group1 is not None:
+            several = pd.api.types.is_list_like(group1)
+            found["group1"] = [named(group) for group in (group1 if several else [group1])]
+        if group2 is not None:
+            found["group2"] = named(group2)
+        elif len(names) < 2:
             raise ValueError(
-                f"obs[{groupby!r}] has one group only, {sizes.index[0]!r}: there is nothing to "
+                f"obs[{groupby!r}] has one group only, {next(iter(names))!r}: there is nothing to "
                 "compare it with."
             )
+        return found
 
     @torch.inference_mode()
     def get_importance_weights(

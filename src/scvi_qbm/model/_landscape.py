@@ -238,18 +238,18 @@ class LandscapeMixin:
             own = cells if self.adata is None else {"batch_size": batch_size}
             codes = self.get_latent_representation(**own, representation="binary")
             found = find_attractors(machine, codes, barriers=False)
-            states = found.states[:MAX_ATTRACTORS]
+            states, energies = found.states[:MAX_ATTRACTORS], found.energies[:MAX_ATTRACTORS]
+            passes = saddles(machine, states)
             self._attractors_ = {
                 "states": states,
-                "energies": found.energies[:MAX_ATTRACTORS],
+                "energies": energies,
                 "sizes": found.sizes[:MAX_ATTRACTORS],
-                "saddles": saddles(machine, states),
+                "saddles": passes,
+                "tree": merge_tree(energies, passes),
             }
-        kept = self._attractors_
         codes = self.get_latent_representation(**cells, representation="binary")
-        labels = nearest_attractor(machine, kept["states"], codes)
-        tree = merge_tree(kept["energies"], kept["saddles"])
-        return Attractors(labels=labels, tree=tree, **kept)
+        labels = nearest_attractor(machine, self._attractors_["states"], codes)
+        return Attractors(labels=labels, **self._attractors_)
 
     def get_couplings(self, threshold: float = 0.0) -> pd.DataFrame:
         """The coupling graph between latent units.
