@@ -31,9 +31,11 @@ benchmark: __init__ _checks _files alignment data diagnostics distributions isin
 tl: model | anndata scanpy
 hub: model | scvi
 __init__: ising model samplers
-model: _checks _files _signature alignment checkpoint data ising landscape logz module plan prior
-    recipes relaxations runner samplers | anndata scvi torch
+model: _checks _files _signature alignment checkpoint data ising labelled_module labelled_plan
+    landscape logz module plan prior recipes relaxations runner samplers | anndata scvi torch
+labelled_plan: labelled_module plan | scvi torch
 plan: module prior recipes | scvi torch
+labelled_module: _signature module prior samplers | scvi torch
 module: _signature distributions encoders prior recipes relaxations samplers | scvi torch
 prior: diagnostics ising logz samplers | torch
 logz: ising samplers

@@ -12,16 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from scvi_qbm.ising import Ising
-    from scvi_qbm.model import QBMVI
+    from scvi_qbm.model import QBMANVI, QBMVI
     from scvi_qbm.samplers.conformance import check_sampler
     from scvi_qbm.samplers.registry import get_sampler, list_samplers, register_sampler
 
 __all__ = [
-    "QBMVI", "Ising", "check_sampler", "get_sampler", "list_samplers", "register_sampler",
+    "QBMANVI", "QBMVI", "Ising", "check_sampler", "get_sampler", "list_samplers",
+    "register_sampler",
 ]  # fmt: skip
 
 _LAZY = {
     "Ising": "scvi_qbm.ising",
+    "QBMANVI": "scvi_qbm.model",
     "QBMVI": "scvi_qbm.model",
     "check_sampler": "scvi_qbm.samplers.conformance",
     "get_sampler": "scvi_qbm.samplers.registry",

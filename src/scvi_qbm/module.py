@@ -246,6 +246,10 @@ class QBMVAE(ExpressionVAE):
         out[MODULE_KEYS.PZ_KEY] = None
         return out
 
+    def _labels_of(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What the prior is told of a minibatch beside its codes: here, nothing."""
+        return {}
+
     @unsupported_if_adata_minified
     def loss(
         self,
@@ -275,7 +279,8 @@ class QBMVAE(ExpressionVAE):
             nats.
         """
         qz = inference_outputs[MODULE_KEYS.QZ_KEY]
-        kl_z = self.prior.kl(qz.logits)
+        labels = self._labels_of(tensors)
+        kl_z = self.prior.kl(qz.logits, **labels)
         kl_l = torch.zeros_like(kl_z)
         if not self.use_observed_lib_size:
             kl_l = torch.distributions.kl_divergence(
@@ -286,7 +291,7 @@ class QBMVAE(ExpressionVAE):
         loss = torch.mean(reconstruction + kl_weight * kl_z + kl_l)
         if self.training and torch.is_grad_enabled() and not self.prior.is_frozen:
             negatives = None if self.negative_phase is None else self.negative_phase.collect()
-            surrogate = self.prior.surrogate(qz.probs.detach(), negatives)
+            surrogate = self.prior.surrogate(qz.probs.detach(), negatives, **labels)
             loss = loss + surrogate - surrogate.detach()
         payload = {}
         if self.extra_payload_autotune:
@@ -347,6 +352,7 @@ class QBMVAE(ExpressionVAE):
         inference = self.inference(**self._get_inference_input(tensors, full_forward_pass=True))
         qz, ql = inference[MODULE_KEYS.QZ_KEY], inference[MODULE_KEYS.QL_KEY]
         x, batch_index = tensors[REGISTRY_KEYS.X_KEY], tensors[REGISTRY_KEYS.BATCH_KEY]
+        labels = self._labels_of(tensors)
         log_weights = []
         left = n_mc_samples
         # scvi-tools' batch embedding takes no sample axis.
@@ -356,7 +362,7 @@ class QBMVAE(ExpressionVAE):
             size = min(n_mc_samples_per_pass, left)
             left -= size
             z, zeta = qz.sample_joint((size,))
-            log_weight = self.prior.log_prob(z) - qz.binary_log_prob(z).sum(-1)
+            log_weight = self.prior.log_prob(z, **labels) - qz.binary_log_prob(z).sum(-1)
             library = inference[MODULE_KEYS.LIBRARY_KEY].expand(size, -1, -1)
             if not self.use_observed_lib_size:
                 library = ql.sample((size,))

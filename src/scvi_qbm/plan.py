@@ -84,8 +84,12 @@ class QBMTrainingPlan(TrainingPlan):
         create = super().get_optimizer_creator()
         return lambda params: create(self._parameter_groups(params))
 
+    def _machine_parameters(self) -> Iterable[torch.nn.Parameter]:
+        """What learns at ``bm_lr``."""
+        return self.module.prior.parameters()
+
     def _parameter_groups(self, params: Iterable[torch.nn.Parameter]) -> list[dict[str, Any]]:
-        prior = {id(p) for p in self.module.prior.parameters()}
+        prior = {id(p) for p in self._machine_parameters()}
         groups: dict[str, dict[str, Any]] = {
             "vae": {"name": "vae", "params": []},
             "bm": {"name": "bm", "params": []},

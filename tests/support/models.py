@@ -28,7 +28,7 @@ def prior_of_training(model):
     prior = BoltzmannPrior(model.module.n_latent)
     with torch.no_grad():
         prior.h.copy_(model._pull_["h"])
-        prior.W_upper.copy_(model._pull_["W"].triu(1))
+        prior.W_upper.copy_(model._pull_["W_upper"])
     prior.log_z.fill_(log_partition(prior.ising(), method="exact").value)
     return prior
 

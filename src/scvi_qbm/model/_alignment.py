@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ _MAX_STEPS = 1000
 class AlignmentMixin:
     """Fits, keeps and applies an :class:`~scvi_qbm.alignment.Alignment`; fits the prior."""
 
-    # Parameters W and h that the encoder was trained with; None while they are the prior's.
+    # Parameters of the prior that the encoder was trained with; None while they are its own.
     _pull_: dict[str, Tensor] | None = None
 
     # Tensors by name, None before training. Saved with the model, as all that ends with "_".
@@ -54,49 +54,58 @@ class AlignmentMixin:
         self._alignment_ = found._asdict()
 
     def _posteriors(
-        self, loader: Iterable[dict[str, Tensor]] | None, indices: Any = None
+        self,
+        loader: Iterable[dict[str, Tensor]] | None,
+        indices: Any = None,
+        limit: int = _MAX_CELLS,
     ) -> Iterator[tuple[Any, dict[str, Tensor]]]:
-        """Posteriors and minibatches of at most 50,000 cells, of the model's data by default."""
+        """Posteriors and minibatches of at most so many cells, of the model's data by default."""
         if loader is None:
             cells = np.arange(self.adata.n_obs) if indices is None else np.asarray(indices)
-            chosen = np.random.default_rng(0).permutation(cells)[:_MAX_CELLS]
+            chosen = np.random.default_rng(0).permutation(cells)[:limit]
             loader = self._make_data_loader(self.adata, indices=np.sort(chosen))
         n_seen = 0
         for tensors in loader:
             outputs = self.module.inference(**self.module._get_inference_input(tensors))
             yield outputs[MODULE_KEYS.QZ_KEY], tensors
             n_seen += len(tensors[REGISTRY_KEYS.X_KEY])
-            if n_seen >= _MAX_CELLS:
+            if n_seen >= limit:
                 return
 
     @torch.no_grad()
     def _fit_prior(
-        self, loader: Iterable[dict[str, Tensor]] | None, *, lr: float, weight_decay: float
+        self,
+        loader: Callable[[], Iterable[dict[str, Tensor]]] | None,
+        *,
+        lr: float,
+        weight_decay: float,
     ) -> None:
         """Bring the prior to the codes of the training cells; the embedding stays."""
+        if not lr or self.module.prior.is_frozen:
+            return
         prior = self.module.prior
         moments = torch.zeros(prior.n_latent + 1, prior.n_latent + 1, device=self.device)
-        for qz, _ in self._posteriors(loader, getattr(self, "train_indices", None)):
+        for qz, _ in self._posteriors(loader and loader(), getattr(self, "train_indices", None)):
             q = torch.nn.functional.pad(qz.probs, (0, 1), value=1.0)
             moments += q.T @ q
         moments /= moments[-1, -1].clone()
-        pull = [torch.from_numpy(x).float() for x in prior.parameters_numpy()]
+        pull = self._parameters_of_prior()
         steps = min(_MAX_STEPS, 10 * self.trainer.global_step)
         fit_prior(
             prior, self.module.negative_phase, moments[-1, :-1], moments[:-1, :-1],
             lr=lr, n_steps=steps, weight_decay=weight_decay,
         )  # fmt: skip
         _from_first_rank(prior)
-        self._pull_ = dict(zip(("W", "h"), pull, strict=True))
+        self._pull_ = pull
+
+    def _parameters_of_prior(self) -> dict[str, Tensor]:
+        parameters = self.module.prior.named_parameters()
+        return {name: value.detach().cpu().clone() for name, value in parameters}
 
     def _evidence(self, qz: Any) -> Tensor:
         """The posterior without the pull of the prior that the encoder was trained with."""
         # Where the bound is stationary, logit q = log-likelihood ratio - local field.
-        prior, q = self.module.prior, qz.probs
-        if self._pull_ is None:
-            return torch.sigmoid(qz.logits + prior.local_field(q))
-        W, h = self._pull_["W"].to(q), self._pull_["h"].to(q)
-        return torch.sigmoid(qz.logits + h + q @ W)
+        return torch.sigmoid(qz.logits + self.module.prior.local_field(qz.probs, self._pull_))
 
     def _middle(self, qz: Any) -> Tensor:
         """Half way between what a cell says of each unit, and what the prior makes of that."""

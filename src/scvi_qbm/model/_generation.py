@@ -65,10 +65,20 @@ class GenerationMixin:
         ValueError
             If ``n_samples`` < 1, or the sampler is unknown.
         """
-        chosen = correct(get_sampler(sampler, **(sampler_options or {})), self.module.n_latent)
         if seed is None:
             seed = int(torch.randint(2**31 - 1, ()).item())
-        return chosen.sample(self.prior.ising, n_samples=n_samples, seed=seed).binary
+        return self._draw(n_samples, sampler, sampler_options, seed)[0]
+
+    def _draw(
+        self,
+        n_samples: int,
+        sampler: str | Sampler,
+        sampler_options: dict[str, Any] | None,
+        seed: int,
+    ) -> tuple[NDArray[np.int8], dict[str, Any]]:
+        """Codes from the prior, and columns of obs that come with them."""
+        chosen = correct(get_sampler(sampler, **(sampler_options or {})), self.module.n_latent)
+        return chosen.sample(self.prior.ising, n_samples=n_samples, seed=seed).binary, {}
 
     @torch.inference_mode()
     def generate(
@@ -127,6 +137,22 @@ class GenerationMixin:
             ``library_size`` is not positive or has no meaning, or a covariate is called
             ``energy``.
         """
+        return self._generate(
+            n_cells, batch, library_size, sampler, sampler_options, adata, batch_size, seed
+        )
+
+    def _generate(
+        self,
+        n_cells: int,
+        batch: Any,
+        library_size: float | None,
+        sampler: str | Sampler,
+        sampler_options: dict[str, Any] | None,
+        adata: AnnData | None,
+        batch_size: int,
+        seed: int | None,
+        **label: Any,
+    ) -> AnnData:
         adata = self._validate_anndata(adata)
         module = self.module
         if library_size is not None:
@@ -143,8 +169,8 @@ class GenerationMixin:
                 )
         if seed is None:
             seed = int(torch.randint(2**31 - 1, ()).item())
+        codes, labels = self._draw(n_cells, sampler, sampler_options, seed, **label)
         keys = self._obs_keys()
-        codes = self.sample_prior(n_cells, sampler, sampler_options, seed)
         rng = np.random.default_rng(seed)
         templates = self._resembling(adata, self._batches(adata, batch), codes, rng)
         z = torch.from_numpy(codes.astype(np.float32))
@@ -157,7 +183,7 @@ class GenerationMixin:
                 rows.append(csr_matrix(self._decode(tensors, part, library_size)))
         energy = module.prior.energy(z.to(self.device)).cpu().double().numpy()
         obs = adata.obs.iloc[templates][keys].reset_index(drop=True)
-        obs = pd.DataFrame(obs).assign(energy=energy)
+        obs = pd.DataFrame(obs).assign(energy=energy, **labels)
         obs.index = [f"generated_{i}" for i in range(n_cells)]
         made = AnnData(vstack(rows, format="csr"), obs, adata.var.copy(), obsm={"code": codes})
         if (layer := self.registry_["setup_args"].get("layer")) is not None:

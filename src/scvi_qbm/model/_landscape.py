@@ -34,10 +34,10 @@ class PriorParameters(NamedTuple):
     Parameters
     ----------
     W
-        Couplings, float64 ``(n_latent, n_latent)``, symmetric with zero diagonal. Positive entries
+        Couplings, float64 ``(n_units, n_units)``, symmetric with zero diagonal. Positive entries
         keep two units from being on together.
     h
-        Biases, float64 ``(n_latent,)``. Positive entries keep a unit off.
+        Biases, float64 ``(n_units,)``. Positive entries keep a unit off.
     """
 
     W: NDArray[np.float64]
@@ -57,7 +57,7 @@ class LandscapeMixin:
 
     @property
     def prior(self) -> PriorParameters:
-        """The Boltzmann machine's ``W`` (n_latent, n_latent) and ``h`` (n_latent,), a copy."""
+        """The Boltzmann machine's ``W`` (n_units, n_units) and ``h`` (n_units,), a copy."""
         return PriorParameters(*self.module.prior.parameters_numpy())
 
     def get_log_partition(
@@ -236,7 +236,7 @@ class LandscapeMixin:
         cells = {"adata": adata, "indices": indices, "batch_size": batch_size}
         if self._attractors_ is None:
             own = cells if self.adata is None else {"batch_size": batch_size}
-            codes = self.get_latent_representation(**own, representation="binary")
+            codes = self._states(**own)
             found = find_attractors(machine, codes, barriers=False)
             states, energies = found.states[:MAX_ATTRACTORS], found.energies[:MAX_ATTRACTORS]
             passes = saddles(machine, states)
@@ -247,9 +247,13 @@ class LandscapeMixin:
                 "saddles": passes,
                 "tree": merge_tree(energies, passes),
             }
-        codes = self.get_latent_representation(**cells, representation="binary")
+        codes = self._states(**cells)
         labels = nearest_attractor(machine, self._attractors_["states"], codes)
         return Attractors(labels=labels, **self._attractors_)
+
+    def _states(self, **cells: Any) -> NDArray[Any]:
+        """The most probable state of all units of the machine, 0 and 1, for each cell."""
+        return self.get_latent_representation(**cells, representation="binary")
 
     def get_couplings(self, threshold: float = 0.0) -> pd.DataFrame:
         """The coupling graph between latent units.
@@ -269,7 +273,8 @@ class LandscapeMixin:
             A row a pair, strongest first: ``unit_a`` < ``unit_b``, ``coupling`` = -W in nats,
             positive where the units like to be on together.
         """
-        W = self.prior.W
+        n = self.module.n_latent
+        W = self.prior.W[:n, :n]
         a, b = np.triu_indices(len(W), 1)
         frame = pd.DataFrame({"unit_a": a, "unit_b": b, "coupling": -W[a, b]})
         frame = frame[frame["coupling"].abs() >= threshold]

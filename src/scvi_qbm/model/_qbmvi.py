@@ -46,6 +46,9 @@ _KNOWN = {
     "gene_likelihood": ("nb", "zinb", "poisson", "normal"),
     "normal_variance": ("learned", "fixed"),
 }
+_KEYS = (
+    "batch_key", "size_factor_key", "categorical_covariate_keys", "continuous_covariate_keys",
+)  # fmt: skip
 _SAID = (
     "n_hidden", "n_latent", "n_layers", "dropout_rate", "gene_likelihood", "prior", "relaxation",
     "sampler",
@@ -274,28 +277,38 @@ class QBMVI(
             If the layer or a key is not there; nothing is registered then.
         """
         setup_method_args = cls._get_setup_method_args(**locals())
-        check_setup_keys(
-            adata,
-            layer,
-            {
-                "batch_key": batch_key,
-                "labels_key": labels_key,
-                "size_factor_key": size_factor_key,
-                "categorical_covariate_keys": categorical_covariate_keys,
-                "continuous_covariate_keys": continuous_covariate_keys,
-            },
-        )
+        check_setup_keys(adata, layer, {"labels_key": labels_key})
+        labels = CategoricalObsField(REGISTRY_KEYS.LABELS_KEY, labels_key)
+        cls._register(adata, labels, setup_method_args, **kwargs)
+
+    @classmethod
+    def _register(
+        cls,
+        adata: AnnData,
+        labels: CategoricalObsField,
+        setup_method_args: dict[str, Any],
+        *,
+        use_minified: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        given = setup_method_args["setup_args"]
+        layer, keys = given["layer"], {k: v for k, v in given.items() if k in _KEYS}
+        check_setup_keys(adata, layer, keys)
         fields = [
             # Whether these are counts is checked against the likelihood in __init__.
             LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=False),
-            CategoricalObsField(REGISTRY_KEYS.BATCH_KEY, batch_key),
-            CategoricalObsField(REGISTRY_KEYS.LABELS_KEY, labels_key),
-            NumericalObsField(REGISTRY_KEYS.SIZE_FACTOR_KEY, size_factor_key, required=False),
-            CategoricalJointObsField(REGISTRY_KEYS.CAT_COVS_KEY, categorical_covariate_keys),
-            NumericalJointObsField(REGISTRY_KEYS.CONT_COVS_KEY, continuous_covariate_keys),
+            CategoricalObsField(REGISTRY_KEYS.BATCH_KEY, keys["batch_key"]),
+            labels,
+            NumericalObsField(
+                REGISTRY_KEYS.SIZE_FACTOR_KEY, keys["size_factor_key"], required=False
+            ),
+            CategoricalJointObsField(
+                REGISTRY_KEYS.CAT_COVS_KEY, keys["categorical_covariate_keys"]
+            ),
+            NumericalJointObsField(REGISTRY_KEYS.CONT_COVS_KEY, keys["continuous_covariate_keys"]),
         ]
         minify_type = _get_adata_minify_type(adata)
-        if minify_type is not None:
+        if minify_type is not None and use_minified:
             fields += cls._get_fields_for_adata_minification(minify_type)
         manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
         manager.register_fields(adata, **kwargs)

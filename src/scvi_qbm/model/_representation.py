@@ -107,9 +107,10 @@ class RepresentationMixin:
                 means.append(outputs[MODULE_KEYS.Z_KEY].cpu())
             else:
                 means.append(self._represent(qz, tensors, representation).cpu())
+        none = [torch.empty(0, self.module.n_latent)]  # of no cells
         if return_dist:
-            return torch.cat(means).numpy(), torch.cat(variances).numpy()
-        return torch.cat(means).numpy()
+            return torch.cat(means or none).numpy(), torch.cat(variances or none).numpy()
+        return torch.cat(means or none).numpy()
 
     @torch.inference_mode()
     def write_latent_representation(

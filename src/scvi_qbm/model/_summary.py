@@ -80,7 +80,7 @@ def _model(model: Any) -> dict[str, Any]:
 
 
 def _prior(model: Any) -> dict[str, Any]:
-    prior = model.module.prior
+    prior, n = model.module.prior, model.module.n_latent
     sampler = getattr(model.module.negative_phase, "sampler", None)
     source = getattr(sampler, "source", sampler)
     law = getattr(source, "law", None)
@@ -89,13 +89,13 @@ def _prior(model: Any) -> dict[str, Any]:
     log_z = model.get_log_partition()
     return {
         "kind": "boltzmann" if model.module.negative_phase else "bernoulli",
-        "units": prior.n_latent,
+        "units": prior.n_units,
         "sampler": getattr(source, "name", None),
         "law": law,
         "n_chains": getattr(sampler, "n_chains", None),
         "n_sweeps": getattr(sampler, "n_sweeps", None),
         "frozen": prior.is_frozen,
-        "strongest_coupling": float(np.abs(model.prior.W).max()),
+        "strongest_coupling": float(np.abs(model.prior.W[:n, :n]).max()),
         "log_z": log_z.value,
         "log_z_se": log_z.standard_error,
     }

@@ -118,7 +118,7 @@ class TrainingMixin:
                 train_size, validation_size, datasplitter_kwargs
             )
         given = merge_kwargs(_changed(plan_config), plan_kwargs, name="plan")
-        plan = resolve_plan(self.recipe_, given, max_epochs)
+        plan = resolve_plan(self.recipe_, self._plan_defaults() | given, max_epochs)
         if early_stopping:
             patience = recipe.train["early_stopping_patience"]
             kwargs.setdefault("early_stopping_patience", patience)
@@ -153,11 +153,13 @@ class TrainingMixin:
         loader = getattr(datamodule, "inference_dataloader", None)
         if datamodule is not None and loader is None:
             return
-        bm_lr = plan.get("bm_lr", plan["lr"] / 5)
-        if bm_lr and not self.module.prior.is_frozen:
-            decay = plan.get("bm_weight_decay", 0.0)
-            self._fit_prior(loader and loader(), lr=10 * bm_lr, weight_decay=decay)
+        bm_lr, decay = plan.get("bm_lr", plan["lr"] / 5), plan.get("bm_weight_decay", 0.0)
+        self._fit_prior(loader, lr=10 * bm_lr, weight_decay=decay)
         self._fit_alignment(loader and loader())
+
+    def _plan_defaults(self) -> dict[str, Any]:
+        """What the training plan is told beside the recipe, where the user says nothing."""
+        return {}
 
     def _default_epochs(self, datamodule: Any) -> int | None:
         """scvi-tools' heuristic; None where nobody knows the number of cells."""

@@ -1,5 +1,6 @@
 """Pictures of a model, its training and its samplers: matplotlib axes out."""
 
+from .labels import confusion, reliability
 from .model import (
     attractors,
     coupling_graph,
@@ -14,11 +15,13 @@ from .training import training_curves
 __all__ = [
     "amplitude_trajectories",
     "attractors",
+    "confusion",
     "coupling_graph",
     "coupling_matrix",
     "energy",
     "generation_quality",
     "programs",
+    "reliability",
     "tempering_diagnostics",
     "training_curves",
 ]

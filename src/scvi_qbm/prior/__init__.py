@@ -8,12 +8,19 @@ For a factorised posterior :math:`q(z) = \prod_l \mathrm{Bernoulli}(q_l)` the di
 The machine's own gradient is that of :math:`E(q) - \langle E \rangle_p`: the second term, the
 negative phase, needs samples of p and gets them from persistent chains. After training the
 machine is fitted once more to an encoder at rest, see :func:`fit_prior`.
+
+:class:`LabelledPrior` has label units beside those of the code.
 """
 
 from .bernoulli import BernoulliPrior
 from .boltzmann import BoltzmannPrior
 from .fit import fit_prior
+from .label_fit import fit_labels
+from .labelled import LabelledPrior
 from .log_z import NegativePhaseReport
 from .negative_phase import NegativePhase
 
-__all__ = ["BernoulliPrior", "BoltzmannPrior", "NegativePhase", "NegativePhaseReport", "fit_prior"]
+__all__ = [
+    "BernoulliPrior", "BoltzmannPrior", "LabelledPrior", "NegativePhase", "NegativePhaseReport",
+    "fit_labels", "fit_prior",
+]  # fmt: skip

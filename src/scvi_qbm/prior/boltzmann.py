@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -37,12 +38,15 @@ class BinaryPrior(nn.Module):
     h: nn.Parameter
     log_z: Tensor
     log_z_se: Tensor
+    #: Units of the code, and those of the machine, which may have more.
+    n_latent: int
+    n_units: int
 
     def __init__(self, n_latent: int) -> None:
         super().__init__()
         if n_latent < 2:
             raise ValueError(f"`n_latent` must be at least 2, got {n_latent}.")
-        self.n_latent = n_latent
+        self.n_latent = self.n_units = n_latent
         self.h = nn.Parameter(torch.zeros(n_latent))
 
     @property
@@ -69,7 +73,7 @@ class BinaryPrior(nn.Module):
         h = self.h.detach() if detach else self.h
         return z @ h
 
-    def local_field(self, z: Tensor) -> Tensor:
+    def local_field(self, z: Tensor, parameters: Mapping[str, Tensor] | None = None) -> Tensor:
         r"""Energy of switching each unit on, given the others.
 
         Parameters
@@ -77,6 +81,8 @@ class BinaryPrior(nn.Module):
         z
             Codes ``(..., n_latent)``; of probabilities it is the expectation over independent
             units.
+        parameters
+            Of another such prior, by name; its own if None.
 
         Returns
         -------
@@ -84,24 +90,30 @@ class BinaryPrior(nn.Module):
             :math:`h + W z` in nats, shape of ``z``: minus the log-odds of each unit under the
             prior. No gradients.
         """
-        return self.h.detach().to(z).expand_as(z)
+        return self._given(parameters)["h"].to(z).expand_as(z)
 
-    def log_prob(self, z: Tensor) -> Tensor:
+    def _given(self, parameters: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+        given = dict(self.named_parameters()) if parameters is None else parameters
+        return {name: value.detach() for name, value in given.items()}
+
+    def log_prob(self, z: Tensor, **labels: Tensor) -> Tensor:
         """Normalised log-probability of binary codes.
 
         Parameters
         ----------
         z
             0 and 1, shape ``(..., n_latent)``.
+        **labels
+            Of :meth:`energy`, where the prior has labels.
 
         Returns
         -------
         torch.Tensor
             ``-E(z) - log Z`` in nats, shape ``(...)``, with the log Z last estimated.
         """
-        return -self.energy(z) - self.log_z
+        return -self.energy(z, **labels) - self.log_z
 
-    def kl(self, logits: Tensor) -> Tensor:
+    def kl(self, logits: Tensor, **labels: Tensor) -> Tensor:
         """Divergence KL(q || p) of each factorised posterior: exact, but for the error of log Z.
 
         Gradients flow to the logits only; the prior's own come from :meth:`surrogate`, which no
@@ -111,14 +123,16 @@ class BinaryPrior(nn.Module):
         ----------
         logits
             Of the posterior's units, shape ``(..., n_latent)``.
+        **labels
+            Of :meth:`energy`, where the prior has labels.
 
         Returns
         -------
         torch.Tensor
             In nats, shape ``(...)``.
         """
-        negative_entropy = _negative_entropy(logits)
-        return negative_entropy + self.energy(torch.sigmoid(logits), detach=True) + self.log_z
+        energy = self.energy(torch.sigmoid(logits), detach=True, **labels)
+        return _negative_entropy(logits) + energy + self.log_z
 
     def surrogate(self, q: Tensor, negatives: Tensor | None = None) -> Tensor:
         r"""A scalar whose gradient in the prior's parameters is that of :math:`E_q[-\log p]`.
@@ -191,12 +205,25 @@ class BoltzmannPrior(BinaryPrior):
         upper = self.W_upper.triu(1)
         return upper + upper.T
 
+    def machine(self) -> tuple[Tensor, Tensor]:
+        """Couplings and biases of all units of the machine, with gradients.
+
+        Returns
+        -------
+        W : torch.Tensor
+            In nats, ``(n_units, n_units)``, symmetric with zero diagonal.
+        h : torch.Tensor
+            In nats, ``(n_units,)``.
+        """
+        return self.W, self.h
+
     def energy(self, z: Tensor, *, detach: bool = False) -> Tensor:
         upper = self.W_upper.detach() if detach else self.W_upper
         return super().energy(z, detach=detach) + ((z @ upper.triu(1)) * z).sum(-1)
 
-    def local_field(self, z: Tensor) -> Tensor:
-        return super().local_field(z) + z @ self.W.detach().to(z)
+    def local_field(self, z: Tensor, parameters: Mapping[str, Tensor] | None = None) -> Tensor:
+        upper = self._given(parameters)["W_upper"].to(z).triu(1)
+        return super().local_field(z, parameters) + z @ (upper + upper.T)
 
     def surrogate(self, q: Tensor, negatives: Tensor | None = None) -> Tensor:
         assert negatives is not None

@@ -24,6 +24,8 @@ def fit_prior(
 ) -> float:
     r"""Minimise KL(aggregated posterior || prior) over the prior's parameters, in place.
 
+    Label units stay as they are: with p(y | z) fixed, p(z) is fitted.
+
     In training the machine follows an encoder that moves, and ends behind it. With the encoder at
     rest this is maximum likelihood of an exponential family, a convex problem. Its gradient is the
     difference of the moments of codes and machine, so the cells' moments are all that is needed.
@@ -59,13 +61,14 @@ def fit_prior(
             return float(before - prior.surrogate(first[None]))
     kept = {name: value.clone() for name, value in prior.state_dict().items()}
     before = _cost(prior, first, second)
-    optimizer = torch.optim.Adam(prior.parameters(), lr=lr, weight_decay=weight_decay)
+    optimizer = torch.optim.Adam([prior.h, prior.W_upper], lr=lr, weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(n_steps, 1))
     gain = 0.0
     try:
         for _ in range(n_steps):
             negative_phase.submit()
             z = negative_phase.collect().to(first)
+            z = z[:, : len(first)]
             prior.h.grad = first - z.mean(0)
             prior.W_upper.grad = (second - z.T @ z / len(z)).triu(1)
             optimizer.step()

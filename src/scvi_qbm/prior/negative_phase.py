@@ -36,15 +36,15 @@ _TEMPERING = ("parallel_tempering", "torch_tempering")
 _ENUMERABLE, _DISTANCE_STATES = 14, 4096
 
 
-def correct(sampler: Sampler, n_latent: int, n_threads: int | None = None) -> Sampler:
+def correct(sampler: Sampler, n_units: int, n_threads: int | None = None) -> Sampler:
     """A sampler fit for a prior: a heuristic one is finished by Gibbs sweeps.
 
     Parameters
     ----------
     sampler
         Any sampler.
-    n_latent
-        Units of the prior; larger ones take more sweeps, ``max(10, n_latent // 10)`` a step.
+    n_units
+        Units of the machine; larger ones take more sweeps, ``max(10, n_units // 10)`` a step.
     n_threads
         Threads of the sweeps.
 
@@ -55,7 +55,7 @@ def correct(sampler: Sampler, n_latent: int, n_threads: int | None = None) -> Sa
     """
     if sampler.law != "heuristic":
         return sampler
-    return Corrected(sampler, n_sweeps=max(10, n_latent // 10), n_threads=n_threads)
+    return Corrected(sampler, n_sweeps=max(10, n_units // 10), n_threads=n_threads)
 
 
 class NegativePhase:
@@ -78,7 +78,7 @@ class NegativePhase:
         ``sampler="corrected"`` or a :class:`~scvi_qbm.samplers.corrected.Corrected`.
     sampler_options
         Options of the sampler, where it is given by name. Tempering and Gibbs run 32 chains (16
-        above 128 units) and ``max(5, n_latent // 25)`` sweeps a step by default.
+        above 128 units) and ``max(5, n_units // 25)`` sweeps a step by default.
 
     Raises
     ------
@@ -95,7 +95,7 @@ class NegativePhase:
         self.prior = prior
         # Weights that come from elsewhere bring their own log Z.
         prior.register_load_state_dict_post_hook(self._weights_replaced)
-        self.sampler = _sampler_for(prior.n_latent, sampler, dict(sampler_options or {}))
+        self.sampler = _sampler_for(prior.n_units, sampler, dict(sampler_options or {}))
         self._follows_device = isinstance(sampler, str) and sampler == "parallel_tempering"
         self.draws: Draws = HostDraws(self.sampler)
         self.tracker = LogZTracker()
@@ -134,7 +134,7 @@ class NegativePhase:
         self._place()
         if self.draws.is_pending:
             return
-        W, h = self.prior.W.detach(), self.prior.h.detach()
+        W, h = (x.detach() for x in self.prior.machine())
         try:
             self.draws.submit(W, h, _seed)
         except RuntimeError as error:
@@ -157,7 +157,7 @@ class NegativePhase:
         Returns
         -------
         torch.Tensor
-            0 and 1, float32, ``(n_samples, n_latent)``.
+            0 and 1, float32, ``(n_samples, n_units)``.
         """
         if not self.draws.is_pending:
             self.submit()
@@ -189,7 +189,7 @@ class NegativePhase:
         gap, gap_se = self.tracker.energy_gap(equilibrium)
         # Modes that the training chains miss reach them here, and their gradient next.
         self.draws.anchor(self.tracker.reference.states())
-        n_steps = self.tracker.anchor(self.draws.snapshot(prior.W, prior.h))
+        n_steps = self.tracker.anchor(self.draws.snapshot(*prior.machine()))
         value = _over_ranks(value) if over_ranks else value
         prior.log_z.fill_(value.value)
         prior.log_z_se.fill_(value.standard_error)
@@ -211,7 +211,7 @@ class NegativePhase:
             return ()
         sampler.adapt(sampler.retarget(state, ising))
         temperatures = state.beta_drawn, state.beta_corrected
-        if self.prior.n_latent > _ENUMERABLE:
+        if self.prior.n_units > _ENUMERABLE:
             return temperatures
         kept = []
         for _ in range(-(-_DISTANCE_STATES // sampler.n_chains)):
@@ -256,26 +256,26 @@ class NegativePhase:
         """
         stream = _rank() if stream is None else stream
         for saved in (state["draws"]["chains"], state["log_z"]["reference"]):
-            if saved is not None and n_units(saved) != self.prior.n_latent:
+            if saved is not None and n_units(saved) != self.prior.n_units:
                 raise ValueError(
                     f"The checkpoint's chains have {n_units(saved)} units, this model "
-                    f"{self.prior.n_latent}."
+                    f"{self.prior.n_units}."
                 )
         self._place()
         self.draws.load(state["draws"], stream)
-        like = self.draws.snapshot(self.prior.W, self.prior.h)
+        like = self.draws.snapshot(*self.prior.machine())
         self.tracker.load(state["log_z"], like, stream)
 
 
-def _sampler_for(n_latent: int, sampler: str | Sampler, options: dict[str, Any]) -> Sampler:
+def _sampler_for(n_units: int, sampler: str | Sampler, options: dict[str, Any]) -> Sampler:
     if isinstance(sampler, str) and sampler in (*_TEMPERING, "gibbs"):
         # A larger machine moves more between steps and mixes more slowly (docs/training.md).
-        n_sweeps = max(5, n_latent // 25)
-        n_chains = 32 if n_latent <= 128 else 16
+        n_sweeps = max(5, n_units // 25)
+        n_chains = 32 if n_units <= 128 else 16
         options = {"n_chains": n_chains, "n_sweeps": n_sweeps} | options
     if isinstance(sampler, str) and sampler in _TEMPERING:
         options = {"reference": "magnetisation"} | options
-    out = correct(get_sampler(sampler, **options), n_latent, options.get("n_threads"))
+    out = correct(get_sampler(sampler, **options), n_units, options.get("n_threads"))
     if isinstance(sampler, str) and "n_threads" not in options:
         # One thread, beside torch's.
         for each in (out, getattr(out, "source", None)):

@@ -30,6 +30,7 @@ DEFAULT_KEYS: dict[str, tuple[str | None, str]] = {
     "energy": ("obs", "free_energy"),
     "latent": ("obsm", "X_qbmvi"),
     "outliers": ("obs", "outlier_score"),
+    "predict": ("obs", "predicted_label"),
     "programs": ("varm", "programs"),
 }
 

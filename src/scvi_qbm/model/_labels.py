@@ -1,0 +1,429 @@
+"""What label units add to a model: their last fit, predictions, and machines with a label set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+from numpy.typing import NDArray
+from scvi import REGISTRY_KEYS
+from torch import Tensor
+
+from scvi_qbm.ising import Ising
+from scvi_qbm.prior import fit_labels
+from scvi_qbm.prior.negative_phase import correct
+from scvi_qbm.samplers import Sampler, get_sampler
+
+from ._label_levels import LabelTable, label_table
+
+_MAX_LABELLED = 200_000
+_REPLAYED = 2000
+_NEVER = 1e4  # nats
+_MAX_DRAWS = 20  # as many times the states asked for, where some have no label or two
+
+
+class LabelsMixin:
+    """Methods of :class:`QBMANVI` that read and write the label units."""
+
+    # Labels of the last fit, as (level, name), and shares of the configurations they were in.
+    _fitted_labels_: list[tuple[int, Any]] | None = None
+    _label_shares_: dict[tuple[tuple[int, Any], ...], float] | None = None
+
+    def _read_labels(self) -> None:
+        """Labels as registered: names, levels, which cells have one."""
+        state = self.get_state_registry(REGISTRY_KEYS.LABELS_KEY)
+        keys = self.registry_["setup_args"]["labels_key"]
+        self.label_keys_ = [keys] if isinstance(keys, str) else list(keys)
+        self.original_label_key = state.original_key
+        self.unlabeled_category_ = state.unlabeled_category
+        self._label_table: LabelTable = label_table(
+            state.categorical_mapping, self.unlabeled_category_, self.label_keys_
+        )
+        self._label_mapping = np.array(
+            [name for _, name in self._label_table.labels], dtype=object
+        )
+        self.n_labels = len(self._label_mapping)
+        self._labeled_indices = self._unlabeled_indices = np.array([], dtype=int)
+        if self.adata is not None:
+            codes = np.ravel(self.adata_manager.get_from_registry(REGISTRY_KEYS.LABELS_KEY))
+            known = ~self._label_table.allowed[codes].all(1)
+            self._labeled_indices = np.flatnonzero(known)
+            self._unlabeled_indices = np.flatnonzero(~known)
+
+    def _fit_prior(
+        self,
+        loader: Callable[[], Iterable[dict[str, Tensor]]] | None,
+        *,
+        lr: float,
+        weight_decay: float,
+    ) -> None:
+        """Label units by the labelled cells, then the others by all."""
+        new = [k for k in self._label_table.labels if k not in (self._fitted_labels_ or [])]
+        if not self.module.prior.is_frozen:
+            pull = self._parameters_of_prior()
+            self._fit_labels(loader)
+            super()._fit_prior(loader, lr=lr, weight_decay=weight_decay)  # type: ignore[misc]
+            self._pull_ = pull
+        elif new:
+            self._fit_labels(loader, n_fixed=self.n_labels - len(new))
+        if new or not lr:
+            self.module.negative_phase.refresh_log_z(final=True, over_ranks=False)
+
+    @torch.no_grad()
+    def _fit_labels(
+        self, loader: Callable[[], Iterable[dict[str, Tensor]]] | None, n_fixed: int = 0
+    ) -> None:
+        """Fit label units; with ``n_fixed`` only those that a query has brought."""
+        prior, known = self.module.prior, self.module.allowed
+        mean, n_seen = torch.zeros(prior.n_latent, device=self.device), 0
+        for qz, _ in self._posteriors(loader and loader()):
+            mean += qz.probs.sum(0)
+            n_seen += len(qz.probs)
+        q, allowed = [], []
+        for qz, tensors in self._posteriors(
+            loader and loader(), self._labeled_indices, limit=_MAX_LABELLED
+        ):
+            there = known[tensors[REGISTRY_KEYS.LABELS_KEY].flatten().long()]
+            some = ~there.all(1)
+            q.append(qz.probs[some])
+            allowed.append(there[some])
+        if n_fixed:
+            # The reference's cells are not here, but its machine can draw cells like them.
+            S = self._label_table.configurations
+            old = ~S[:, n_fixed:].any(1)
+            drawn = self._draw_states(S[old], _REPLAYED, "parallel_tempering", None, seed=0)
+            drawn = torch.from_numpy(drawn.astype(np.float32)).to(self.device)
+            q.append(drawn[:, : prior.n_latent])
+            S = torch.from_numpy(S).to(self.device)
+            allowed.append((drawn[:, prior.n_latent :] @ S.T) == S.sum(1))
+        if not sum(map(len, q)):
+            return
+        q, allowed = torch.cat(q), torch.cat(allowed)
+        fit_labels(prior, q, allowed, mean / n_seen, n_fixed=n_fixed)
+        shares = torch.softmax(prior.label_logits(q, allowed), -1).mean(0).tolist()
+        self._label_shares_ = dict(zip(self._configurations(), shares, strict=True))
+        self._fitted_labels_ = list(self._label_table.labels)
+
+    def _configurations(self) -> list[tuple[tuple[int, Any], ...]]:
+        """Labels of each configuration."""
+        labels = self._label_table.labels
+        return [
+            tuple(labels[i] for i in np.flatnonzero(row))
+            for row in self._label_table.configurations
+        ]
+
+    @classmethod
+    def load_query_data(cls, *args: Any, **kwargs: Any) -> Any:
+        """Map new data onto a trained model; labels of theirs that it lacks get units.
+
+        Training leaves the reference's labels as they are, and fits the new ones to the query's
+        labelled cells and to states of the reference's machine.
+
+        Parameters
+        ----------
+        *args, **kwargs
+            As :meth:`QBMVI.load_query_data`. Cells may be labelled or not; without a column of
+            labels none is.
+
+        Returns
+        -------
+        QBMANVI
+            A model of the new data, to be trained further.
+
+        Raises
+        ------
+        ValueError
+            As :meth:`QBMVI.load_query_data`.
+        """
+        model = super().load_query_data(*args, **kwargs)  # type: ignore[misc]
+        n_new = model.n_labels - len(model._fitted_labels_ or model._label_table.labels)
+        if n_new and (pull := model._pull_) is not None:
+            # As ever for the embedding: new labels are never on.
+            off, U = torch.full((n_new,), _NEVER), pull["U"]
+            U = torch.cat([U, torch.zeros(len(U), n_new)], 1)
+            model._pull_ = pull | {"a": torch.cat([pull["a"], off]), "U": U}
+        if n_new and model._attractors_ is not None:
+            states = model._attractors_["states"]
+            wider = np.concatenate([states, np.zeros((len(states), n_new), states.dtype)], 1)
+            model._attractors_ = model._attractors_ | {"states": wider}
+        return model
+
+    @torch.inference_mode()
+    def predict(
+        self,
+        adata: AnnData | None = None,
+        indices: Sequence[int] | None = None,
+        soft: bool = False,
+        batch_size: int | None = None,
+        use_posterior_mean: bool = True,
+        dataloader: Iterator[dict[str, Tensor | None]] | None = None,
+        *,
+        threshold: float = 0.0,
+        adapt_proportions: bool = False,
+    ) -> NDArray[Any] | pd.DataFrame:
+        """Labels of cells, or their probabilities.
+
+        Parameters
+        ----------
+        adata, indices
+            As :meth:`QBMVI.get_latent_representation`. Labels that the cells may have are not
+            looked at.
+        soft
+            Return probabilities.
+        batch_size
+            Cells at once; ``scvi.settings.batch_size`` if None.
+        use_posterior_mean
+            Predict from the probabilities of the cells' units; if False, from one draw of their
+            code, which differs from call to call.
+        dataloader
+            As :meth:`QBMVI.get_latent_representation`.
+        threshold
+            Answer the unlabelled category where no label is as probable as this.
+        adapt_proportions
+            Estimate the types' proportions among these cells, and predict with them in place of
+            those of the labelled cells. For data of another composition. Where types are hard to
+            tell apart it can lose the rarer one (docs/labels.md).
+
+        Returns
+        -------
+        numpy.ndarray | pandas.DataFrame
+            A label a cell; for several levels a data frame with a column a level. With ``soft`` a
+            data frame of probabilities, cells by labels; for several levels its columns are pairs
+            of level and label.
+
+        Raises
+        ------
+        ValueError
+            If ``threshold`` is not in [0, 1].
+        """
+        if not 0 <= threshold <= 1:
+            raise ValueError(f"`threshold` must be from 0 to 1, got {threshold}.")
+        q = torch.from_numpy(
+            self.get_latent_representation(
+                adata, indices=indices, batch_size=batch_size, dataloader=dataloader,
+                representation="probabilities",
+            )
+        )  # fmt: skip
+        if not use_posterior_mean:
+            q = torch.bernoulli(q)
+        prior = self.module.prior
+        p = torch.softmax(prior.label_logits(q.to(self.device)).double(), -1).cpu().numpy()
+        if adapt_proportions:
+            known = self._label_shares_ or {}
+            p = _adapted(p, np.array([known.get(k, 0.0) for k in self._configurations()]))
+        if soft:
+            columns = pd.Index(self._label_mapping)
+            if len(self.label_keys_) > 1:
+                columns = pd.MultiIndex.from_tuples(
+                    [(self.label_keys_[level], name) for level, name in self._label_table.labels]
+                )
+            out = pd.DataFrame(p @ self._label_table.configurations, columns=columns)
+            if dataloader is None:
+                out.index = self._names(adata, indices)
+            return out
+        found = self._best_labels(p, threshold)
+        if len(self.label_keys_) == 1:
+            return found[0]
+        out = pd.DataFrame(dict(zip(self.label_keys_, found, strict=True)))
+        if dataloader is None:
+            out.index = self._names(adata, indices)
+        return out
+
+    def _best_labels(self, p: NDArray[np.float64], threshold: float) -> list[NDArray[Any]]:
+        """For each level the best label among those that go with the coarser ones."""
+        S, labels = self._label_table.configurations, self._label_table.labels
+        found = []
+        for level in range(len(self.label_keys_)):
+            units = np.array([i for i, (k, _) in enumerate(labels) if k == level])
+            shares = p @ S[:, units]
+            best = units[shares.argmax(1)]
+            names = self._label_mapping[best].copy()
+            sure = (shares.max(1) >= threshold) & (shares.max(1) > 0)
+            names[~sure] = self.unlabeled_category_
+            found.append(names)
+            p = p * np.where(sure[:, None], S[:, best].T, 1)
+        return found
+
+    def get_label_couplings(self) -> pd.DataFrame:
+        """How label and code units go together.
+
+        How to read it: a coupling of c nats multiplies a label's odds by ``exp(c)`` when the unit
+        switches on, all other units unchanged. Only differences between labels of one level mean
+        something. The units' genes are in :meth:`get_gene_programs`.
+
+        Returns
+        -------
+        pandas.DataFrame
+            -U in nats, labels by units ``unit_0``, ...; positive where they like to be on
+            together.
+        """
+        U = -self.module.prior.U.detach().cpu().double().numpy().T
+        names = self._label_mapping
+        if len(self.label_keys_) > 1:
+            names = [f"{self.label_keys_[k]}: {name}" for k, name in self._label_table.labels]
+        units = [f"unit_{i}" for i in range(U.shape[1])]
+        return pd.DataFrame(U, index=names, columns=units)
+
+    def sample_prior(
+        self,
+        n_samples: int = 1000,
+        sampler: str | Sampler = "parallel_tempering",
+        sampler_options: dict[str, Any] | None = None,
+        seed: int | None = None,
+        *,
+        label: Any = None,
+    ) -> NDArray[np.int8]:
+        """Binary codes from the Boltzmann prior, of any label or of one.
+
+        Parameters
+        ----------
+        n_samples, sampler, sampler_options, seed
+            As :meth:`QBMVI.sample_prior`.
+        label
+            Draw codes of this label: its unit is set, and the sampler draws from the machine of
+            the other units.
+
+        Returns
+        -------
+        numpy.ndarray
+            int8 ``(n_samples, n_latent)``, 0 and 1.
+
+        Raises
+        ------
+        ValueError
+            If ``n_samples`` < 1, or the sampler or the label is unknown.
+        """
+        if seed is None:
+            seed = int(torch.randint(2**31 - 1, ()).item())
+        return self._draw(n_samples, sampler, sampler_options, seed, label=label)[0]
+
+    def _draw(
+        self,
+        n_samples: int,
+        sampler: str | Sampler,
+        sampler_options: dict[str, Any] | None,
+        seed: int,
+        *,
+        label: Any = None,
+    ) -> tuple[NDArray[np.int8], dict[str, Any]]:
+        S = self._label_table.configurations
+        wanted = S if label is None else S[S[:, self._unit_of(label)] == 1]
+        states = self._draw_states(wanted, n_samples, sampler, sampler_options, seed)
+        n = self.module.n_latent
+        columns: dict[str, Any] = {}
+        for level, key in enumerate(self.label_keys_):
+            units = [i for i, (k, _) in enumerate(self._label_table.labels) if k == level]
+            on = states[:, n:][:, units]
+            names = self._label_mapping[units][on.argmax(1)].copy()
+            names[~on.any(1)] = self.unlabeled_category_
+            columns[key] = pd.Categorical(names)
+        return states[:, :n], columns
+
+    def _draw_states(
+        self,
+        wanted: NDArray[np.float32],
+        n_samples: int,
+        sampler: str | Sampler,
+        sampler_options: dict[str, Any] | None,
+        seed: int,
+    ) -> NDArray[np.int8]:
+        """States of all units, with their labels in one of these configurations."""
+        if n_samples < 1:
+            raise ValueError(f"`n_samples` must be at least 1, got {n_samples}.")
+        n = self.module.n_latent
+        # Label units that are the same in all of them are set, the others drawn.
+        state = np.zeros(n + wanted.shape[1], dtype=np.int8)
+        state[n:] = wanted[0]
+        free = np.append(np.ones(n, dtype=bool), (wanted != wanted[0]).any(0))
+        W, h = self.prior
+        field = h[free] + W[np.ix_(free, ~free)] @ state[~free]
+        machine = Ising.from_boltzmann(W[np.ix_(free, free)], field)
+        chosen = correct(get_sampler(sampler, **(sampler_options or {})), int(free.sum()))
+        rows = {row.tobytes() for row in wanted.astype(np.int8)}
+        found: list[NDArray[np.int8]] = []
+        for k in range(_MAX_DRAWS):
+            drawn = np.tile(state, (n_samples, 1))
+            drawn[:, free] = chosen.sample(machine, n_samples=n_samples, seed=seed + k).binary
+            found.append(drawn[[y.tobytes() in rows for y in drawn[:, n:]]])
+            if sum(map(len, found)) >= n_samples:
+                return np.concatenate(found)[:n_samples]
+        raise RuntimeError(
+            f"Only {sum(map(len, found))} of {_MAX_DRAWS * n_samples} states have labels that go "
+            "together. Has the model been trained?"
+        )
+
+    def _unit_of(self, label: Any) -> int:
+        found = np.flatnonzero(self._label_mapping == label)
+        if not len(found):
+            raise ValueError(
+                f"Unknown label {label!r}. Available: {', '.join(map(repr, self._label_mapping))}."
+            )
+        return int(found[-1])  # the finest, where levels share a name
+
+    @torch.inference_mode()
+    def generate(  # type: ignore[override]
+        self,
+        n_cells: int = 1000,
+        batch: Any = None,
+        library_size: float | None = None,
+        sampler: str | Sampler = "parallel_tempering",
+        sampler_options: dict[str, Any] | None = None,
+        adata: AnnData | None = None,
+        batch_size: int = 256,
+        seed: int | None = None,
+        *,
+        label: Any = None,
+    ) -> AnnData:
+        """New cells with their labels: codes and labels from the prior, decoded, counts drawn.
+
+        Parameters
+        ----------
+        n_cells, batch, library_size, sampler, sampler_options, adata, batch_size, seed
+            As :meth:`QBMVI.generate`.
+        label
+            Make cells of this label only.
+
+        Returns
+        -------
+        anndata.AnnData
+            As of :meth:`QBMVI.generate`; labels are those drawn with the codes, not those of the
+            borrowed cells.
+
+        Raises
+        ------
+        TypeError
+            If ``batch`` is a list.
+        ValueError
+            As :meth:`QBMVI.generate`, and if the label is unknown.
+        """
+        return self._generate(
+            n_cells, batch, library_size, sampler, sampler_options, adata, batch_size, seed,
+            label=label,
+        )  # fmt: skip
+
+    def _states(self, **cells: Any) -> NDArray[Any]:
+        codes = super()._states(**cells)  # type: ignore[misc]
+        logits = self.module.prior.label_logits(torch.from_numpy(codes).to(self.device))
+        best = logits.argmax(-1).cpu().numpy()
+        return np.concatenate([codes, self._label_table.configurations[best]], 1)
+
+
+def _adapted(p: NDArray[np.float64], shares: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Probabilities with the proportions of these cells in place of those they were fitted with.
+
+    Saerens et al. (2002), Neural Computation 14, 21; one cell of each is added, so that none
+    vanishes.
+    """
+    proportions, out = shares, p
+    for _ in range(1000):
+        out = p * (proportions / shares.clip(1e-9))
+        out /= out.sum(1, keepdims=True)
+        new = (out.sum(0) + 1) / (len(p) + len(shares))
+        if np.abs(new - proportions).max() < 1e-6:
+            break
+        proportions = new
+    return out

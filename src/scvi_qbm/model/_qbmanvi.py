@@ -1,0 +1,205 @@
+"""QBMANVI: QBMVI with cell types as units of the Boltzmann machine."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+from anndata import AnnData
+from scvi import REGISTRY_KEYS
+from scvi.data._constants import ADATA_MINIFY_TYPE
+from scvi.data._utils import _is_minified
+
+from scvi_qbm._checks import check_setup_keys
+from scvi_qbm._signature import full_signature
+from scvi_qbm.labelled_module import QBMANVAE
+from scvi_qbm.labelled_plan import QBMANTrainingPlan
+
+from ._label_levels import LabelLevelsField
+from ._labels import LabelsMixin
+from ._qbmvi import QBMVI
+
+__all__ = ["QBMANVI"]
+
+_EPOCHS_MORE = 10
+_MOST_WEIGHT = 50.0
+
+
+class QBMANVI(LabelsMixin, QBMVI):
+    """QBMVI with cell types as units of its Boltzmann machine, for label transfer.
+
+    To :class:`QBMVI` what :class:`scvi.model.SCANVI` is to :class:`scvi.model.SCVI`: some cells
+    have labels, and the model predicts those of the others, with probabilities. Everything else is
+    QBMVI's.
+
+    Parameters
+    ----------
+    adata
+        AnnData registered with :meth:`setup_anndata`.
+    registry
+        As :class:`QBMVI`.
+    **kwargs
+        As :class:`QBMVI`; ``prior`` must be ``"boltzmann"``.
+
+    Raises
+    ------
+    ValueError
+        As :class:`QBMVI`; if no cell has a label, or all that have one have the same.
+
+    Examples
+    --------
+    >>> import scvi_qbm
+    >>> from scvi_qbm.data import pbmc68k
+    >>> adata = pbmc68k()
+    >>> adata.obs["known"] = adata.obs["cell_type"].astype(str)
+    >>> adata.obs.loc[adata.obs_names[::2], "known"] = "Unknown"
+    >>> scvi_qbm.QBMANVI.setup_anndata(adata, "known", "Unknown", layer="counts")
+    >>> model = scvi_qbm.QBMANVI(adata)
+    >>> model.train()  # doctest: +SKIP
+    >>> adata.obs["predicted"] = model.predict()  # doctest: +SKIP
+    """
+
+    _module_cls = QBMANVAE
+    _training_plan_cls = QBMANTrainingPlan
+    _LATENT_QZM_KEY = "qbmanvi_latent_qzm"
+    _LATENT_QZV_KEY = "qbmanvi_latent_qzv"
+
+    def __init__(
+        self, adata: AnnData | None = None, registry: dict | None = None, **kwargs: Any
+    ) -> None:
+        if kwargs.get("prior", "boltzmann") != "boltzmann":
+            raise ValueError("QBMANVI has label units in its machine: prior must be 'boltzmann'.")
+        super().__init__(adata, registry, **kwargs)
+        self._read_labels()
+        table = self._label_table
+        if len(table.configurations) < 2:
+            raise ValueError(
+                f"obs[{self.original_label_key!r}] has "
+                f"{'one label only' if len(table.labels) else 'no labels'} beside "
+                f"{self.unlabeled_category_!r}: at least two are needed to tell them apart."
+            )
+        self.module.set_labels(table.configurations, table.allowed)
+        self.was_pretrained = False
+
+    def _default_epochs(self, datamodule: Any) -> int | None:
+        return _EPOCHS_MORE if self.was_pretrained else super()._default_epochs(datamodule)
+
+    def _plan_defaults(self) -> dict[str, Any]:
+        # Cells whose labels shape their codes are coded unlike those to be predicted, and
+        # probabilities come out too sure (docs/labels.md).
+        n_labeled, n_others = len(self._labeled_indices), len(self._unlabeled_indices)
+        ratio = min(_MOST_WEIGHT, n_labeled / max(n_others, 1e-9))
+        warmup = {"n_epochs_kl_warmup": None} if self.was_pretrained else {}
+        return {"classification_ratio": ratio, **warmup}
+
+    @classmethod
+    def setup_anndata(  # type: ignore[override]
+        cls,
+        adata: AnnData,
+        labels_key: str | list[str],
+        unlabeled_category: str | int | float,
+        layer: str | None = None,
+        batch_key: str | None = None,
+        size_factor_key: str | None = None,
+        categorical_covariate_keys: list[str] | None = None,
+        continuous_covariate_keys: list[str] | None = None,
+        use_minified: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        """Say which parts of an AnnData the model reads. The data stay as they are.
+
+        Parameters
+        ----------
+        adata
+            As :meth:`QBMVI.setup_anndata`.
+        labels_key
+            Column of ``obs`` with the labels; or a list of columns, from coarse to fine. A cell
+            may have a label of one level and lack the others.
+        unlabeled_category
+            Value in these columns of cells without a label.
+        layer, batch_key, size_factor_key, categorical_covariate_keys, continuous_covariate_keys
+            As :meth:`QBMVI.setup_anndata`.
+        use_minified
+            Register the latents of minified data, if ``adata`` has them.
+        **kwargs
+            As :meth:`QBMVI.setup_anndata`.
+
+        Raises
+        ------
+        KeyError
+            If the layer or a key is not there; nothing is registered then.
+        ValueError
+            If a label is missing (NaN).
+        """
+        setup_method_args = cls._get_setup_method_args(**locals())
+        keys = [labels_key] if isinstance(labels_key, str) else list(labels_key)
+        if kwargs.get("source_registry") is None:
+            check_setup_keys(adata, layer, {"labels_key": keys})
+            if not (adata.obs[keys] == unlabeled_category).to_numpy().any():
+                warnings.warn(
+                    f"No cell is {unlabeled_category!r} in {', '.join(keys)}: all count as "
+                    "labelled.",
+                    UserWarning,
+                    stacklevel=2,
+                )
+        field = LabelLevelsField(REGISTRY_KEYS.LABELS_KEY, keys, unlabeled_category)
+        cls._register(adata, field, setup_method_args, use_minified=use_minified, **kwargs)
+
+    @classmethod
+    def from_qbmvi_model(
+        cls,
+        qbmvi_model: QBMVI,
+        unlabeled_category: str | int | float,
+        labels_key: str | list[str] | None = None,
+        adata: AnnData | None = None,
+        **kwargs: Any,
+    ) -> QBMANVI:
+        """A model with label units that starts from a trained one without.
+
+        Parameters
+        ----------
+        qbmvi_model
+            A trained QBMVI.
+        unlabeled_category, labels_key
+            As :meth:`setup_anndata`. ``labels_key`` may be left out if the model was set up with
+            one.
+        adata
+            Data with the labels; the model's if None.
+        **kwargs
+            Arguments of :class:`QBMANVI` that the QBMVI has no value for.
+
+        Returns
+        -------
+        QBMANVI
+            To be trained, for 10 epochs by default.
+
+        Raises
+        ------
+        ValueError
+            If there are no labels, or the data are minified.
+        """
+        qbmvi_model._check_if_trained(message="The QBMVI has not been trained yet.")
+        if qbmvi_model.minified_data_type == ADATA_MINIFY_TYPE.LATENT_POSTERIOR or (
+            adata is not None and _is_minified(adata)
+        ):
+            raise ValueError("The data are minified, and training needs their counts.")
+        given = dict(qbmvi_model.registry_["setup_args"])
+        labels_key = labels_key or given["labels_key"]
+        if labels_key is None:
+            raise ValueError("The QBMVI was set up without labels: pass labels_key=.")
+        if adata is None:
+            adata = qbmvi_model.adata
+        else:
+            qbmvi_model._validate_anndata(adata)
+        given |= {"labels_key": labels_key, "unlabeled_category": unlabeled_category}
+        cls.setup_anndata(adata, **given, use_minified=False)
+        arguments = qbmvi_model.init_params_["non_kwargs"]
+        if clash := sorted(kwargs.keys() & arguments.keys()):
+            raise ValueError(f"The QBMVI has decided on {', '.join(clash)} already.")
+        model = cls(adata, **arguments, **kwargs)
+        model.module.load_state_dict(qbmvi_model.module.state_dict(), strict=False)
+        model.was_pretrained = True
+        return model
+
+
+QBMANVI.__signature__ = full_signature(QBMANVI)  # type: ignore[attr-defined]

@@ -1,0 +1,164 @@
+"""Pictures of predicted labels against known ones."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from matplotlib.axes import Axes
+from numpy.typing import NDArray
+
+from scvi_qbm.pl.model import _kept
+from scvi_qbm.pl.style import PALETTE, axes_or_new
+
+__all__ = ["confusion", "reliability"]
+
+
+def _known_and_predicted(
+    adata: AnnData, labels_key: str, key: str
+) -> tuple[pd.Series, pd.Series, NDArray[np.float64]]:
+    """Labels and predictions of cells that have both, and how probable the predictions were."""
+    tool_key = key
+    for name, kept in adata.uns.get("qbm", {}).items():
+        if kept.get("tool") == "predict" and key in list(kept["columns"]):
+            tool_key = name
+    kept = _kept(adata, tool_key, "predict")
+    if key not in list(kept["columns"]):
+        raise KeyError(
+            f"Several levels were predicted. Pass key=, one of {list(kept['columns'])}."
+        )
+    if labels_key not in adata.obs:
+        raise KeyError(
+            f"{labels_key!r} is not in adata.obs. Available: {', '.join(map(repr, adata.obs))}."
+        )
+    known = adata.obs[labels_key].astype(object)
+    there = known.notna().to_numpy()
+    probability = adata.obs[f"{key}_probability"].to_numpy(dtype=float)
+    known, predicted = known[there].astype(str), adata.obs[key][there].astype(str)
+    return known, predicted, probability[there]
+
+
+def confusion(
+    adata: AnnData,
+    labels_key: str,
+    key: str = "predicted_label",
+    *,
+    ax: Axes | None = None,
+) -> Axes:
+    """Share of each known label's cells that were given each label.
+
+    Rows sum to 1. A label that was never known, such as that of unlabelled cells, has a column
+    and no row.
+
+    Parameters
+    ----------
+    adata
+        Cells with a result of :func:`scvi_qbm.tl.predict`.
+    labels_key
+        Column of ``obs`` with the known labels; cells without (NaN) are left out.
+    key
+        The column of ``obs`` with the predictions.
+    ax
+        Axes to draw into; new ones if None.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        The axes.
+
+    Raises
+    ------
+    TypeError
+        If ``adata`` is not an AnnData.
+    KeyError
+        If there are no predictions or labels.
+    """
+    known, predicted, _ = _known_and_predicted(adata, labels_key, key)
+    shares = pd.crosstab(known, predicted, normalize="index")
+    columns = [name for name in shares.index if name in shares.columns]
+    columns += [name for name in shares.columns if name not in columns]
+    shares = shares[columns]
+    n_rows, n_columns = shares.shape
+    ax = axes_or_new(ax, (2.6 + 0.28 * n_columns, 1.8 + 0.24 * n_rows))
+    image = ax.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    ax.figure.colorbar(image, ax=ax, label="share of the known label's cells")
+    ax.set_xticks(range(n_columns), columns, rotation=90, fontsize=7)
+    ax.set_yticks(range(n_rows), shares.index, fontsize=7)
+    if n_columns <= 20:
+        for (i, j), share in np.ndenumerate(shares.to_numpy()):
+            if share >= 0.005:
+                color = "white" if share > 0.6 else "0.2"
+                text = f"{share:.2f}".lstrip("0")
+                ax.text(j, i, text, ha="center", va="center", fontsize=6, color=color)
+    ax.set_xlabel("predicted")
+    ax.set_ylabel(f"known ({labels_key})")
+    ax.tick_params(length=2)
+    return ax
+
+
+def reliability(
+    adata: AnnData,
+    labels_key: str,
+    key: str = "predicted_label",
+    *,
+    n_bins: int = 10,
+    ax: Axes | None = None,
+) -> Axes:
+    """How often predictions are right, against how probable they were said to be.
+
+    On the diagonal the probabilities mean what they say; below it the model is too sure. The
+    title has the expected calibration error (ECE): the mean distance to the diagonal, over cells.
+    Use labels that the model has not seen.
+
+    Parameters
+    ----------
+    adata
+        Cells with a result of :func:`scvi_qbm.tl.predict`, made without a threshold.
+    labels_key
+        Column of ``obs`` with the known labels; cells without (NaN) are left out.
+    key
+        The column of ``obs`` with the predictions.
+    n_bins
+        Bins of equal width between 0 and 1.
+    ax
+        Axes to draw into; new ones if None.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        The axes.
+
+    Raises
+    ------
+    TypeError
+        If ``adata`` is not an AnnData.
+    KeyError
+        If there are no predictions or labels.
+    ValueError
+        If ``n_bins`` < 1.
+
+    References
+    ----------
+    Guo et al. (2017), On calibration of modern neural networks, ICML.
+    """
+    if n_bins < 1:
+        raise ValueError(f"`n_bins` must be at least 1, got {n_bins}.")
+    known, predicted, probability = _known_and_predicted(adata, labels_key, key)
+    right = (known == predicted).to_numpy()
+    bins = np.clip((probability * n_bins).astype(int), 0, n_bins - 1)
+    size = np.bincount(bins, minlength=n_bins)
+    there = size > 0
+    said = np.bincount(bins, probability, n_bins)[there] / size[there]
+    found = np.bincount(bins, right, n_bins)[there] / size[there]
+    error = float((size[there] * np.abs(said - found)).sum() / size.sum())
+    ax = axes_or_new(ax, (3.4, 3.2))
+    ax.plot([0, 1], [0, 1], color="0.6", lw=1, ls="--")
+    ax.bar(
+        (np.arange(n_bins)[there] + 0.5) / n_bins, size[there] / size.sum(), 0.9 / n_bins,
+        color="0.88", label="share of cells",
+    )  # fmt: skip
+    ax.plot(said, found, "o-", color=PALETTE[0], ms=4, label="right")
+    ax.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="probability of the prediction", ylabel="share")
+    ax.set_title(f"ECE {error:.3f}", fontsize=9)
+    ax.legend(frameon=False, fontsize=7, loc="upper left")
+    return ax

@@ -1,0 +1,70 @@
+"""Predicted labels, written beside those that are known."""
+
+from __future__ import annotations
+
+import pandas as pd
+from anndata import AnnData
+
+from scvi_qbm.model import QBMANVI
+
+from .cells import note, target
+
+
+def predict(
+    model: QBMANVI,
+    adata: AnnData | None = None,
+    *,
+    threshold: float = 0.0,
+    adapt_proportions: bool = False,
+    key_added: str = "predicted_label",
+    copy: bool = False,
+) -> AnnData | None:
+    """Predict the cells' labels, with their probabilities.
+
+    Parameters
+    ----------
+    model
+        A trained model.
+    adata
+        Cells to label; the model's if None.
+    threshold, adapt_proportions
+        As :meth:`QBMANVI.predict`.
+    key_added
+        Column of ``obs`` for the result.
+    copy
+        Return a copy of ``adata`` instead of writing into it.
+
+    Returns
+    -------
+    anndata.AnnData | None
+        ``obs[key_added]``: categorical. ``obs[key_added + "_probability"]``: of that label.
+        ``obsm[key_added + "_probabilities"]``: a data frame, cells by labels. For several levels
+        of labels ``obs`` has two columns for each, ``key_added + "_" + level`` and the same with
+        ``"_probability"``.
+
+    Raises
+    ------
+    TypeError
+        If the model is no QBMANVI.
+    ValueError
+        If ``threshold`` is not in [0, 1], or ``key_added`` holds something else.
+    """
+    if not isinstance(model, QBMANVI) and not isinstance(model, AnnData):
+        raise TypeError(f"tl.predict needs a QBMANVI model, not a {type(model).__name__}.")
+    adata = target(model, adata, copy, tool="predict", key_added=key_added)
+    options = {"threshold": threshold, "adapt_proportions": adapt_proportions}
+    hard = model.predict(adata, **options)
+    soft = model.predict(adata, soft=True, adapt_proportions=adapt_proportions)
+    levels = model.label_keys_
+    if len(levels) == 1:
+        parts = {key_added: (hard, soft)}
+    else:
+        parts = {f"{key_added}_{level}": (hard[level].to_numpy(), soft[level]) for level in levels}
+        soft.columns = [f"{level}: {name}" for level, name in soft.columns]
+    for key, (labels, probabilities) in parts.items():
+        adata.obs[key] = pd.Categorical(labels)
+        adata.obs[f"{key}_probability"] = probabilities.max(axis=1).to_numpy()
+    soft.columns = soft.columns.astype(str)
+    adata.obsm[f"{key_added}_probabilities"] = soft
+    note(adata, key_added, "predict", columns=list(parts), **options)
+    return adata if copy else None
