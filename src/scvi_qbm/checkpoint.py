@@ -291,6 +291,11 @@ def run_settings(model: Any, **given: Any) -> dict[str, str]:
             "names of genes": _hash(adata.var_names),
             "setup_anndata": dict(model.registry.get("setup_args", {})),
         }
+        for key in ("batch", "labels"):
+            state = model.get_state_registry(key)
+            codes = np.ravel(model.adata_manager.get_from_registry(key))
+            names = np.asarray(state.categorical_mapping, dtype=object)[codes]
+            everything[f"{key} of cells"] = _hash(names)
     return dict(_in_words("", everything | given))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -48,6 +50,7 @@ class QBMANVAE(QBMVAE):
 
     prior: LabelledPrior
     allowed: Tensor
+    _sees_labels = True
 
     def __init__(
         self,
@@ -84,7 +87,25 @@ class QBMANVAE(QBMVAE):
         self.register_buffer("allowed", allowed, persistent=False)
 
     def _labels_of(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {"allowed": self.allowed[tensors[REGISTRY_KEYS.LABELS_KEY].flatten().long()]}
+        codes = tensors[REGISTRY_KEYS.LABELS_KEY].flatten().long()
+        if not self._sees_labels:
+            codes = torch.full_like(codes, len(self.allowed) - 1)
+        return {"allowed": self.allowed[codes]}
+
+    @contextmanager
+    def labels_seen(self, seen: bool) -> Iterator[None]:
+        """Within it, whether bounds are of codes and labels, or of codes alone.
+
+        Parameters
+        ----------
+        seen
+            Whether known labels count.
+        """
+        before, self._sees_labels = self._sees_labels, seen
+        try:
+            yield
+        finally:
+            self._sees_labels = before
 
     def loss(
         self,

@@ -66,6 +66,9 @@ class QBMTrainingPlan(TrainingPlan):
         # mapping (scArches), which keeps its frozen batch norm.
         if not module.prior.is_frozen:
             module.train()
+        else:
+            # scArches masks gradients of frozen weights to 0, which Adam's decay does not respect.
+            kwargs.setdefault("weight_decay", 0.0)
         super().__init__(
             module,
             lr=lr,

@@ -20,7 +20,11 @@ def test_methods_by_name_and_group():
     core = select_methods(["core"])
     assert {"qbmvi", "bernoulli", "gaussian", "scvi", "scvi_fast", "ldvae", "autozi"} <= set(core)
     assert select_methods(["all"]) == list(METHODS)
-    assert {m for m in METHODS if METHODS[m].block == "supervised"} == {"scanvi", "scpoli"}
+    assert {m for m in METHODS if METHODS[m].block == "supervised"} == {
+        "qbmanvi",
+        "scanvi",
+        "scpoli",
+    }
     with pytest.raises(ValueError, match="Unknown method 'scVI'. Available: core, all"):
         select_methods(["scVI"])
     with pytest.raises(ValueError, match="Unknown method 'core'"):
@@ -29,7 +33,7 @@ def test_methods_by_name_and_group():
 
 def test_methods_that_use_labels_are_not_among_the_unsupervised():
     using = {name for name, method in METHODS.items() if method.uses_labels}
-    assert using == {"scanvi", "scpoli", "labels"}
+    assert using == {"qbmanvi", "scanvi", "scpoli", "labels"}
     assert all(METHODS[name].block != "unsupervised" for name in using)
 
 

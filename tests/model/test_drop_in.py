@@ -71,7 +71,7 @@ def script(Model, adata, query, folder):
 
     Model.prepare_query_anndata(query, f"{folder}/model")
     mapped = Model.load_query_data(query, f"{folder}/model")
-    mapped.train(max_epochs=2, plan_kwargs={"weight_decay": 0.0}, enable_progress_bar=False)
+    mapped.train(max_epochs=2, enable_progress_bar=False)
     assert mapped.get_latent_representation().shape == (query.n_obs, 12)
 
     mean, variance = loaded.get_latent_representation(return_dist=True)

@@ -10,6 +10,7 @@ from support.models import FAST
 
 import scvi_qbm
 from scvi_qbm import QBMANVI, QBMVI
+from scvi_qbm.logz import log_partition
 from scvi_qbm.model._label_levels import label_table
 
 KEY, UNKNOWN = "known", "Unknown"
@@ -103,6 +104,19 @@ def test_threshold_answers_that_it_does_not_know(model):
         model.predict(threshold=80)
 
 
+def test_unsure_cells_have_high_entropy(model):
+    p = model.predict(soft=True).to_numpy()
+    entropy = model.get_outlier_scores(score="entropy")
+    np.testing.assert_allclose(entropy, -(p * np.log(p)).sum(1), atol=1e-6)
+    hide = model.adata.copy()
+    hide.obs[KEY] = UNKNOWN
+    for score in ("kl", "elbo"):
+        torch.manual_seed(0)
+        seen = model.get_outlier_scores(score=score)
+        torch.manual_seed(0)
+        np.testing.assert_allclose(model.get_outlier_scores(hide, score=score), seen, rtol=1e-5)
+
+
 def test_proportions_are_those_of_the_cells_at_hand(model, data):
     """On a query of another composition the proportions come nearer to its own."""
     truth = data.obs["truth"].to_numpy()
@@ -146,6 +160,11 @@ def test_a_coarse_label_narrows_the_fine_ones():
     np.testing.assert_array_equal(table.configurations, full)
     allowed = [[1, 0, 0], [0, 1, 0], [1, 1, 0], [0, 0, 1], [0, 1, 0], [1, 1, 1]]
     np.testing.assert_array_equal(table.allowed, allowed)
+    # A query's new combination leaves what the reference knows: B may still go alone.
+    more = [*mapping[:-1], '["B", "memory"]', "?"]
+    later = label_table(more, "?", LEVELS, [5])
+    np.testing.assert_array_equal(later.configurations[:3, :4], full)
+    assert later.labels == [*table.labels, (1, "memory")] and len(later.configurations) == 4
     with pytest.raises(ValueError, match="'NK' has no label in obs\\['coarse'\\]"):
         label_table([*mapping[:-1], '["?", "NK"]', "?"], "?", LEVELS)
 
@@ -169,7 +188,7 @@ def test_saved_and_minified_it_predicts_the_same(name, request, tmp_path):
     pd.testing.assert_frame_equal(loaded.predict(soft=True), expected, atol=1e-4)
 
 
-def test_from_qbmvi_model(data, model):
+def test_from_qbmvi_model(data, model, tmp_path):
     scvi.settings.seed = 0
     adata = data.copy()
     QBMVI.setup_anndata(adata, layer="counts", batch_key="batch")
@@ -177,12 +196,18 @@ def test_from_qbmvi_model(data, model):
     first.train(**(FAST | {"max_epochs": 20}))
     with pytest.raises(ValueError, match="pass labels_key="):
         QBMANVI.from_qbmvi_model(first, UNKNOWN)
-    with pytest.raises(ValueError, match="n_latent"):
-        QBMANVI.from_qbmvi_model(first, UNKNOWN, KEY, n_latent=3)
+    with pytest.raises(TypeError, match="A QBMVI is needed"):
+        QBMANVI.from_qbmvi_model(model, UNKNOWN)
+    swapped = data.copy()
+    swapped.obs["batch"] = pd.Categorical(swapped.obs["batch"], categories=["c", "b", "a"])
+    with pytest.raises(ValueError, match="numbers batch as"):
+        QBMANVI.from_qbmvi_model(first, UNKNOWN, KEY, adata=swapped)
     second = QBMANVI.from_qbmvi_model(first, UNKNOWN, KEY)
     for name, value in first.module.state_dict().items():
         if not name.startswith("prior.log_z"):
             torch.testing.assert_close(second.module.state_dict()[name], value)
+    second.save(tmp_path / "m", save_anndata=True)
+    second = QBMANVI.load(tmp_path / "m")
     second.train(enable_progress_bar=False)
     assert len(second.history["elbo_train"]) <= 10
     hidden, truth = data.obs["hidden"].to_numpy(), data.obs["truth"].to_numpy()
@@ -194,12 +219,17 @@ def test_a_query_without_labels_keeps_the_references(model, data):
     del query.obs[KEY]
     query.obs["batch"] = "new"
     mapped = QBMANVI.load_query_data(query, model)
-    mapped.train(**FAST, plan_kwargs={"weight_decay": 0.0})
+    mapped.train(**(FAST | {"max_epochs": 5}))
     for name in ("a", "U", "h", "W_upper"):
         before, after = (getattr(m.module.prior, name) for m in (model, mapped))
         torch.testing.assert_close(before, after)
     truth = query.obs["truth"].to_numpy()
     assert (mapped.predict() == truth).mean() > 0.6
+    # The encoder takes cells of the reference as ever: nothing has moved what is frozen.
+    np.testing.assert_allclose(
+        mapped.get_latent_representation(data.copy(), representation="evidence"),
+        model.get_latent_representation(representation="evidence"), atol=1e-4,
+    )  # fmt: skip
 
 
 def test_a_query_brings_new_labels(data):
@@ -214,11 +244,11 @@ def test_a_query_brings_new_labels(data):
     truth = query.obs["truth"].to_numpy()
     knows = (truth == new) & (rng.random(query.n_obs) < 0.5)
     query.obs[KEY] = np.where(knows, new, UNKNOWN)
-    with pytest.raises(ValueError, match="labels that the model does not know: 'CD19"):
+    with pytest.raises(ValueError, match="labels in .* that the model does not know: 'CD19"):
         reference.predict(query)
     mapped = QBMANVI.load_query_data(query, reference)
     assert list(mapped._label_mapping) == [*reference._label_mapping, new]
-    mapped.train(**FAST, plan_kwargs={"weight_decay": 0.0})
+    mapped.train(**FAST)
     n_old = reference.n_labels
     torch.testing.assert_close(mapped.module.prior.U[:, :n_old], reference.module.prior.U)
     shift = mapped.module.prior.a[:n_old] - reference.module.prior.a
@@ -266,7 +296,16 @@ def test_bad_labels(data):
     adata.obs[KEY] = [None, "A", *["B"] * (adata.n_obs - 2)]
     with pytest.raises(ValueError, match=r"1 cells have no value.*fillna\('Unknown'\)"):
         QBMANVI.setup_anndata(adata, **setup)
-    QBMANVI.setup_anndata(data.copy(), **setup)
+    for keys in (None, [], [KEY, KEY]):
+        with pytest.raises(ValueError, match="`labels_key` is a column"):
+            QBMANVI.setup_anndata(data.copy(), keys, UNKNOWN)
+    with pytest.raises(ValueError, match="`unlabeled_category` is a value"):
+        QBMANVI.setup_anndata(data.copy(), KEY, None)
+    adata = data.copy()
+    adata.obs["fine"] = UNKNOWN
+    QBMANVI.setup_anndata(adata, LEVELS, UNKNOWN, layer="counts")
+    with pytest.raises(ValueError, match=r"obs\['fine'\] has no labels"):
+        QBMANVI(adata)
     with pytest.raises(ValueError, match="prior must be 'boltzmann'"):
         QBMANVI(data, prior="bernoulli")
 
@@ -298,10 +337,107 @@ def test_the_bound_of_labelled_cells_is_of_labels_too(model, data):
     np.testing.assert_allclose(with_labels - without, cost, atol=5e-3)
 
 
+def test_the_bound_without_labels_compares_with_qbmvi(model, data):
+    labelled = np.flatnonzero(~data.obs["hidden"])
+    cells = {"indices": labelled, "n_samples": 2, "return_mean": False}
+    torch.manual_seed(0)
+    hidden = model.get_elbo(with_labels=False, **cells)
+    other = data.copy()
+    del other.obs[KEY]
+    torch.manual_seed(0)
+    torch.testing.assert_close(hidden, model.get_elbo(other, **cells))
+    torch.manual_seed(0)
+    assert (model.get_elbo(**cells) <= hidden + 1e-3).all()
+    some = {"indices": labelled[:20], "n_mc_samples": 5}
+    torch.manual_seed(0)
+    first = model.get_marginal_ll(with_labels=False, **some)
+    torch.manual_seed(0)
+    assert first == pytest.approx(model.get_marginal_ll(other, **some))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_last_fit_has_the_shares_of_the_cells(data, seed):
+    """The machine's own law: log Z is its own, and labels are as frequent as among the cells."""
+    adata = data[:400].copy()
+    scvi.settings.seed = seed
+    QBMANVI.setup_anndata(adata, KEY, UNKNOWN, layer="counts")
+    model = QBMANVI(adata, n_latent=8, n_hidden=32)
+    model.train(**(FAST | {"max_epochs": 20}))
+    exact = log_partition(model.prior.ising, method="exact").value
+    assert model.get_log_partition().value == pytest.approx(exact, abs=0.1)
+    law = model.module.prior.log_prob(codes(8).float()).exp().detach()
+    assert float(law.sum()) > 0.97
+    p = torch.softmax(model.module.prior.label_logits(codes(8).float()), -1).detach()
+    shares = (law[:, None] * p).sum(0).numpy()
+    assert np.abs(shares - model.predict(soft=True).mean().to_numpy()).max() < 0.2
+    means = (law[:, None] * codes(8).float()).sum(0).numpy()
+    q = model.get_latent_representation(representation="probabilities")
+    assert np.abs(means - q[model.train_indices].mean(0)).max() < 0.12
+
+
+def test_a_new_combination_of_known_labels(data):
+    """Both labels have their place already: such a cell is a mistake."""
+    reference = trained(data.copy(), LEVELS, max_epochs=10)
+    query = data.copy()
+    query.obs["coarse"], query.obs["fine"] = UNKNOWN, UNKNOWN
+    query.obs.iloc[0, query.obs.columns.get_loc("coarse")] = "CD19+ B"
+    query.obs.iloc[0, query.obs.columns.get_loc("fine")] = "CD8+ Cytotoxic T"
+    with pytest.raises(ValueError, match=r"combinations of labels in .*CD19\+ B / CD8"):
+        reference.predict(query)
+    with pytest.raises(ValueError, match=r"B / CD8.* contradicts the levels"):
+        QBMANVI.load_query_data(query, reference)
+
+
+def test_training_that_is_cut_short_predicts(data):
+    adata = data.copy()
+    QBMANVI.setup_anndata(adata, KEY, UNKNOWN, layer="counts")
+    model = QBMANVI(adata, n_latent=16, n_hidden=64)
+    model._fit_prior = None  # an error where the last fits begin
+    with pytest.raises(TypeError):
+        model.train(**(FAST | {"max_epochs": 20}))
+    del model._fit_prior
+    right = model.predict() == data.obs["truth"].to_numpy()
+    assert right[data.obs["hidden"]].mean() > 0.6
+    assert model.predict(adapt_proportions=True)[0] != UNKNOWN
+
+
+def test_other_labels_do_not_go_on_with_a_checkpoint(data, tmp_path):
+    model = trained(data.copy(), max_epochs=1)
+    model.train(**FAST, checkpoint_dir=tmp_path)
+    other = partly(data, seed=1)
+    QBMANVI.setup_anndata(other, KEY, UNKNOWN, layer="counts", batch_key="batch")
+    again = QBMANVI(other, n_latent=16, n_hidden=64)
+    with pytest.raises(ValueError, match="labels of cells"):
+        again.train(**FAST, checkpoint_dir=tmp_path)
+
+
+def test_dispersions_follow_their_labels(data):
+    adata = data.copy()
+    QBMVI.setup_anndata(adata, layer="counts", labels_key="coarse")  # "Unknown" sorts last but T
+    first = QBMVI(adata, n_latent=8, n_hidden=16, dispersion="gene-label")
+    first.train(**FAST)
+    before = dict(zip(first.get_state_registry("labels").categorical_mapping,
+                      first.module.px_r.T.tolist(), strict=True))  # fmt: skip
+    second = QBMANVI.from_qbmvi_model(first, "T", "coarse")
+    names = second.get_state_registry("labels").categorical_mapping
+    assert names[-1] == "T"
+    for name, values in zip(names, second.module.px_r.T.tolist(), strict=True):
+        assert values == before[name]
+
+
 def test_history_has_accuracies(model):
     for name in ("classification_loss", "accuracy", "f1_score", "calibration_error"):
         for mode in ("train", "validation"):
             assert np.isfinite(model.history[f"{mode}_{name}"].to_numpy(dtype=float)).any()
+
+
+@pytest.mark.parametrize("unlabeled", ["?", "-1", False])
+def test_labels_of_several_types(data, unlabeled):
+    adata = data.copy()
+    adata.obs[KEY] = [unlabeled, 3, True, *["a"] * 350, *["b"] * (adata.n_obs - 353)]
+    adata.obs[KEY] = adata.obs[KEY].astype(object)
+    QBMANVI.setup_anndata(adata, KEY, unlabeled, layer="counts")
+    assert QBMANVI(adata).n_labels == 4
 
 
 @pytest.fixture(scope="module")
@@ -372,6 +508,8 @@ def test_tools_and_pictures(model, levels, data, tmp_path):
     assert (adata.obs["predicted_label"] == model.predict(threshold=0.5)).all()
     p = model.predict(soft=True)
     np.testing.assert_allclose(adata.obs["predicted_label_probability"], p.max(axis=1))
+    with pytest.raises(ValueError, match="No cell has a label"):
+        pl.confusion(adata[adata.obs[KEY] == UNKNOWN], KEY)
     assert list(adata.obsm["predicted_label_probabilities"].columns) == list(p.columns)
     tl.predict(levels, adata, key_added="by_level")
     assert (adata.obs["by_level_coarse"].astype(str) == levels.predict()["coarse"]).all()

@@ -14,11 +14,13 @@ from collections import defaultdict
 import pytest
 
 SCVI = "tests/model/test_scvi.py"
+SCANVI = "tests/model/test_scanvi.py"
 MINIFIED = "tests/model/test_models_with_minified_data.py"
 CALLBACKS = "tests/train/test_callbacks.py"
 
 FILES = (
     SCVI,
+    SCANVI,
     MINIFIED,
     "tests/model/test_differential_abundance.py",
     "tests/model/test_differential.py",
@@ -46,6 +48,51 @@ EDITS = (
         'size_factor_key="size_factor"',
         'size_factor_key=None if gene_likelihood == "normal" else "size_factor"',
         "a normal likelihood has a free mean here, and a size factor is refused on purpose",
+    ),
+    (
+        SCANVI,
+        "module.classifier.classifier[0].fc_layers[0][0].weight",
+        "module.prior.U",
+        "the classifier is the machine's label units",
+    ),
+    (
+        SCANVI,
+        """    # test classifier unfrozen
+    model2 = SCANVI.load_query_data(adata2, dir_path, freeze_classifier=False)
+    model2._unlabeled_indices = np.arange(adata2.n_obs)
+    model2._labeled_indices = []
+    model2.train(max_epochs=1)
+    class_query_weight = (
+        model2.module.prior.U.detach().cpu().numpy()
+    )
+    class_ref_weight = (
+        model.module.prior.U.detach().cpu().numpy()
+    )
+    with pytest.raises(AssertionError):
+        np.testing.assert_allclose(class_query_weight, class_ref_weight, atol=1e-07)
+""",
+        "",
+        "a query leaves the reference's label units as they are, and adds units of its own",
+    ),
+    (
+        SCANVI,
+        """    # Test without label groups
+    scanvi_model = SCANVI.from_scvi_model(
+        m, "label_0", labels_key="labels", use_labels_groups=False
+    )
+    scanvi_model.train(1)
+""",
+        "",
+        "groups of labels are given as a second column of labels, not as an option",
+    ),
+    (
+        SCANVI,
+        ", linear_classifier=True\n    )\n\n    model.train(\n        max_epochs=1,\n"
+        "        train_size=0.5,\n        check_val_every_n_epoch=1,\n"
+        "        n_samples_per_label=10,\n",
+        "\n    )\n\n    model.train(\n        max_epochs=1,\n"
+        "        train_size=0.5,\n        check_val_every_n_epoch=1,\n",
+        "the classifier is linear, and all labelled cells are used",
     ),
     (
         MINIFIED,
@@ -95,7 +142,12 @@ NOT_APPLICABLE = (
     ),
     (r"test_backwards_compatible_loading|test_backup_url", "loads SCVI models from the internet"),
     (r"mlflow", "needs scvi-tools' own MLflow server"),
-    (r"test_scanvi_", "another class: SCANVI"),
+    (
+        r"test_linear_classifier_scanvi|test_scanvi_(pre_)?logits",
+        "looks into SCANVI's classifier; label units are none",
+    ),
+    (r"test_scanvi_interpretability", "needs captum or shap, through SCANVI's classifier"),
+    (r"minified_data.py::test_scanvi_", "another class: SCANVI"),
     (r"test_differential_abundance_not_implemented", "another class: AmortizedLDA"),
     (
         r"\[.*(SCANVI|TOTALVI|MULTIVI|SCVIVA|TOTALANVI)",
@@ -117,6 +169,8 @@ def pytest_configure(config):
     from scvi_qbm.module import QBMVAE
 
     scvi.model.SCVI = scvi_qbm.QBMVI
+    scvi.model.SCANVI = scvi_qbm.QBMANVI
+    scvi_qbm.QBMANVI.from_scvi_model = scvi_qbm.QBMANVI.from_qbmvi_model
     scvi.module.VAE = QBMVAE
     config.pluginmanager.register(_Results(os.environ["PEER_RESULTS"]))
 

@@ -90,7 +90,7 @@ def test_a_valley_has_one_name(model, pbmc, tmp_path):
     query = pbmc[rare].copy()
     query.obs["batch"] = "query"
     mapped = scvi_qbm.QBMVI.load_query_data(query, str(tmp_path / "model"))
-    mapped.train(max_epochs=1, enable_progress_bar=False, plan_kwargs={"weight_decay": 0.0})
+    mapped.train(max_epochs=1, enable_progress_bar=False)
     tl.attractors(mapped, depth=0, key_added="every")
     np.testing.assert_array_equal(
         mapped.adata.uns["qbm"]["every"]["states"], own.uns["qbm"]["every"]["states"]

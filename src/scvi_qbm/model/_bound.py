@@ -69,7 +69,7 @@ class BoundMixin:
             )
         if return_error and not return_mean:
             raise ValueError("return_error=True is for the mean: leave out return_mean=False.")
-        self._check_if_trained(warn=False)
+        self._check_if_trained()  # a query has a bound before it is trained
         loader = self._minibatches(
             adata, indices, batch_size, dataloader, **(data_loader_kwargs or {})
         )

@@ -48,6 +48,9 @@ class LabelLevelsField(LabelsWithUnlabeledObsField):
         Value of cells without a label, in any of the columns.
     """
 
+    #: Numbers of categories when the model's data, and then each query's, were registered.
+    STAGES = "stages"
+
     def __init__(
         self, registry_key: str, obs_keys: Sequence[str], unlabeled_category: Any
     ) -> None:
@@ -55,9 +58,8 @@ class LabelLevelsField(LabelsWithUnlabeledObsField):
         super().__init__(registry_key, ", ".join(self.obs_keys), unlabeled_category)
 
     def _get_original_column(self, adata: AnnData) -> NDArray[Any]:
-        if any(key not in adata.obs for key in self.obs_keys):
-            return np.full(adata.n_obs, self._unlabeled_category, dtype=object)
-        columns = [adata.obs[key] for key in self.obs_keys]
+        none = pd.Series(self._unlabeled_category, index=adata.obs_names, dtype=object)
+        columns = [adata.obs.get(key, none) for key in self.obs_keys]
         for column in columns:
             if column.isna().any():
                 raise ValueError(
@@ -110,7 +112,7 @@ class LabelLevelsField(LabelsWithUnlabeledObsField):
             names = np.sort(names)
         except TypeError:  # of several types
             names = np.array(sorted(names, key=str), dtype=object)
-        return self._write(adata, values, names)
+        return self._write(adata, values, names, [])
 
     def transfer_field(
         self,
@@ -149,15 +151,37 @@ class LabelLevelsField(LabelsWithUnlabeledObsField):
         names = list(state_registry[self.CATEGORICAL_MAPPING_KEY])[:-1]
         new = sorted(set(values) - {*names, self._unlabeled_category}, key=str)
         if new and not extend_categories:
+            several = len(self.obs_keys) > 1
+            shown = [" / ".join(json.loads(x)) if several else str(x) for x in new[:5]]
+            where = " and ".join(f"obs[{key!r}]" for key in self.obs_keys)
+            what = "combinations of labels" if several else "labels"
             raise ValueError(
-                f"obs[{self._original_attr_key!r}] has labels that the model does not know: "
-                f"{', '.join(map(repr, new[:5]))}{' ...' if len(new) > 5 else ''}. Rename the "
-                "column if it is another annotation, or teach the model these labels: "
-                "load_query_data(adata, model), then train()."
+                f"{what} in {where} that the model does not know: {', '.join(map(repr, shown))}"
+                f"{' ...' if len(new) > 5 else ''}. To predict, rename or drop the column: none is "
+                "needed. To teach the model new labels: load_query_data(adata, model), then "
+                "train()."
             )
-        return self._write(adata_target, values, [*names, *new])
+        return self._write(adata_target, values, [*names, *new], state_registry[self.STAGES])
 
-    def _write(self, adata: AnnData, values: NDArray[Any], names: Any) -> dict[str, Any]:
+    def get_summary_stats(self, state_registry: dict[str, Any]) -> dict[str, int]:
+        """Number of categories, that of unlabelled cells among them.
+
+        Parameters
+        ----------
+        state_registry
+            scvi-tools' state registry.
+
+        Returns
+        -------
+        dict[str, int]
+            ``n_labels``.
+        """
+        # Upstream sorts them, which labels of several types do not allow.
+        return {self.count_stat_key: len(state_registry[self.CATEGORICAL_MAPPING_KEY])}
+
+    def _write(
+        self, adata: AnnData, values: NDArray[Any], names: Any, before: list[int]
+    ) -> dict[str, Any]:
         mapping = np.empty(len(names) + 1, dtype=object)
         mapping[:] = [*names, self._unlabeled_category]
         number = {name: i for i, name in enumerate(mapping)}
@@ -166,11 +190,15 @@ class LabelLevelsField(LabelsWithUnlabeledObsField):
             self.CATEGORICAL_MAPPING_KEY: mapping,
             self.ORIGINAL_ATTR_KEY: self._original_attr_key,
             self.UNLABELED_CATEGORY: self._unlabeled_category,
+            self.STAGES: [*before, len(names)],
         }
 
 
 def label_table(
-    mapping: Sequence[Any], unlabeled_category: Any, keys: Sequence[str]
+    mapping: Sequence[Any],
+    unlabeled_category: Any,
+    keys: Sequence[str],
+    stages: Sequence[int] = (),
 ) -> LabelTable:
     """Which labels there are, and which go together.
 
@@ -184,6 +212,9 @@ def label_table(
         Value that says so.
     keys
         Columns of the levels, from coarse to fine.
+    stages
+        Numbers of categories that there were before queries brought others: what went alone then
+        may still do so.
 
     Returns
     -------
@@ -193,7 +224,8 @@ def label_table(
     Raises
     ------
     ValueError
-        If a fine label never occurs together with a coarse one.
+        If a level has no labels, a fine one never occurs together with a coarse one, or a query's
+        labels contradict the reference's levels.
     """
     n_levels = len(keys)
     if n_levels == 1:
@@ -209,15 +241,30 @@ def label_table(
     def fits(row: Any, full: Any) -> bool:
         return all(a is None or a == b for a, b in zip(row, full, strict=True))
 
-    complete = [row for row in rows if None not in row]
-    # A coarse label whose cells never have a fine one goes alone.
-    full = [r for r in rows[:-1] if None not in r or not any(fits(r, f) for f in complete)]
+    full: list[Any] = []
+    for n in [*stages, len(rows) - 1]:
+        complete = [row for row in rows[:n] if None not in row]
+        # A coarse label whose cells never have a fine one goes alone.
+        alone = [r for r in rows[:n] if None in r and not any(fits(r, f) for f in complete)]
+        known = {label for r in full for label in enumerate(r)}
+        new = [r for r in rows[:n] if r in complete + alone and r not in full]
+        for row in new if full else []:
+            if set(enumerate(row)) <= known:
+                raise ValueError(
+                    f"{' / '.join(map(str, row))} contradicts the levels of labels that the model "
+                    f"knows: it has seen these labels, and never together. Give such cells "
+                    f"{unlabeled_category!r} at one of the levels."
+                )
+        full += new
     for row in full:
         if row[0] is None:
             raise ValueError(
                 f"{next(filter(None, row))!r} has no label in obs[{keys[0]!r}] in any cell: give "
                 "the coarse label in one of its cells at least."
             )
+    for k, key in enumerate(keys):
+        if n_levels > 1 and not any(row[k] is not None for row in rows):
+            raise ValueError(f"obs[{key!r}] has no labels beside {unlabeled_category!r}.")
     # By first appearance, so that later labels come last.
     labels = list(dict.fromkeys((k, x) for r in rows for k, x in enumerate(r) if x is not None))
     configurations = np.zeros((len(full), len(labels)), dtype=np.float32)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,12 @@ from scvi_qbm.samplers import Sampler, get_sampler
 
 from ._label_levels import LabelTable, label_table
 
+# A child of scvi-tools' logger, which is the one that users see.
+logger = logging.getLogger("scvi.qbm")
+
+LabelledOutlierScore = Literal["elbo", "kl", "reconstruction", "entropy"]
+
+_ALL = 2**63
 _MAX_LABELLED = 200_000
 _REPLAYED = 2000
 _NEVER = 1e4  # nats
@@ -41,7 +48,7 @@ class LabelsMixin:
         self.original_label_key = state.original_key
         self.unlabeled_category_ = state.unlabeled_category
         self._label_table: LabelTable = label_table(
-            state.categorical_mapping, self.unlabeled_category_, self.label_keys_
+            state.categorical_mapping, self.unlabeled_category_, self.label_keys_, state.stages
         )
         self._label_mapping = np.array(
             [name for _, name in self._label_table.labels], dtype=object
@@ -62,16 +69,17 @@ class LabelsMixin:
         weight_decay: float,
     ) -> None:
         """Label units by the labelled cells, then the others by all."""
-        new = [k for k in self._label_table.labels if k not in (self._fitted_labels_ or [])]
         if not self.module.prior.is_frozen:
             pull = self._parameters_of_prior()
             self._fit_labels(loader)
             super()._fit_prior(loader, lr=lr, weight_decay=weight_decay)  # type: ignore[misc]
             self._pull_ = pull
-        elif new:
-            self._fit_labels(loader, n_fixed=self.n_labels - len(new))
-        if new or not lr:
-            self.module.negative_phase.refresh_log_z(final=True, over_ranks=False)
+        elif self._label_shares_ and set(self._configurations()) - self._label_shares_.keys():
+            self._fit_labels(loader, n_fixed=len(self._fitted_labels_ or []))
+
+    def _forget_fits(self) -> None:
+        super()._forget_fits()  # type: ignore[misc]
+        self._fitted_labels_ = None
 
     @torch.no_grad()
     def _fit_labels(
@@ -93,17 +101,19 @@ class LabelsMixin:
             allowed.append(there[some])
         if n_fixed:
             # The reference's cells are not here, but its machine can draw cells like them.
-            S = self._label_table.configurations
-            old = ~S[:, n_fixed:].any(1)
-            drawn = self._draw_states(S[old], _REPLAYED, "parallel_tempering", None, seed=0)
+            old = np.array([k in (self._label_shares_ or {}) for k in self._configurations()])
+            rows = self._label_table.configurations[old]
+            drawn = self._draw_states(rows, _REPLAYED, "parallel_tempering", None, seed=0)
             drawn = torch.from_numpy(drawn.astype(np.float32)).to(self.device)
             q.append(drawn[:, : prior.n_latent])
-            S = torch.from_numpy(S).to(self.device)
-            allowed.append((drawn[:, prior.n_latent :] @ S.T) == S.sum(1))
+            y = drawn[:, None, prior.n_latent :]
+            allowed.append((y == prior.configurations).all(-1))
         if not sum(map(len, q)):
             return
         q, allowed = torch.cat(q), torch.cat(allowed)
-        fit_labels(prior, q, allowed, mean / n_seen, n_fixed=n_fixed)
+        if n_fixed < self.n_labels:
+            fit_labels(prior, q, allowed, mean / n_seen, n_fixed=n_fixed)
+        self.module.negative_phase.refresh_log_z(final=True, over_ranks=False)
         shares = torch.softmax(prior.label_logits(q, allowed), -1).mean(0).tolist()
         self._label_shares_ = dict(zip(self._configurations(), shares, strict=True))
         self._fitted_labels_ = list(self._label_table.labels)
@@ -140,7 +150,14 @@ class LabelsMixin:
             As :meth:`QBMVI.load_query_data`.
         """
         model = super().load_query_data(*args, **kwargs)  # type: ignore[misc]
+        model.was_pretrained_ = False
         n_new = model.n_labels - len(model._fitted_labels_ or model._label_table.labels)
+        if n_new:
+            names = ", ".join(map(repr, model._label_mapping[-n_new:]))
+            logger.info(f"New labels: {names}. Each becomes a unit.")
+            if model.module.dispersion == "gene-label":
+                px_r, at = model.module.px_r.data, model.n_labels - n_new
+                px_r[:, at + 1 :] = px_r[:, at : at + 1].clone()  # as unlabelled cells'
         if n_new and (pull := model._pull_) is not None:
             # As ever for the embedding: new labels are never on.
             off, U = torch.full((n_new,), _NEVER), pull["U"]
@@ -202,19 +219,13 @@ class LabelsMixin:
         """
         if not 0 <= threshold <= 1:
             raise ValueError(f"`threshold` must be from 0 to 1, got {threshold}.")
-        q = torch.from_numpy(
-            self.get_latent_representation(
-                adata, indices=indices, batch_size=batch_size, dataloader=dataloader,
-                representation="probabilities",
-            )
-        )  # fmt: skip
-        if not use_posterior_mean:
-            q = torch.bernoulli(q)
-        prior = self.module.prior
-        p = torch.softmax(prior.label_logits(q.to(self.device)).double(), -1).cpu().numpy()
+        p = self._probabilities(
+            adata, indices, batch_size, dataloader, draw=not use_posterior_mean
+        )
         if adapt_proportions:
             known = self._label_shares_ or {}
-            p = _adapted(p, np.array([known.get(k, 0.0) for k in self._configurations()]))
+            shares = np.array([known.get(k, 0.0) for k in self._configurations()])
+            p = _adapted(p, shares)
         if soft:
             columns = pd.Index(self._label_mapping)
             if len(self.label_keys_) > 1:
@@ -247,6 +258,115 @@ class LabelsMixin:
             found.append(names)
             p = p * np.where(sure[:, None], S[:, best].T, 1)
         return found
+
+    @torch.inference_mode()
+    def get_outlier_scores(  # type: ignore[override]
+        self,
+        adata: AnnData | None = None,
+        indices: Sequence[int] | None = None,
+        score: LabelledOutlierScore = "kl",
+        batch_size: int | None = None,
+    ) -> pd.Series:
+        """How foreign each cell is to the model, or how unsure its label.
+
+        Parameters
+        ----------
+        adata, indices
+            As :meth:`QBMVI.get_outlier_scores`.
+        score
+            As :meth:`QBMVI.get_outlier_scores`; or ``"entropy"``, that of the label's
+            probabilities (of the finest level), in nats. A cell of an unknown type has a high
+            ``"kl"``; one between two known types a high entropy.
+        batch_size
+            Cells at once; ``scvi.settings.batch_size`` if None.
+
+        Returns
+        -------
+        pandas.Series
+            A score a cell, named ``score``, indexed by the cells' names.
+
+        Raises
+        ------
+        ValueError
+            If the score is unknown, or needs counts and the data are minified.
+        """
+        if score != "entropy":
+            return super().get_outlier_scores(adata, indices, score, batch_size)  # type: ignore[misc]
+        p = self._probabilities(adata, indices, batch_size)
+        values = -(p * np.log(p.clip(1e-300))).sum(1)
+        return pd.Series(values, index=self._names(adata, indices), name=score)
+
+    @torch.inference_mode()
+    def _probabilities(
+        self,
+        adata: Any,
+        indices: Any,
+        batch_size: int | None,
+        dataloader: Any = None,
+        *,
+        draw: bool = False,
+    ) -> NDArray[np.float64]:
+        """Of the configurations of labels, ``(n_cells, n_configurations)``."""
+        # As SCANVI's, a query predicts before it is trained; a new model is warned of.
+        self._check_if_trained()
+        if self._fitted_labels_ is None and self.is_trained and self.adata is not None:
+            pull = self._parameters_of_prior()
+            self._fit_labels(None)  # training was cut short
+            self._pull_ = self._pull_ or pull
+        loader = self._minibatches(adata, indices, batch_size, dataloader)
+        q = torch.zeros(0, self.module.n_latent)
+        q = torch.cat([q, *(qz.probs.cpu() for qz, _ in self._posteriors(loader, limit=_ALL))])
+        if draw:
+            q = torch.bernoulli(q)
+        logits = self.module.prior.label_logits(q.to(self.device)).double()
+        p: NDArray[np.float64] = torch.softmax(logits, -1).cpu().numpy()
+        return p
+
+    def get_elbo(self, *args: Any, with_labels: bool = True, **kwargs: Any) -> Any:
+        """Evidence lower bound: nats a cell, higher is better.
+
+        Parameters
+        ----------
+        *args, **kwargs
+            As :meth:`QBMVI.get_elbo`.
+        with_labels
+            For cells with a label bound log p(x, y). If False, log p(x) for all cells, which
+            compares with :class:`QBMVI`.
+
+        Returns
+        -------
+        float | torch.Tensor | tuple[float, float]
+            As :meth:`QBMVI.get_elbo`.
+
+        Raises
+        ------
+        ValueError
+            As :meth:`QBMVI.get_elbo`.
+        """
+        with self.module.labels_seen(with_labels):
+            return super().get_elbo(*args, **kwargs)  # type: ignore[misc]
+
+    def get_marginal_ll(self, *args: Any, with_labels: bool = True, **kwargs: Any) -> Any:
+        """Importance-weighted log-likelihood.
+
+        Parameters
+        ----------
+        *args, **kwargs
+            As :meth:`QBMVI.get_marginal_ll`.
+        with_labels
+            As :meth:`get_elbo`.
+
+        Returns
+        -------
+        float | torch.Tensor
+            As :meth:`QBMVI.get_marginal_ll`.
+        """
+        with self.module.labels_seen(with_labels):
+            return super().get_marginal_ll(*args, **kwargs)  # type: ignore[misc]
+
+    def _losses(self, *args: Any) -> Any:
+        with self.module.labels_seen(False):
+            return super()._losses(*args)  # type: ignore[misc]
 
     def get_label_couplings(self) -> pd.DataFrame:
         """How label and code units go together.
@@ -285,7 +405,7 @@ class LabelsMixin:
             As :meth:`QBMVI.sample_prior`.
         label
             Draw codes of this label: its unit is set, and the sampler draws from the machine of
-            the other units.
+            the other units. Where levels share a name it is that of the finest.
 
         Returns
         -------
@@ -357,12 +477,12 @@ class LabelsMixin:
         )
 
     def _unit_of(self, label: Any) -> int:
-        found = np.flatnonzero(self._label_mapping == label)
-        if not len(found):
+        found = [i for i, name in enumerate(self._label_mapping) if np.array_equal(name, label)]
+        if not found:
             raise ValueError(
                 f"Unknown label {label!r}. Available: {', '.join(map(repr, self._label_mapping))}."
             )
-        return int(found[-1])  # the finest, where levels share a name
+        return found[-1]
 
     @torch.inference_mode()
     def generate(  # type: ignore[override]

@@ -5,10 +5,12 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+import pandas as pd
 from anndata import AnnData
 from scvi import REGISTRY_KEYS
 from scvi.data._constants import ADATA_MINIFY_TYPE
 from scvi.data._utils import _is_minified
+from torch import Tensor
 
 from scvi_qbm._checks import check_setup_keys
 from scvi_qbm._signature import full_signature
@@ -22,7 +24,6 @@ from ._qbmvi import QBMVI
 __all__ = ["QBMANVI"]
 
 _EPOCHS_MORE = 10
-_MOST_WEIGHT = 50.0
 
 
 class QBMANVI(LabelsMixin, QBMVI):
@@ -31,6 +32,11 @@ class QBMANVI(LabelsMixin, QBMVI):
     To :class:`QBMVI` what :class:`scvi.model.SCANVI` is to :class:`scvi.model.SCVI`: some cells
     have labels, and the model predicts those of the others, with probabilities. Everything else is
     QBMVI's.
+
+    In training a label weighs no more than it does in the bound, so that cells with and without
+    one are coded alike. Then the label units are fitted to the labelled cells, by a regression
+    whose penalty is cross-validated. For an embedding that labels shape:
+    ``train(plan_kwargs={"classification_ratio": 50})``; its predictions are too sure.
 
     Parameters
     ----------
@@ -79,18 +85,13 @@ class QBMANVI(LabelsMixin, QBMVI):
                 f"{self.unlabeled_category_!r}: at least two are needed to tell them apart."
             )
         self.module.set_labels(table.configurations, table.allowed)
-        self.was_pretrained = False
+        self.was_pretrained_ = False
 
     def _default_epochs(self, datamodule: Any) -> int | None:
-        return _EPOCHS_MORE if self.was_pretrained else super()._default_epochs(datamodule)
+        return _EPOCHS_MORE if self.was_pretrained_ else super()._default_epochs(datamodule)
 
     def _plan_defaults(self) -> dict[str, Any]:
-        # Cells whose labels shape their codes are coded unlike those to be predicted, and
-        # probabilities come out too sure (docs/labels.md).
-        n_labeled, n_others = len(self._labeled_indices), len(self._unlabeled_indices)
-        ratio = min(_MOST_WEIGHT, n_labeled / max(n_others, 1e-9))
-        warmup = {"n_epochs_kl_warmup": None} if self.was_pretrained else {}
-        return {"classification_ratio": ratio, **warmup}
+        return {"n_epochs_kl_warmup": None} if self.was_pretrained_ else {}
 
     @classmethod
     def setup_anndata(  # type: ignore[override]
@@ -129,10 +130,21 @@ class QBMANVI(LabelsMixin, QBMVI):
         KeyError
             If the layer or a key is not there; nothing is registered then.
         ValueError
-            If a label is missing (NaN).
+            If a label is missing (NaN), or there is no column or category to look for.
         """
         setup_method_args = cls._get_setup_method_args(**locals())
-        keys = [labels_key] if isinstance(labels_key, str) else list(labels_key)
+        keys = [labels_key] if isinstance(labels_key, str) else list(labels_key or [])
+        if not keys or len(set(keys)) < len(keys):
+            raise ValueError(
+                "`labels_key` is a column of obs, or a list of different ones, not "
+                f"{labels_key!r}."
+            )
+        if pd.isna(unlabeled_category):
+            raise ValueError(
+                "`unlabeled_category` is a value of the column, such as 'Unknown', not "
+                f"{unlabeled_category!r}. First: adata.obs[{keys[0]!r}] = "
+                f"adata.obs[{keys[0]!r}].astype(object).fillna('Unknown')."
+            )
         if kwargs.get("source_registry") is None:
             check_setup_keys(adata, layer, {"labels_key": keys})
             if not (adata.obs[keys] == unlabeled_category).to_numpy().any():
@@ -152,21 +164,18 @@ class QBMANVI(LabelsMixin, QBMVI):
         unlabeled_category: str | int | float,
         labels_key: str | list[str] | None = None,
         adata: AnnData | None = None,
-        **kwargs: Any,
     ) -> QBMANVI:
         """A model with label units that starts from a trained one without.
 
         Parameters
         ----------
         qbmvi_model
-            A trained QBMVI.
+            A trained QBMVI, whose arguments the model has too.
         unlabeled_category, labels_key
             As :meth:`setup_anndata`. ``labels_key`` may be left out if the model was set up with
             one.
         adata
             Data with the labels; the model's if None.
-        **kwargs
-            Arguments of :class:`QBMANVI` that the QBMVI has no value for.
 
         Returns
         -------
@@ -175,12 +184,17 @@ class QBMANVI(LabelsMixin, QBMVI):
 
         Raises
         ------
+        TypeError
+            If the model is no QBMVI.
         ValueError
-            If there are no labels, or the data are minified.
+            If there are no labels, the data are minified, or their batches are not the model's.
         """
+        if not isinstance(qbmvi_model, QBMVI) or isinstance(qbmvi_model, QBMANVI):
+            raise TypeError(f"A QBMVI is needed, not a {type(qbmvi_model).__name__}.")
         qbmvi_model._check_if_trained(message="The QBMVI has not been trained yet.")
-        if qbmvi_model.minified_data_type == ADATA_MINIFY_TYPE.LATENT_POSTERIOR or (
-            adata is not None and _is_minified(adata)
+        if _is_minified(qbmvi_model.adata if adata is None else adata) and (
+            adata is not None
+            or qbmvi_model.minified_data_type == ADATA_MINIFY_TYPE.LATENT_POSTERIOR
         ):
             raise ValueError("The data are minified, and training needs their counts.")
         given = dict(qbmvi_model.registry_["setup_args"])
@@ -194,12 +208,47 @@ class QBMANVI(LabelsMixin, QBMVI):
         given |= {"labels_key": labels_key, "unlabeled_category": unlabeled_category}
         cls.setup_anndata(adata, **given, use_minified=False)
         arguments = qbmvi_model.init_params_["non_kwargs"]
-        if clash := sorted(kwargs.keys() & arguments.keys()):
-            raise ValueError(f"The QBMVI has decided on {', '.join(clash)} already.")
-        model = cls(adata, **arguments, **kwargs)
-        model.module.load_state_dict(qbmvi_model.module.state_dict(), strict=False)
-        model.was_pretrained = True
+        model = cls(adata, **arguments)
+        weights = qbmvi_model.module.state_dict()
+        _check_categories(qbmvi_model, model)
+        if model.module.dispersion == "gene-label":
+            weights["px_r"] = _by_label(qbmvi_model, model, weights["px_r"])
+        model.module.load_state_dict(weights, strict=False)
+        model.was_pretrained_ = True
         return model
+
+
+def _check_categories(before: QBMVI, after: QBMVI) -> None:
+    """Weights go by the numbers of batches and covariates, which must mean the same."""
+    for key in (REGISTRY_KEYS.BATCH_KEY, REGISTRY_KEYS.CAT_COVS_KEY):
+        if key not in before.adata_manager.data_registry:
+            continue
+        there, here = (dict(m.get_state_registry(key)) for m in (before, after))
+        for name in ("categorical_mapping", "mappings"):
+            if name not in there:
+                continue
+            pairs = [(there[name], here[name])]
+            if isinstance(there[name], dict):
+                pairs = [(there[name][k], here[name][k]) for k in there[name]]
+            for a, b in pairs:
+                if list(a) != list(b):
+                    raise ValueError(
+                        f"The model numbers {key} as {list(a)}, these data as {list(b)}. Pass "
+                        "data with all of the model's categories, and in its order."
+                    )
+
+
+def _by_label(before: QBMVI, after: QBMANVI, px_r: Tensor) -> Tensor:
+    """Dispersions by label, moved to where each label is now."""
+    there, here = (
+        list(m.get_state_registry(REGISTRY_KEYS.LABELS_KEY).categorical_mapping)
+        for m in (before, after)
+    )
+    out = after.module.px_r.detach().clone()
+    for place, name in enumerate(here):
+        if name in there:
+            out[:, place] = px_r[:, there.index(name)]
+    return out
 
 
 QBMANVI.__signature__ = full_signature(QBMANVI)  # type: ignore[attr-defined]

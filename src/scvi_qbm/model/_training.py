@@ -147,8 +147,7 @@ class TrainingMixin:
             settings = run_settings(self, **arguments, trainer=dict(kwargs))
             kwargs["checkpoint"] = TrainingCheckpoint(checkpoint_dir, settings)
         if not self.module.prior.is_frozen:
-            # A query keeps its reference's.
-            self._alignment_ = self._attractors_ = self._pull_ = None
+            self._forget_fits()  # a query keeps its reference's
         super().train(datamodule=datamodule, **arguments, **kwargs)
         loader = getattr(datamodule, "inference_dataloader", None)
         if datamodule is not None and loader is None:
@@ -156,6 +155,10 @@ class TrainingMixin:
         bm_lr, decay = plan.get("bm_lr", plan["lr"] / 5), plan.get("bm_weight_decay", 0.0)
         self._fit_prior(loader, lr=10 * bm_lr, weight_decay=decay)
         self._fit_alignment(loader and loader())
+
+    def _forget_fits(self) -> None:
+        """Drop what was fitted to an encoder that is to move on."""
+        self._alignment_ = self._attractors_ = self._pull_ = None
 
     def _plan_defaults(self) -> dict[str, Any]:
         """What the training plan is told beside the recipe, where the user says nothing."""

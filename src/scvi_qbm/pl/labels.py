@@ -32,7 +32,9 @@ def _known_and_predicted(
             f"{labels_key!r} is not in adata.obs. Available: {', '.join(map(repr, adata.obs))}."
         )
     known = adata.obs[labels_key].astype(object)
-    there = known.notna().to_numpy()
+    there = (known.notna() & (known.astype(str) != kept["unlabeled"])).to_numpy()
+    if not there.any():
+        raise ValueError(f"No cell has a label in obs[{labels_key!r}].")
     probability = adata.obs[f"{key}_probability"].to_numpy(dtype=float)
     known, predicted = known[there].astype(str), adata.obs[key][there].astype(str)
     return known, predicted, probability[there]
@@ -48,14 +50,14 @@ def confusion(
     """Share of each known label's cells that were given each label.
 
     Rows sum to 1. A label that was never known, such as that of unlabelled cells, has a column
-    and no row.
+    and no row; cells without a known label are left out.
 
     Parameters
     ----------
     adata
         Cells with a result of :func:`scvi_qbm.tl.predict`.
     labels_key
-        Column of ``obs`` with the known labels; cells without (NaN) are left out.
+        Column of ``obs`` with the known labels; NaN and the unlabelled category are none.
     key
         The column of ``obs`` with the predictions.
     ax
@@ -72,6 +74,8 @@ def confusion(
         If ``adata`` is not an AnnData.
     KeyError
         If there are no predictions or labels.
+    ValueError
+        If no cell has a label.
     """
     known, predicted, _ = _known_and_predicted(adata, labels_key, key)
     shares = pd.crosstab(known, predicted, normalize="index")
@@ -115,7 +119,7 @@ def reliability(
     adata
         Cells with a result of :func:`scvi_qbm.tl.predict`, made without a threshold.
     labels_key
-        Column of ``obs`` with the known labels; cells without (NaN) are left out.
+        Column of ``obs`` with the known labels; NaN and the unlabelled category are none.
     key
         The column of ``obs`` with the predictions.
     n_bins
@@ -135,7 +139,7 @@ def reliability(
     KeyError
         If there are no predictions or labels.
     ValueError
-        If ``n_bins`` < 1.
+        If ``n_bins`` < 1, or no cell has a label.
 
     References
     ----------

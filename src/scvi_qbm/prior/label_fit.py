@@ -17,7 +17,7 @@ __all__ = ["fit_labels"]
 
 F64 = NDArray[np.float64]
 
-_PENALTIES = (1000.0, 300.0, 100.0, 30.0, 10.0, 3.0, 1.0, 0.3, 0.1)
+_PENALTIES = (100.0, 30.0, 10.0, 3.0, 1.0, 0.3, 0.1)
 _N_FOLDS = 5
 _MAX_CELLS = 5000  # for the choice of a penalty; with more it matters little
 # A unit that is on in one cell in 400 may carry a label; a rarer one is treated as this.
@@ -41,7 +41,7 @@ def fit_labels(
     Maximises :math:`\sum \log p(\mathrm{label} | q) - \frac\lambda2 \sum_{lk} s_l^2 U_{lk}^2`,
     a penalised multinomial logistic regression of labels on codes; with several levels of labels,
     one whose types share the couplings of their parent. ``s`` is the standard deviation of each
-    unit. The penalty is the one of four whose labels of left-out cells are the most likely, in
+    unit. The penalty is that of seven whose labels of left-out cells are the most likely, in
     five folds. Few labels so give weak couplings, and probabilities that admit it.
 
     Parameters

@@ -12,6 +12,7 @@ from anndata import AnnData
 from scvi_qbm.model import QBMVI
 
 if TYPE_CHECKING:
+    from scvi_qbm.model._labels import LabelledOutlierScore
     from scvi_qbm.model._landscape import OutlierScore
     from scvi_qbm.model._representation import Representation
 
@@ -160,7 +161,7 @@ def outliers(
     model: QBMVI,
     adata: AnnData | None = None,
     *,
-    score: OutlierScore = "kl",
+    score: OutlierScore | LabelledOutlierScore = "kl",
     key_added: str = "outlier_score",
     copy: bool = False,
 ) -> AnnData | None:
@@ -174,7 +175,8 @@ def outliers(
         Cells to score; the model's if None.
     score
         ``"kl"`` for states that the model has not seen: the free energy of :func:`energy` plus a
-        constant. ``"elbo"`` for damaged cells. See :meth:`QBMVI.get_outlier_scores`.
+        constant. ``"elbo"`` for damaged cells. ``"entropy"`` for uncertain labels, if the model is
+        a :class:`QBMANVI`. See :meth:`QBMVI.get_outlier_scores`.
     key_added
         Column of ``obs`` for the result.
     copy

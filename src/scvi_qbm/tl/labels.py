@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 from anndata import AnnData
 
@@ -37,7 +38,8 @@ def predict(
     Returns
     -------
     anndata.AnnData | None
-        ``obs[key_added]``: categorical. ``obs[key_added + "_probability"]``: of that label.
+        ``obs[key_added]``: categorical. ``obs[key_added + "_probability"]``: of that label; of the
+        best one where the answer is the unlabelled category.
         ``obsm[key_added + "_probabilities"]``: a data frame, cells by labels. For several levels
         of labels ``obs`` has two columns for each, ``key_added + "_" + level`` and the same with
         ``"_probability"``.
@@ -63,8 +65,13 @@ def predict(
         soft.columns = [f"{level}: {name}" for level, name in soft.columns]
     for key, (labels, probabilities) in parts.items():
         adata.obs[key] = pd.Categorical(labels)
-        adata.obs[f"{key}_probability"] = probabilities.max(axis=1).to_numpy()
+        place = probabilities.columns.get_indexer(labels)
+        values = probabilities.to_numpy()
+        best = values.max(axis=1)
+        own = values[np.arange(len(values)), place]
+        adata.obs[f"{key}_probability"] = np.where(place < 0, best, own)
     soft.columns = soft.columns.astype(str)
     adata.obsm[f"{key_added}_probabilities"] = soft
-    note(adata, key_added, "predict", columns=list(parts), **options)
+    unlabeled = str(model.unlabeled_category_)
+    note(adata, key_added, "predict", columns=list(parts), unlabeled=unlabeled, **options)
     return adata if copy else None

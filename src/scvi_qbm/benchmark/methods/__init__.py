@@ -22,7 +22,7 @@ from scvi_qbm.benchmark.methods.scvi_tools import (
     scvi_model,
     sysvi,
 )
-from scvi_qbm.benchmark.methods.vae import gaussian_twin, qbmvi
+from scvi_qbm.benchmark.methods.vae import gaussian_twin, qbmanvi, qbmvi
 
 __all__ = ["METHODS", "Method", "MethodResult", "get_method", "select_methods"]
 
@@ -143,6 +143,10 @@ METHODS: dict[str, Method] = {
     "pca": Method(pca, "PCA", "50 components of log CP10k, unintegrated.", n_seeds=1),
     "harmony": Method(harmony, "Harmony", "Harmony on 50 components.", n_seeds=2),
     "scanorama": Method(scanorama, "Scanorama", "Scanorama's embedding.", n_seeds=2),
+    "qbmanvi": Method(
+        qbmanvi, "QBMANVI", "QBMVI with all labels, cross-entropy weighted by 50.", "supervised",
+        n_seeds=2,
+    ),
     "scanvi": Method(
         scanvi, "scANVI", "scVI, then trained on all labels.", "supervised", n_seeds=2,
         max_epochs=_THEIRS,

@@ -19,6 +19,9 @@ from scipy import sparse
 
 from scvi_qbm.alignment import align, fit_alignment
 
+# What no cell is labelled: methods that use labels see them all.
+UNKNOWN = "__unlabelled__"
+
 
 class MethodResult(NamedTuple):
     """What a method returns.

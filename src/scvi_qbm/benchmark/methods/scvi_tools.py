@@ -13,6 +13,7 @@ from scvi.model import SCVI
 
 from scvi_qbm.benchmark.extras import require
 from scvi_qbm.benchmark.methods.common import (
+    UNKNOWN,
     MethodResult,
     bare,
     dense,
@@ -22,8 +23,6 @@ from scvi_qbm.benchmark.methods.common import (
 )
 from scvi_qbm.recipes import get_recipe, resolve_plan
 from scvi_qbm.runner import QBMTrainRunner
-
-UNKNOWN = "__unlabelled__"
 
 
 class _BestEpoch(SCVI):

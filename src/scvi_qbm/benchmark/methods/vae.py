@@ -10,8 +10,8 @@ import scvi
 from anndata import AnnData
 from scvi.model import SCVI
 
-from scvi_qbm.benchmark.methods.common import MethodResult, bare, fit, log_normalised
-from scvi_qbm.model import QBMVI
+from scvi_qbm.benchmark.methods.common import UNKNOWN, MethodResult, bare, fit, log_normalised
+from scvi_qbm.model import QBMANVI, QBMVI
 from scvi_qbm.module import ExpressionVAE
 from scvi_qbm.recipes import get_recipe, resolve_plan
 from scvi_qbm.runner import QBMTrainRunner
@@ -55,6 +55,17 @@ def qbmvi(
         max_epochs=max_epochs,
         **(train_kwargs or {}),
     )
+
+
+def qbmanvi(
+    adata: AnnData, *, label_key: str, batch_key: str | None, seed: int, max_epochs: int | None
+) -> MethodResult:
+    """QBMANVI whose embedding the labels of all cells shape."""
+    scvi.settings.seed = seed
+    data, started = bare(adata, batch_key, label_key), time.perf_counter()
+    QBMANVI.setup_anndata(data, label_key, UNKNOWN, batch_key=batch_key)
+    plan = {"classification_ratio": 50.0}
+    return fit(QBMANVI(data), started, bound=False, max_epochs=max_epochs, plan_kwargs=plan)
 
 
 def gaussian_twin(
