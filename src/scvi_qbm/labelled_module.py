@@ -100,6 +100,11 @@ class QBMANVAE(QBMVAE):
         ----------
         seen
             Whether known labels count.
+
+        Returns
+        -------
+        Iterator[None]
+            A context manager.
         """
         before, self._sees_labels = self._sees_labels, seen
         try:

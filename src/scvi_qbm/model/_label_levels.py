@@ -157,8 +157,8 @@ class LabelLevelsField(LabelsWithUnlabeledObsField):
             what = "combinations of labels" if several else "labels"
             raise ValueError(
                 f"{what} in {where} that the model does not know: {', '.join(map(repr, shown))}"
-                f"{' ...' if len(new) > 5 else ''}. To predict, rename or drop the column: none is "
-                "needed. To teach the model new labels: load_query_data(adata, model), then "
+                f"{' ...' if len(new) > 5 else ''}. To predict, rename or drop the column: none "
+                "is needed. To teach the model new labels: load_query_data(adata, model), then "
                 "train()."
             )
         return self._write(adata_target, values, [*names, *new], state_registry[self.STAGES])

@@ -18,6 +18,7 @@ from scvi_qbm.labelled_module import QBMANVAE
 from scvi_qbm.labelled_plan import QBMANTrainingPlan
 
 from ._label_levels import LabelLevelsField
+from ._label_machine import LabelMachineMixin
 from ._labels import LabelsMixin
 from ._qbmvi import QBMVI
 
@@ -26,7 +27,7 @@ __all__ = ["QBMANVI"]
 _EPOCHS_MORE = 10
 
 
-class QBMANVI(LabelsMixin, QBMVI):
+class QBMANVI(LabelsMixin, LabelMachineMixin, QBMVI):
     """QBMVI with cell types as units of its Boltzmann machine, for label transfer.
 
     To :class:`QBMVI` what :class:`scvi.model.SCANVI` is to :class:`scvi.model.SCVI`: some cells
