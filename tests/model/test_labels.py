@@ -248,6 +248,11 @@ def test_a_query_brings_new_labels(data):
         reference.predict(query)
     mapped = QBMANVI.load_query_data(query, reference)
     assert list(mapped._label_mapping) == [*reference._label_mapping, new]
+    hidden = data.copy()
+    hidden.obs[KEY] = UNKNOWN
+    with pytest.warns(UserWarning, match="untrained"):
+        before = mapped.predict(hidden.copy())
+    assert (before == reference.predict(hidden)).all()
     mapped.train(**FAST)
     n_old = reference.n_labels
     torch.testing.assert_close(mapped.module.prior.U[:, :n_old], reference.module.prior.U)

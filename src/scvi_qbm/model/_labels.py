@@ -26,7 +26,7 @@ LabelledOutlierScore = Literal["elbo", "kl", "reconstruction", "entropy"]
 _ALL = 2**63
 _MAX_LABELLED = 200_000
 _REPLAYED = 2000
-_NEVER = 1e4  # nats
+_OFF, _NEVER = 20.0, 1e4  # nats
 
 
 class LabelsMixin:
@@ -124,10 +124,11 @@ class LabelsMixin:
 
     @classmethod
     def load_query_data(cls, *args: Any, **kwargs: Any) -> Any:
-        """Map new data onto a trained model; labels of theirs that it lacks get units.
+        """Map new data onto a trained model; labels that it lacks become units.
 
-        Training leaves the reference's labels as they are, and fits the new ones to the query's
-        labelled cells and to states of the reference's machine.
+        Until training they are never predicted. Training leaves the reference's label units as
+        they are, and fits the new ones to the query's labelled cells and to states of the
+        reference's machine.
 
         Parameters
         ----------
@@ -151,6 +152,8 @@ class LabelsMixin:
         if n_new:
             names = ", ".join(map(repr, model._label_mapping[-n_new:]))
             logger.info(f"New labels: {names}. Each becomes a unit.")
+            with torch.no_grad():
+                model.module.prior.a[-n_new:] = _OFF  # until they are fitted
             if model.module.dispersion == "gene-label":
                 px_r, at = model.module.px_r.data, model.n_labels - n_new
                 px_r[:, at + 1 :] = px_r[:, at : at + 1].clone()  # as unlabelled cells'
