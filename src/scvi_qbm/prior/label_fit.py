@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.optimize import minimize
-from scipy.special import log_softmax, logsumexp
 from torch import Tensor
 
 from .labelled import LabelledPrior
@@ -19,6 +18,7 @@ F64 = NDArray[np.float64]
 
 _PENALTIES = (100.0, 30.0, 10.0, 3.0, 1.0, 0.3, 0.1)
 _N_FOLDS = 5
+_ROUGH = {"maxiter": 100, "ftol": 1e-5}  # enough to tell penalties apart
 _MAX_CELLS = 5000  # for the choice of a penalty; with more it matters little
 # A unit that is on in one cell in 400 may carry a label; a rarer one is treated as this.
 _LEAST_VARIANCE = 0.0025
@@ -129,17 +129,19 @@ def _choose_penalty(cells: _Labelled, fixed: tuple[F64, F64], rng: np.random.Gen
             continue
         start = None
         for i, penalty in enumerate(_PENALTIES):
-            start = _maximise(cells.among(inside), penalty, fixed, start)
+            start = _maximise(cells.among(inside), penalty, fixed, start, _ROUGH)
             losses[i] += _loss(*start, cells.among(outside))[0]
     return _PENALTIES[int(losses.argmin())]
 
 
 def _loss(a: F64, U: F64, cells: _Labelled) -> tuple[float, F64]:
     """Cross-entropy of the labels, and its gradient in the configurations' logits."""
-    log_p = log_softmax(-(cells.x @ U + a) @ cells.configurations.T, axis=1)
-    known = np.where(cells.allowed, log_p, -np.inf)
-    total = logsumexp(known, axis=1, keepdims=True)
-    return -float(total.sum()), np.exp(log_p) - np.exp(known - total)
+    logits = -(cells.x @ U + a) @ cells.configurations.T
+    weights = np.exp(logits - logits.max(1, keepdims=True))
+    known = weights * cells.allowed
+    total, of_known = weights.sum(1), np.maximum(known.sum(1), 1e-300)
+    residual = weights / total[:, None] - known / of_known[:, None]
+    return float(np.log(total / of_known).sum()), residual
 
 
 def _maximise(
@@ -147,6 +149,7 @@ def _maximise(
     penalty: float,
     fixed: tuple[F64, F64],
     start: tuple[F64, F64] | None = None,
+    options: dict[str, float] | None = None,
 ) -> tuple[F64, F64]:
     """Biases ``(n_labels,)`` and couplings ``(n_latent, n_labels)`` in units of the scale."""
     n_latent, n_labels = cells.x.shape[1], cells.configurations.shape[1]
@@ -168,7 +171,8 @@ def _maximise(
         return value, gradient[:, n_fixed:].ravel()
 
     first = both[:, n_fixed:].ravel()
-    found = minimize(objective, first, jac=True, method="L-BFGS-B", options={"maxiter": 500}).x
+    options = options or {"maxiter": 500}
+    found = minimize(objective, first, jac=True, method="L-BFGS-B", options=options).x
     both[:, n_fixed:] = found.reshape(n_latent + 1, -1)
     return both[0], both[1:]
 
