@@ -30,6 +30,21 @@ class LabelTable(NamedTuple):
     configurations: NDArray[np.float32]
     allowed: NDArray[np.bool_]
 
+    def units(self, level: int) -> NDArray[np.int64]:
+        """Label units of a level.
+
+        Parameters
+        ----------
+        level
+            0 for the coarsest.
+
+        Returns
+        -------
+        numpy.ndarray
+            Their numbers, ``(n_labels_of_the_level,)``.
+        """
+        return np.flatnonzero([k == level for k, _ in self.labels])
+
 
 class LabelLevelsField(LabelsWithUnlabeledObsField):
     """scvi-tools' field of labels with unlabelled cells, for one column of ``obs`` or several.
@@ -71,12 +86,11 @@ class LabelLevelsField(LabelsWithUnlabeledObsField):
         if len(columns) == 1:
             return columns[0].to_numpy(dtype=object)
         unlabeled = str(self._unlabeled_category)
-        parts = zip(*(column.astype(str) for column in columns), strict=True)
+        parts = list(zip(*(column.astype(str) for column in columns), strict=True))
         known = {
             part: json.dumps(part) if set(part) != {unlabeled} else self._unlabeled_category
             for part in dict.fromkeys(parts)
         }
-        parts = zip(*(column.astype(str) for column in columns), strict=True)
         return np.array([known[part] for part in parts], dtype=object)
 
     def validate_field(self, adata: AnnData) -> None:

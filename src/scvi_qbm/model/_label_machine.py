@@ -93,7 +93,7 @@ class LabelMachineMixin:
         n = self.module.n_latent
         columns: dict[str, Any] = {}
         for level, key in enumerate(self.label_keys_):
-            units = [i for i, (k, _) in enumerate(self._label_table.labels) if k == level]
+            units = self._label_table.units(level)
             on = states[:, n:][:, units]
             names = self._label_mapping[units][on.argmax(1)].copy()
             names[~on.any(1)] = self.unlabeled_category_

@@ -32,8 +32,7 @@ _OFF, _NEVER = 20.0, 1e4  # nats
 class LabelsMixin:
     """Methods of :class:`QBMANVI` that read and write the label units."""
 
-    # Labels of the last fit, as (level, name), and shares of the configurations they were in.
-    _fitted_labels_: list[tuple[int, Any]] | None = None
+    # Of the last fit: shares of the configurations, each its labels as (level, name).
     _label_shares_: dict[tuple[tuple[int, Any], ...], float] | None = None
 
     def _read_labels(self) -> None:
@@ -71,11 +70,14 @@ class LabelsMixin:
             super()._fit_prior(loader, lr=lr, weight_decay=weight_decay)  # type: ignore[misc]
             self._pull_ = pull
         elif self._label_shares_ and set(self._configurations()) - self._label_shares_.keys():
-            self._fit_labels(loader, n_fixed=len(self._fitted_labels_ or []))
+            self._fit_labels(loader, n_fixed=self._n_fitted_labels())
 
     def _forget_fits(self) -> None:
         super()._forget_fits()  # type: ignore[misc]
-        self._fitted_labels_ = None
+        self._label_shares_ = None
+
+    def _n_fitted_labels(self) -> int:
+        return len({label for row in self._label_shares_ or {} for label in row})
 
     @torch.no_grad()
     def _fit_labels(
@@ -112,7 +114,6 @@ class LabelsMixin:
         self.module.negative_phase.refresh_log_z(final=True, over_ranks=False)
         shares = torch.softmax(prior.label_logits(q, allowed), -1).mean(0).tolist()
         self._label_shares_ = dict(zip(self._configurations(), shares, strict=True))
-        self._fitted_labels_ = list(self._label_table.labels)
 
     def _configurations(self) -> list[tuple[tuple[int, Any], ...]]:
         """Labels of each configuration."""
@@ -148,7 +149,7 @@ class LabelsMixin:
         """
         model = super().load_query_data(*args, **kwargs)  # type: ignore[misc]
         model.was_pretrained_ = False
-        n_new = model.n_labels - len(model._fitted_labels_ or model._label_table.labels)
+        n_new = model.n_labels - (model._n_fitted_labels() or model.n_labels)
         if n_new:
             names = ", ".join(map(repr, model._label_mapping[-n_new:]))
             logger.info(f"New labels: {names}. Each becomes a unit.")
@@ -245,10 +246,10 @@ class LabelsMixin:
 
     def _best_labels(self, p: NDArray[np.float64], threshold: float) -> list[NDArray[Any]]:
         """For each level the best label among those that go with the coarser ones."""
-        S, labels = self._label_table.configurations, self._label_table.labels
+        S = self._label_table.configurations
         found = []
         for level in range(len(self.label_keys_)):
-            units = np.array([i for i, (k, _) in enumerate(labels) if k == level])
+            units = self._label_table.units(level)
             shares = p @ S[:, units]
             best = units[shares.argmax(1)]
             names = self._label_mapping[best].copy()
@@ -308,7 +309,7 @@ class LabelsMixin:
         """Of the configurations of labels, ``(n_cells, n_configurations)``."""
         # As SCANVI's, a query predicts before it is trained; a new model is warned of.
         self._check_if_trained()
-        if self._fitted_labels_ is None and self.is_trained and self.adata is not None:
+        if self._label_shares_ is None and self.is_trained and self.adata is not None:
             pull = self._parameters_of_prior()
             self._fit_labels(None)  # training was cut short
             self._pull_ = self._pull_ or pull
