@@ -35,6 +35,21 @@ def test_there_and_back(model, tmp_path):
     assert pull(tmp_path / "hub").model_card.data.license == "mit"
 
 
+def test_a_model_with_labels(pbmc, tmp_path):
+    scvi.settings.seed = 0
+    adata = pbmc.copy()
+    adata.obs["known"] = adata.obs["cell_type"].astype(str)
+    adata.obs.loc[adata.obs_names[::2], "known"] = "?"
+    scvi_qbm.QBMANVI.setup_anndata(adata, "known", "?", layer="counts")
+    model = scvi_qbm.QBMANVI(adata, n_latent=8, n_hidden=16)
+    model.train(max_epochs=3, enable_progress_bar=False)
+    push(model, tmp_path / "hub", license="mit")
+    loaded = pull(tmp_path / "hub")
+    assert loaded.metadata.model_cls_name == "QBMANVI"
+    assert "QBMANVI.setup_anndata(adata, labels_key='known'" in loaded.model_card.text
+    np.testing.assert_array_equal(loaded.model.predict(), model.predict())
+
+
 def test_minified_and_without_data(model, pbmc, tmp_path):
     push(model, tmp_path / "bare", license="mit", save_anndata=False)
     assert not (tmp_path / "bare" / "adata.h5ad").exists()

@@ -24,12 +24,12 @@ tags:
 - biology
 - genomics
 - single-cell
-- model_cls_name:QBMVI
+- model_cls_name:{name}
 - scvi_version:{scvi}
 - anndata_version:{anndata}
 ---
 
-# QBMVI
+# {name}
 
 A variational auto-encoder of single cells with binary latent units and a Boltzmann-machine prior
 ([scvi-qbm](https://github.com/scvi-qbm/scvi-qbm), {own}).
@@ -61,7 +61,7 @@ model = hub.model
 |---|---|
 {data}
 
-Registered with `QBMVI.setup_anndata(adata, {setup})`.
+Registered with `{name}.setup_anndata(adata, {setup})`.
 
 ## Training
 
@@ -117,6 +117,7 @@ def model_card(
     history = model.history or {}
     held_out = model.summary(silent=True)["held_out", "elbo"]
     return _CARD.format(
+        name=type(model).__name__,
         license=license,
         scvi=model.registry["scvi_version"],
         anndata=version("anndata"),

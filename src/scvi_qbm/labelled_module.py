@@ -33,7 +33,7 @@ class QBMANVAE(QBMVAE):
     n_input, n_batch
         As :class:`QBMVAE`.
     n_labels
-        Number of categories of the label field, the last of them for unlabelled cells.
+        Number of categories of the label field, one of them that of unlabelled cells.
     sampler, sampler_options
         As :class:`QBMVAE`.
     **kwargs
@@ -46,6 +46,11 @@ class QBMANVAE(QBMVAE):
     allowed
         Which configurations of the labels each category allows, bool
         ``(n_labels, n_configurations)``.
+
+    Raises
+    ------
+    ValueError
+        If there are no labels.
     """
 
     prior: LabelledPrior
@@ -62,6 +67,8 @@ class QBMANVAE(QBMVAE):
         sampler_options: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
+        if n_labels < 1:  # a data module
+            raise ValueError("There are no labels: name their column where the data are set up.")
         super().__init__(
             n_input, n_batch, n_labels=n_labels, sampler=sampler,
             sampler_options=sampler_options, **kwargs,
@@ -88,9 +95,8 @@ class QBMANVAE(QBMVAE):
 
     def _labels_of(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         codes = tensors[REGISTRY_KEYS.LABELS_KEY].flatten().long()
-        if not self._sees_labels:
-            codes = torch.full_like(codes, len(self.allowed) - 1)
-        return {"allowed": self.allowed[codes]}
+        allowed = self.allowed[codes]
+        return {"allowed": allowed if self._sees_labels else torch.ones_like(allowed)}
 
     @contextmanager
     def labels_seen(self, seen: bool) -> Iterator[None]:

@@ -432,6 +432,23 @@ def test_methods_read_from_disk(models, method, kwargs):
     np.testing.assert_array_equal(one, other)
 
 
+def test_labels_on_disk(cells, stored, tmp_path):
+    scvi.settings.seed = 0
+    adata = open_on_disk(stored)
+    truth = adata.obs["cell_type"].astype(str).to_numpy()
+    adata.obs["known"] = np.where(np.arange(adata.n_obs) % 2, truth, "?")
+    scvi_qbm.QBMANVI.setup_anndata(adata, "known", "?", layer="counts")
+    model = scvi_qbm.QBMANVI(adata, **SMALL)
+    model.train(**(FAST | {"max_epochs": 12}))
+    assert isinstance(model.trainer.train_dataloader, OnDiskDataLoader)
+    found = model.predict()
+    assert (found == truth)[::2].mean() > 0.6
+    model.save(tmp_path / "model", save_anndata=False)
+    loaded = scvi_qbm.QBMANVI.load(tmp_path / "model", adata=adata)
+    np.testing.assert_array_equal(loaded.predict(), found)
+    np.testing.assert_array_equal(loaded.predict(cells), found)
+
+
 def test_saved_without_data_and_loaded(models, tmp_path):
     model, twin = models
     model.save(tmp_path / "model", save_anndata=False)

@@ -7,18 +7,20 @@ ray = pytest.importorskip("ray", reason="no ray: pip install 'scvi-qbm[autotune]
 
 
 @pytest.mark.slow
-def test_run_autotune(pbmc, tmp_path):
+@pytest.mark.parametrize("model", [scvi_qbm.QBMVI, scvi_qbm.QBMANVI])
+def test_run_autotune(pbmc, model, tmp_path):
     """Over an argument of the model and one of the plan."""
     from ray import tune
     from scvi.autotune import run_autotune
 
     scvi.settings.seed = 0
     adata = pbmc.copy()
-    scvi_qbm.QBMVI.setup_anndata(adata, layer="counts")
+    labels = [] if model is scvi_qbm.QBMVI else ["cell_type", "Unknown"]
+    model.setup_anndata(adata, *labels, layer="counts")
     ray.init(num_cpus=2, include_dashboard=False)
     try:
         results = run_autotune(
-            scvi_qbm.QBMVI,
+            model,
             data=adata,
             metrics=["elbo_validation"],
             mode="min",

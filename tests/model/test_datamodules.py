@@ -81,6 +81,38 @@ def test_datamodule_agrees_with_anndata(categories):
     )
 
 
+@pytest.mark.parametrize("place", [0, -1])
+def test_labels_of_a_datamodule(categories, place, tmp_path):
+    """scvi-tools' modules number the unlabelled category last, or where it comes first."""
+    adata = categories.copy()
+    truth = adata.obs["cell_type"].astype(str).to_numpy()
+    hidden = np.random.default_rng(0).random(adata.n_obs) < 0.5
+    adata.obs["known"] = np.where(hidden, "Unknown", truth)
+    names = sorted(set(truth))
+    names.insert(place % (len(names) + 1), "Unknown")
+    module = DataModule(adata, "counts", held_out=70, labels_key="known", names=names)
+    scvi.settings.seed = 0
+    model = scvi_qbm.QBMANVI(registry=module.registry, **SMALL)
+    model.train(datamodule=module, max_epochs=12, enable_progress_bar=False)
+
+    def results(model):
+        torch.manual_seed(0)
+        loader = module.inference_dataloader()
+        return model.predict(dataloader=loader), float(model.get_elbo(dataloader=loader))
+
+    found, elbo = results(model)
+    assert (found == truth)[hidden].mean() > 0.6 and "Unknown" not in found
+    model.save(tmp_path / "model", save_anndata=False, datamodule=module)
+    again, elbo_again = results(scvi_qbm.QBMANVI.load(tmp_path / "model", adata=False))
+    np.testing.assert_array_equal(again, found)
+    assert elbo_again == elbo
+
+
+def test_a_datamodule_without_labels(categories):
+    with pytest.raises(ValueError, match="There are no labels"):
+        scvi_qbm.QBMANVI(registry=DataModule(categories, "counts").registry)
+
+
 def test_early_stopping_with_a_datamodule(categories):
     """Off by default, since nothing tells whether cells are held out; on where asked for."""
     module = DataModule(categories, "counts", held_out=70)

@@ -128,6 +128,18 @@ if N_DEVICES == 2:
     results["lost"] = different({}) + different({"datasplitter_kwargs": {"num_workers": 1}})
 
 
+if N_DEVICES == 2:
+    adata = pbmc68k()
+    truth = adata.obs["cell_type"].astype(str).to_numpy()
+    adata.obs["known"] = np.where(np.arange(700) % 2, truth, "?")
+    scvi.settings.seed = 0
+    scvi_qbm.QBMANVI.setup_anndata(adata, "known", "?", layer="counts")
+    model = scvi_qbm.QBMANVI(adata, n_latent=12, n_hidden=32)
+    train(model, max_epochs=15, early_stopping=False)
+    results |= {f"label {k}": v.detach() for k, v in model.module.prior.named_parameters()}
+    results |= {"right": (model.predict() == truth)[::2].mean()}
+
+
 class FailOnOne(Callback):
     def on_train_batch_end(self, trainer, *_):
         if trainer.global_rank == 1 and trainer.global_step == 12:
@@ -197,6 +209,13 @@ def test_ranks_agree_on_the_model(ranks):
         np.testing.assert_array_equal(ranks[0][name], ranks[1][name], err_msg=name)
     assert ranks[0]["log_z"] == ranks[1]["log_z"]
     assert ranks[0]["log_z"] == pytest.approx(ranks[0]["exact_log_z"], abs=0.05)
+
+
+def test_ranks_agree_on_labels(ranks):
+    names = [name for name in ranks[0] if name.startswith("label ")]
+    assert len(names) == 4 and ranks[0]["right"] > 0.6
+    for name in names:
+        np.testing.assert_array_equal(ranks[0][name], ranks[1][name], err_msg=name)
 
 
 def test_one_process_gets_as_far(ranks, folder):

@@ -40,7 +40,9 @@ class DataModule(LightningDataModule):
     ``"census"`` an empty tensor; other missing covariates are None.
     """
 
-    def __init__(self, adata, layer, *, style="lamin", covariates=(), held_out=0):
+    def __init__(
+        self, adata, layer, *, style="lamin", covariates=(), held_out=0, labels_key=None, names=()
+    ):
         super().__init__()
         self.adata, self.style, self.covariates = adata, style, list(covariates)
         x = adata.layers[layer] if layer else adata.X
@@ -51,13 +53,17 @@ class DataModule(LightningDataModule):
         self.n_train = adata.n_obs - held_out
         self.n_obs, self.n_vars = adata.shape
         self.n_batch = adata.obs["batch"].nunique()
-        self.n_labels = self.n_samples = 0
+        self.labels_key, self.names = labels_key, list(names)
+        self.n_labels, self.n_samples = len(self.names), 0
+        labels = adata.obs[labels_key] if labels_key else np.zeros(adata.n_obs)
+        numbers = [self.names.index(x) if labels_key else 0 for x in labels]
+        self.labels = torch.tensor(numbers)
         self.batch_labels, self.label_keys = adata.obs["batch"].cat.categories, None
         self._log_hyperparams = False
         self.allow_zero_length_dataloader_with_multiple_devices = False
 
     def _loader(self, part, **kwargs):
-        data = TensorDataset(self.x[part], self.batch[part], self.codes[part])
+        data = TensorDataset(self.x[part], self.batch[part], self.codes[part], self.labels[part])
         return DataLoader(data, batch_size=128, **kwargs)
 
     def train_dataloader(self):
@@ -71,12 +77,13 @@ class DataModule(LightningDataModule):
         return [self.on_before_batch_transfer(b, 0) for b in self._loader(slice(None))]
 
     def on_before_batch_transfer(self, batch, dataloader_idx):
-        x, batch_index, codes = batch
+        x, batch_index, codes, labels = batch
         lamin = self.style == "lamin"
+        no_labels = 0 if lamin else torch.empty(0)
         return {
             "X": x,
             "batch": batch_index[:, None],
-            "labels": 0 if lamin else torch.empty(0),
+            "labels": labels[:, None] if self.names else no_labels,
             "extra_categorical_covs": codes if self.covariates else None,
             "extra_continuous_covs": None,
             "sample": None if lamin else torch.empty(0),
@@ -99,11 +106,11 @@ class DataModule(LightningDataModule):
             }
         return {
             "scvi_version": scvi.__version__,
-            "model_name": "QBMVI",
+            "model_name": "QBMANVI" if self.names else "QBMVI",
             "setup_args": {
                 "layer": None,
                 "batch_key": "batch",
-                "labels_key": None,
+                "labels_key": self.labels_key,
                 "samples_key": None,
                 "size_factor_key": None,
                 "categorical_covariate_keys": self.covariates or None,
@@ -130,8 +137,8 @@ class DataModule(LightningDataModule):
                 "labels": {
                     "data_registry": {"attr_name": "obs", "attr_key": "_scvi_labels"},
                     "state_registry": {
-                        "categorical_mapping": None,
-                        "original_key": None,
+                        "categorical_mapping": np.array(self.names) if self.names else None,
+                        "original_key": self.labels_key,
                         "unlabeled_category": "Unknown",
                     },
                     "summary_stats": {"n_labels": self.n_labels},

@@ -221,7 +221,7 @@ def label_table(
     Parameters
     ----------
     mapping
-        Categories of the field, the last one that of unlabelled cells.
+        Categories of the field, that of unlabelled cells among them.
     unlabeled_category
         Value that says so.
     keys
@@ -242,26 +242,28 @@ def label_table(
         labels contradict the reference's levels.
     """
     n_levels = len(keys)
-    if n_levels == 1:
-        rows = [(name,) for name in mapping[:-1]]
-    else:
-        unknown = str(unlabeled_category)
-        rows = [
-            tuple(None if part == unknown else part for part in json.loads(name))
-            for name in mapping[:-1]
-        ]
-    rows.append((None,) * n_levels)
+    unknown = str(unlabeled_category)
+
+    def parts(name: Any) -> tuple[Any, ...]:
+        if name == unlabeled_category:
+            return (None,) * n_levels
+        if n_levels == 1:
+            return (name,)
+        return tuple(None if part == unknown else part for part in json.loads(name))
+
+    rows = [parts(name) for name in mapping]
+    some = [row for row in rows if set(row) != {None}]
 
     def fits(row: Any, full: Any) -> bool:
         return all(a is None or a == b for a, b in zip(row, full, strict=True))
 
     full: list[Any] = []
-    for n in [*stages, len(rows) - 1]:
-        complete = [row for row in rows[:n] if None not in row]
+    for n in [*stages, len(some)]:
+        complete = [row for row in some[:n] if None not in row]
         # A coarse label whose cells never have a fine one goes alone.
-        alone = [r for r in rows[:n] if None in r and not any(fits(r, f) for f in complete)]
+        alone = [r for r in some[:n] if None in r and not any(fits(r, f) for f in complete)]
         known = {label for r in full for label in enumerate(r)}
-        new = [r for r in rows[:n] if r in complete + alone and r not in full]
+        new = [r for r in some[:n] if r in complete + alone and r not in full]
         for row in new if full else []:
             if set(enumerate(row)) <= known:
                 raise ValueError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from scvi_qbm.prior import fit_labels
 
-from ._label_levels import LabelTable, label_table
+from ._label_levels import LabelLevelsField, LabelTable, label_table
 
 # A child of scvi-tools' logger, which is the one that users see.
 logger = logging.getLogger("scvi.qbm")
@@ -43,7 +43,10 @@ class LabelsMixin:
         self.original_label_key = state.original_key
         self.unlabeled_category_ = state.unlabeled_category
         self._label_table: LabelTable = label_table(
-            state.categorical_mapping, self.unlabeled_category_, self.label_keys_, state.stages
+            state.categorical_mapping,
+            self.unlabeled_category_,
+            self.label_keys_,
+            state.get(LabelLevelsField.STAGES, ()),  # not in the registry of a data module
         )
         self._label_mapping = np.array(
             [name for _, name in self._label_table.labels], dtype=object
@@ -122,6 +125,13 @@ class LabelsMixin:
             tuple(labels[i] for i in np.flatnonzero(row))
             for row in self._label_table.configurations
         ]
+
+    @classmethod
+    def load(cls, *args: Any, **kwargs: Any) -> Any:
+        model = super().load(*args, **kwargs)  # type: ignore[misc]
+        # For data modules scvi-tools makes the module anew, from its constructor alone.
+        model.module.allowed = torch.from_numpy(model._label_table.allowed).to(model.device)
+        return model
 
     @classmethod
     def load_query_data(cls, *args: Any, **kwargs: Any) -> Any:
@@ -290,6 +300,10 @@ class LabelsMixin:
         ValueError
             If the score is unknown, or needs counts and the data are minified.
         """
+        if score not in get_args(LabelledOutlierScore):
+            raise ValueError(
+                f"Unknown score {score!r}. Available: {', '.join(get_args(LabelledOutlierScore))}."
+            )
         if score != "entropy":
             return super().get_outlier_scores(adata, indices, score, batch_size)  # type: ignore[misc]
         p = self._probabilities(adata, indices, batch_size)
