@@ -1,14 +1,16 @@
 """The tables of docs/labels.md. Run by ``make bench-labels``.
 
-    python benchmarks/bench_labels.py [transfer|novelty] [--sets a,b] [--seeds 0,1,2]
-                                      [--data ../shared/data] [--out labels-output]
+    python benchmarks/bench_labels.py [transfer|novelty|bound] [--sets a,b] [--seeds 0,1,2]
+        [--methods "a; b"] [--data ../shared/data] [--out labels-output]
 
 ``transfer``: labels of some cells are hidden; accuracy, macro F1 and expected calibration error
 on these. 10 % of the cells labelled; 50 or 10 cells a type (half of a type at most); one batch.
 ``novelty``: a type is left out of a reference whose other cells all have labels; AUROC of its
 cells against those of the other types in the query, and how many of them are found at the
-threshold that keeps 95 % of the others. Rows are kept as they are measured; what is there is
-not measured again.
+threshold that keeps 95 % of the others.
+``bound``: nats a cell on held-out cells without labels, of QBMVI and of a QBMANVI that knows the
+labels of half of the others.
+Rows are kept as they are measured; what is there is not measured again.
 """
 
 from __future__ import annotations
@@ -35,11 +37,13 @@ from sklearn.metrics import f1_score, roc_auc_score
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
-from scvi_qbm import QBMANVI
+from scvi_qbm import QBMANVI, QBMVI
 from scvi_qbm.benchmark.config import Config, DataSpec
 from scvi_qbm.benchmark.data.specs import load_data, resolve
+from scvi_qbm.benchmark.extras import require
 from scvi_qbm.benchmark.methods import METHODS
 from scvi_qbm.benchmark.methods.common import budget
+from scvi_qbm.benchmark.methods.scvi_tools import scpoli
 from scvi_qbm.benchmark.rows import Rows
 from scvi_qbm.data.normalise import log_cp10k
 from scvi_qbm.distributions import fast_counts
@@ -114,7 +118,7 @@ class Data:
             return np.asarray(log_cp10k(x).todense())
         if name == "scVI":
             return self.scvi().get_latent_representation()
-        method = METHODS["qbmvi"]
+        method = METHODS[{"QBMVI": "qbmvi", "W = 0": "bernoulli", "Gaussian": "gaussian"}[name]]
         epochs = budget(method.max_epochs, self.adata.n_obs)
         key = self.spec.batch_key
         run = method.run(self.adata, batch_key=key, seed=self.seed, max_epochs=epochs)
@@ -134,6 +138,14 @@ def fitted_scanvi(base: SCVI, adata: AnnData, seed: int) -> SCANVI:
     scvi.settings.seed = seed
     model = SCANVI.from_scvi_model(base, UNKNOWN, labels_key=GIVEN, adata=adata)
     model.train(max_epochs=20, enable_progress_bar=False)
+    return model
+
+
+def fitted_qbmvi(adata: AnnData, spec: DataSpec, seed: int) -> QBMVI:
+    scvi.settings.seed = seed
+    QBMVI.setup_anndata(adata, batch_key=spec.batch_key)
+    model = QBMVI(adata)
+    model.train(enable_progress_bar=False)
     return model
 
 
@@ -169,14 +181,39 @@ def by_scanvi(data: Data, known: np.ndarray) -> pd.DataFrame:
     return model.predict(soft=True)[~known]
 
 
+def by_scpoli(data: Data, known: np.ndarray) -> pd.DataFrame:
+    epochs = budget(METHODS["scpoli"].max_epochs, data.adata.n_obs)
+    adata, key = data.given(known), data.spec.batch_key
+    model = scpoli(
+        adata, label_key=GIVEN, batch_key=key, seed=data.seed, max_epochs=epochs, unlabeled=UNKNOWN
+    ).model
+    p = model.classify(model.adata, get_prob=True)[GIVEN]["weighted_distances"]
+    return pd.DataFrame(p[~known], columns=list(model.cell_types_))
+
+
+def by_celltypist(data: Data, known: np.ndarray) -> pd.DataFrame:
+    celltypist = require("celltypist", "celltypist")
+    adata = AnnData(data.embedding("counts"), var=data.adata.var[[]])
+    # SGD, since its other solver calls scikit-learn < 1.8 (celltypist 1.7.1).
+    model = celltypist.train(
+        adata[known], data.types[known], check_expression=False, n_jobs=1, use_SGD=True,
+        random_state=data.seed,
+    )  # fmt: skip
+    return celltypist.annotate(adata[~known], model=model).probability_matrix
+
+
 PREDICTORS: dict[str, Callable[[Data, np.ndarray], pd.DataFrame]] = {
     "QBMANVI": by_qbmanvi,
     "scANVI": by_scanvi,
     "regression, QBMVI": from_embedding("QBMVI", "regression"),
+    "regression, W = 0": from_embedding("W = 0", "regression"),
+    "regression, Gaussian": from_embedding("Gaussian", "regression"),
     "regression, scVI": from_embedding("scVI", "regression"),
     "regression, counts": from_embedding("counts", "regression"),
     "kNN, QBMVI": from_embedding("QBMVI", "kNN"),
     "kNN, scVI": from_embedding("scVI", "kNN"),
+    "scPoli": by_scpoli,
+    "CellTypist": by_celltypist,
 }
 
 
@@ -187,11 +224,11 @@ def datasets(sets: list[str] | None, seeds: list[int]) -> Iterator[tuple[str, in
             yield name, seed, specs[name]
 
 
-def transfer(rows: Rows, sets: list[str] | None, seeds: list[int]) -> None:
+def transfer(rows: Rows, sets: list[str] | None, seeds: list[int], methods: list[str]) -> None:
     for name, seed, spec in datasets(sets, seeds):
         data = None
         for scheme in SCHEMES:
-            for method, predict in PREDICTORS.items():
+            for method in methods:
                 key = {"data": name, "scheme": scheme, "method": method, "seed": seed}
                 if key in rows:
                     continue
@@ -200,7 +237,7 @@ def transfer(rows: Rows, sets: list[str] | None, seeds: list[int]) -> None:
                 if known is None:
                     continue
                 start = time.process_time()
-                found = scores(predict(data, known), data.types[~known])
+                found = scores(PREDICTORS[method](data, known), data.types[~known])
                 found |= {"n_labelled": int(known.sum()), "cpu": time.process_time() - start}
                 rows.add(key, found)
 
@@ -226,7 +263,7 @@ def doubts(data: Data, reference: np.ndarray, known: np.ndarray) -> Iterator[tup
     yield "scVI: Mahalanobis", np.einsum("nki,ij,nkj->nk", away, spread, away).min(1)
 
 
-def novelty(rows: Rows, sets: list[str] | None, seeds: list[int]) -> None:
+def novelty(rows: Rows, sets: list[str] | None, seeds: list[int], methods: list[str]) -> None:
     """A third of the cells is the query; up to three types a set are left out, one at a time."""
     for name, seed, spec in datasets(sets, seeds):
         data = Data(spec, seed)
@@ -247,14 +284,36 @@ def novelty(rows: Rows, sets: list[str] | None, seeds: list[int]) -> None:
             rows.add(key, row)
 
 
+def bound(rows: Rows, sets: list[str] | None, seeds: list[int], methods: list[str]) -> None:
+    """On a fifth of the cells, whose labels no model has seen; n_mc_samples draws a cell."""
+    for name, seed, spec in datasets(sets, seeds):
+        if {"data": name, "seed": seed} in rows:
+            continue
+        data = Data(spec, seed)
+        order = np.random.default_rng(seed).permutation(len(data.types))
+        outside, some = order[: len(order) // 5], order[: 3 * len(order) // 5]
+        known = np.ones(len(order), dtype=bool)
+        known[some] = False
+        adata = data.given(known, np.setdiff1d(order, outside))
+        held_out = data.given(known, np.sort(outside))
+        row = {}
+        for method in ("QBMVI", "QBMANVI"):
+            fitted = fitted_qbmvi if method == "QBMVI" else fitted_qbmanvi
+            model = fitted(adata, spec, seed)
+            row[method] = float(model.get_elbo(held_out))
+            row[f"{method}, ll"] = float(model.get_marginal_ll(held_out, n_mc_samples=100))
+        rows.add({"data": name, "seed": seed}, row)
+
+
 def main() -> None:
-    parts = {"transfer": transfer, "novelty": novelty}
+    parts = {"transfer": transfer, "novelty": novelty, "bound": bound}
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parts", nargs="*", choices=[*parts, []])
     parser.add_argument("--sets", type=lambda x: x.split(","))
     parser.add_argument(
         "--seeds", type=lambda x: [int(s) for s in x.split(",")], default=[0, 1, 2]
     )
+    parser.add_argument("--methods", type=lambda x: x.split("; "), default=[*PREDICTORS])
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--out", type=Path, default=Path("labels-output"))
     args = parser.parse_args()
@@ -264,7 +323,7 @@ def main() -> None:
     for part in args.parts or parts:
         rows = Rows(args.out, part)
         with fast_counts():
-            parts[part](rows, args.sets, args.seeds)
+            parts[part](rows, args.sets, args.seeds, args.methods)
         frame = rows.frame()
         frame.to_csv(args.out / f"{part}.csv", index=False)
         groups = [c for c in ("scheme", "method", "data", "type") if c in frame]

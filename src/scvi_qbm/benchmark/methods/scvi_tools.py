@@ -159,9 +159,15 @@ def scanvi(
 
 
 def scpoli(
-    adata: AnnData, *, label_key: str, batch_key: str | None, seed: int, max_epochs: int | None
+    adata: AnnData,
+    *,
+    label_key: str,
+    batch_key: str | None,
+    seed: int,
+    max_epochs: int | None,
+    unlabeled: str = UNKNOWN,
 ) -> MethodResult:
-    """Prototypes of scPoli (De Donno et al. 2023, ``scarches``); it sees every cell's label."""
+    """Prototypes of scPoli (De Donno et al. 2023, ``scarches``); ``unlabeled`` cells have none."""
     import anndata
 
     # scarches 0.6.1 imports a name that anndata dropped (scarches issue 276).
@@ -175,7 +181,14 @@ def scpoli(
     if batch_key is None:
         batch_key = "batch"
         data.obs[batch_key] = "one"
-    model = scPoli(data, condition_keys=batch_key, cell_type_keys=label_key, recon_loss="nb")
+    model = scPoli(
+        data,
+        condition_keys=batch_key,
+        cell_type_keys=label_key,
+        unknown_ct_names=[unlabeled],
+        labeled_indices=np.flatnonzero(data.obs[label_key] != unlabeled),
+        recon_loss="nb",
+    )
     n_epochs = max(50, math.ceil(3000 * 128 / data.n_obs))
     n_epochs = min(n_epochs, max_epochs or n_epochs)
     model.train(n_epochs=n_epochs, pretraining_epochs=int(0.8 * n_epochs), eta=5, seed=seed)
