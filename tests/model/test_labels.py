@@ -526,10 +526,12 @@ def test_tools_and_pictures(model, levels, data, tmp_path):
     np.testing.assert_allclose(adata.obs["predicted_label_probability"], p.max(axis=1))
     with pytest.raises(ValueError, match="No cell has a label"):
         pl.confusion(adata[adata.obs[KEY] == UNKNOWN], KEY)
-    assert list(adata.obsm["predicted_label_probabilities"].columns) == list(p.columns)
+    np.testing.assert_array_equal(adata.obsm["predicted_label_probabilities"], p.to_numpy())
+    assert adata.uns["qbm"]["predicted_label"]["labels"] == list(p.columns)
     tl.predict(levels, adata, key_added="by_level")
     assert (adata.obs["by_level_coarse"].astype(str) == levels.predict()["coarse"]).all()
     adata.write_h5ad(tmp_path / "a.h5ad")
+    adata.write_zarr(tmp_path / "a.zarr")  # though a label has a "/"
     ax = pl.confusion(adata, "truth")
     image = ax.images[0].get_array()
     np.testing.assert_allclose(image.sum(axis=1), 1)

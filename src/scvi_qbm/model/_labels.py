@@ -227,32 +227,40 @@ class LabelsMixin:
         ValueError
             If ``threshold`` is not in [0, 1].
         """
+        hard, probabilities = self._hard_and_soft(
+            adata, indices, batch_size, dataloader,
+            draw=not use_posterior_mean, threshold=threshold, adapt_proportions=adapt_proportions,
+        )  # fmt: skip
+        return probabilities if soft else hard
+
+    def _hard_and_soft(
+        self,
+        *cells: Any,
+        draw: bool = False,
+        threshold: float = 0.0,
+        adapt_proportions: bool = False,
+    ) -> tuple[Any, pd.DataFrame]:
+        """Labels and their probabilities, as :meth:`predict` returns them."""
         if not 0 <= threshold <= 1:
             raise ValueError(f"`threshold` must be from 0 to 1, got {threshold}.")
-        p = self._probabilities(
-            adata, indices, batch_size, dataloader, draw=not use_posterior_mean
-        )
+        p = self._probabilities(*cells, draw=draw)
         if adapt_proportions:
             known = self._label_shares_ or {}
             shares = np.array([known.get(k, 0.0) for k in self._configurations()])
             p = _adapted(p, shares)
-        if soft:
-            columns = pd.Index(self._label_mapping)
-            if len(self.label_keys_) > 1:
-                columns = pd.MultiIndex.from_tuples(
-                    [(self.label_keys_[level], name) for level, name in self._label_table.labels]
-                )
-            out = pd.DataFrame(p @ self._label_table.configurations, columns=columns)
-            if dataloader is None:
-                out.index = self._names(adata, indices)
-            return out
+        columns = pd.Index(self._label_mapping)
+        adata, indices, *_, dataloader = cells
+        names = None if dataloader is not None else self._names(adata, indices)
         found = self._best_labels(p, threshold)
         if len(self.label_keys_) == 1:
-            return found[0]
-        out = pd.DataFrame(dict(zip(self.label_keys_, found, strict=True)))
-        if dataloader is None:
-            out.index = self._names(adata, indices)
-        return out
+            hard = found[0]
+        else:
+            hard = pd.DataFrame(dict(zip(self.label_keys_, found, strict=True)), index=names)
+            columns = pd.MultiIndex.from_tuples(
+                [(self.label_keys_[level], name) for level, name in self._label_table.labels]
+            )
+        soft = pd.DataFrame(p @ self._label_table.configurations, index=names, columns=columns)
+        return hard, soft
 
     def _best_labels(self, p: NDArray[np.float64], threshold: float) -> list[NDArray[Any]]:
         """For each level the best label among those that go with the coarser ones."""

@@ -40,9 +40,9 @@ def predict(
     anndata.AnnData | None
         ``obs[key_added]``: categorical. ``obs[key_added + "_probability"]``: of that label; of the
         best one where the answer is the unlabelled category.
-        ``obsm[key_added + "_probabilities"]``: a data frame, cells by labels. For several levels
-        of labels ``obs`` has two columns for each, ``key_added + "_" + level`` and the same with
-        ``"_probability"``.
+        ``obsm[key_added + "_probabilities"]``: float64 ``(n_cells, n_labels)``, of the labels in
+        ``uns["qbm"][key_added]["labels"]``. For several levels of labels ``obs`` has two columns
+        for each, ``key_added + "_" + level`` and the same with ``"_probability"``.
 
     Raises
     ------
@@ -55,8 +55,7 @@ def predict(
         raise TypeError(f"tl.predict needs a QBMANVI model, not a {type(model).__name__}.")
     adata = target(model, adata, copy, tool="predict", key_added=key_added)
     options = {"threshold": threshold, "adapt_proportions": adapt_proportions}
-    hard = model.predict(adata, **options)
-    soft = model.predict(adata, soft=True, adapt_proportions=adapt_proportions)
+    hard, soft = model._hard_and_soft(adata, None, None, None, **options)
     levels = model.label_keys_
     if len(levels) == 1:
         parts = {key_added: (hard, soft)}
@@ -70,8 +69,7 @@ def predict(
         best = values.max(axis=1)
         own = values[np.arange(len(values)), place]
         adata.obs[f"{key}_probability"] = np.where(place < 0, best, own)
-    soft.columns = soft.columns.astype(str)
-    adata.obsm[f"{key_added}_probabilities"] = soft
-    unlabeled = str(model.unlabeled_category_)
-    note(adata, key_added, "predict", columns=list(parts), unlabeled=unlabeled, **options)
+    adata.obsm[f"{key_added}_probabilities"] = soft.to_numpy()
+    options |= {"columns": list(parts), "labels": list(soft.columns.astype(str))}
+    note(adata, key_added, "predict", unlabeled=str(model.unlabeled_category_), **options)
     return adata if copy else None
