@@ -1,9 +1,17 @@
+import warnings
+
 import numpy as np
 import pytest
-from support.machines import peaked_ising
+from support.machines import (
+    core_and_crowd,
+    edwards_anderson,
+    log_z_of_core_and_crowd,
+    log_z_of_strip,
+    peaked_ising,
+)
 
 from scvi_qbm.ising import Ising
-from scvi_qbm.logz import bar, log_partition
+from scvi_qbm.logz import bar, log_partition, mean_field
 from scvi_qbm.samplers.exact import all_states
 
 
@@ -103,3 +111,55 @@ def test_bad_requests(args, error, message):
         log_partition(np.zeros((3, 3)))
     with pytest.raises(ValueError, match="24 spins"):
         log_partition(peaked_ising(30, 0), method="exact")
+
+
+def estimate(*args, **kwargs):
+    """The estimate, and whether it warned."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        out = log_partition(*args, **kwargs)
+    assert (out.standard_error == np.inf) == bool(caught)
+    for warning in caught:
+        assert "may be too low, as its chains have not mixed" in str(warning.message)
+    return out, bool(caught)
+
+
+def test_the_exact_ways_are_exact():
+    model = edwards_anderson(3, 4, 0)
+    exact = log_partition(model, 1.3, method="exact").value
+    assert log_z_of_strip(model, 3, 1.3) == pytest.approx(exact)
+    exact = log_partition(core_and_crowd(5, 7), 2.0, method="exact").value
+    assert log_z_of_core_and_crowd(2.0, 5, 7) == pytest.approx(exact)
+
+
+@pytest.mark.parametrize("method", ["bar", "ais"])
+@pytest.mark.parametrize("beta", [1.0, 1.2, 1.5, 2.0, 3.0])
+def test_a_mode_that_ladders_miss(method, beta):
+    """A change of phase of the first order on the way: right, or a warning."""
+    (value, error), warned = estimate(core_and_crowd(), beta, method, seed=0)
+    assert abs(value - log_z_of_core_and_crowd(beta)) < 4 * error
+    assert warned or beta < 1.4 or (method == "ais" and beta == 1.5)
+    if beta == 3.0:  # one state alone is worth more than all that the chains have seen
+        assert value == pytest.approx(log_z_of_core_and_crowd(beta), abs=0.01)
+
+
+@pytest.mark.parametrize(("beta", "hard"), [(1.0, False), (6.0, True)])
+@pytest.mark.parametrize("method", ["bar", "ais"])
+def test_a_spin_glass(method, beta, hard):
+    model = edwards_anderson(14, 18, 0)
+    (value, error), warned = estimate(model, beta, method, seed=0, n_sweeps=500)
+    assert abs(value - log_z_of_strip(model, 14, beta)) < 4 * error
+    assert warned == hard
+
+
+def test_bounds_are_below_and_climb():
+    for seed in range(5):
+        model = peaked_ising(12, seed)
+        starts = all_states(12)[::64].astype(np.int8)
+        bounds, means = mean_field(model, starts)
+        assert (bounds <= log_partition(model, method="exact").value).all()
+        assert (bounds >= -model.energy(starts)).all()
+        assert np.abs(means).max() <= 1
+    free = Ising(np.zeros((3, 3)), np.array([0.5, -1.0, 2.0]), offset=1.0)
+    exact = log_partition(free, method="exact").value
+    assert mean_field(free, np.ones((1, 3), np.int8))[0] == pytest.approx(exact)

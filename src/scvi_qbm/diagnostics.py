@@ -1,9 +1,10 @@
-"""Has a chain mixed, is its law right, and at which temperature? Numpy only."""
+"""Has a chain mixed, is its law right, and at which temperature? Numpy and scipy only."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.stats import f
 
 from scvi_qbm.ising import Ising
 
@@ -55,6 +56,28 @@ def split_rhat(draws: ArrayLike) -> float:
     if within <= rounding:
         return float("nan") if between <= rounding else float("inf")
     return float(np.sqrt((n - 1) / n + between / within))
+
+
+def rhat_limit(n_chains: int, n_draws: int, least: float = 1.1) -> float:
+    """What :func:`split_rhat` exceeds where chains disagree: ``least``, or more if draws are few.
+
+    Independent normal draws exceed it once in 10,000 runs: then R-hat squared is
+    ``(n - 1 + F) / n`` with ``F`` of Fisher's law.
+
+    Parameters
+    ----------
+    n_chains, n_draws
+        Shape of the draws.
+    least
+        The limit for many draws.
+
+    Returns
+    -------
+    float
+        The limit.
+    """
+    m, n = 2 * n_chains, n_draws // 2
+    return max(least, float(np.sqrt((n - 1 + f.isf(1e-4, m - 1, m * (n - 1))) / n)))
 
 
 def effective_sample_size(draws: ArrayLike) -> float:

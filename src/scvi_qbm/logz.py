@@ -3,25 +3,44 @@ r"""The log partition function :math:`\log \sum_s e^{-\beta E(s)}`, with an erro
 Three independent ways: enumeration (``exact``), Bennett's acceptance ratio along a tempering
 ladder (``bar``) and annealed importance sampling (``ais``). :math:`\log Z` is never the mean
 energy: :math:`\log Z = H(p) - \beta \langle E \rangle`, and the entropy is not small.
+
+Chains that miss a mode agree with each other, and their error bar is small. So every estimate is
+held against a lower bound, and says where its chains have not mixed.
 """
 
 from __future__ import annotations
 
+import warnings
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import xlogy
 
+from scvi_qbm.diagnostics import rhat_limit, split_rhat
 from scvi_qbm.ising import Ising
 from scvi_qbm.samplers import engine
+from scvi_qbm.samplers.chain import disagreement
 from scvi_qbm.samplers.checks import positive_int
 from scvi_qbm.samplers.exact import all_energies
-from scvi_qbm.samplers.parallel_tempering import ParallelTempering
+from scvi_qbm.samplers.parallel_tempering import ParallelTempering, blockades
 
 __all__ = ["LogPartition", "log_partition"]
 
 F64 = NDArray[np.float64]
 Method = Literal["bar", "ais", "exact"]
+
+# AIS: fewer runs than this tell nothing about the mean of their weights.
+_LEAST_RUNS = 25
+# States from which the lower bound climbs, beside the chains' own, and steps at most.
+_N_STARTS = 64
+_MAX_CLIMBS = 100
+# Overlap of mean spins above which two climbs ended in the same mode, and the number of chains in
+# a mode, by its share of Z, from which on it is no chance that there is none.
+_SAME_MODE = 0.9
+_EXPECTED = 10
+# R-hat of the energies: where chains of spin glasses exceeded it, log Z was off by several errors.
+_RHAT = 1.05
 
 
 class LogPartition(NamedTuple):
@@ -32,7 +51,8 @@ class LogPartition(NamedTuple):
     value
         log Z, in nats.
     standard_error
-        In nats; 0 for an enumeration.
+        In nats; 0 for an enumeration, infinite where the chains had not mixed or had missed a
+        mode. The value is then the best that is known, most likely too low.
     """
 
     value: float
@@ -117,15 +137,29 @@ def bar_from_chains(
     return LogPartition(value, standard_error), everything[:, :, -1]
 
 
-def _bar(ising: Ising, entropy: np.random.SeedSequence, n_sweeps: int | None) -> LogPartition:
+class _Run(NamedTuple):
+    """An estimate, final states ``(n_chains, n)``, and signs that it cannot be trusted."""
+
+    estimate: LogPartition
+    states: NDArray[np.int8]
+    faults: list[str]
+
+
+def _bar(ising: Ising, entropy: np.random.SeedSequence, n_sweeps: int | None) -> _Run:
     sampler = ParallelTempering(n_chains=32)
     total = n_sweeps or 2000
     chains = sampler.init(ising, seed=int(entropy.generate_state(1, np.uint64)[0]))
     chains = sampler.warm_up(chains, total)
-    return bar_from_chains(chains, total, n_threads=sampler.n_threads)[0]
+    estimate, energies = bar_from_chains(chains, total, n_threads=sampler.n_threads)
+    faults = blockades(chains)
+    if total >= 4:
+        limit = rhat_limit(*energies.T.shape, least=_RHAT)
+        rhat = {"rhat_energy": split_rhat(energies.T), "rhat_limit": limit}
+        faults = disagreement(rhat) + faults
+    return _Run(estimate, chains.states(), faults)
 
 
-def _ais(ising: Ising, entropy: np.random.SeedSequence, n_sweeps: int | None) -> LogPartition:
+def _ais(ising: Ising, entropy: np.random.SeedSequence, n_sweeps: int | None) -> _Run:
     r"""Annealed importance sampling, uniform spins to the target in even steps of beta."""
     n_runs, n_steps = 256, n_sweeps or 2000
     chains = engine.start(ising, np.zeros(1), n_runs, entropy)
@@ -143,7 +177,61 @@ def _ais(ising: Ising, entropy: np.random.SeedSequence, n_sweeps: int | None) ->
     mean = float(weights.mean())
     error = float(weights.std(ddof=1)) / np.sqrt(n_runs) / mean
     value = float(top + np.log(mean)) + chains.log_z_base - ising.offset
-    return LogPartition(value, float(error))
+    effective = weights.sum() ** 2 / (weights**2).sum()
+    few = effective < _LEAST_RUNS
+    faults = [f"{effective:.0f} of {n_runs} runs carry the weight"] if few else []
+    return _Run(LogPartition(value, float(error)), chains.states(), faults)
+
+
+def mean_field(ising: Ising, starts: NDArray[np.int8]) -> tuple[F64, F64]:
+    r"""Lower bounds of log Z by independent spins, climbing from each of the states.
+
+    :math:`\log Z \ge H(q) - \langle E \rangle_q`, at least minus the energy of the state.
+    Returns the bounds, ``(n_starts,)``, and the mean spins, ``(n_starts, n)``.
+    Wainwright and Jordan (2008), Found. Trends Mach. Learn. 1, section 5.
+    """
+    m = starts.astype(np.float64)
+    best = np.full(len(m), -np.inf)
+    for _ in range(_MAX_CLIMBS):
+        energy = -0.5 * ((m @ ising.J) * m).sum(1) - m @ ising.b + ising.offset
+        bound = _entropy(m).sum(1) - energy
+        if (bound - best).max() < 1e-3:
+            break
+        best = np.maximum(best, bound)
+        for i in range(ising.n_spins):
+            m[:, i] = np.tanh(m @ ising.J[i] + ising.b[i])
+    return best, m
+
+
+def _entropy(m: F64) -> F64:
+    up, down = (1 + m) / 2, (1 - m) / 2
+    out: F64 = -xlogy(up, up) - xlogy(down, down)
+    return out
+
+
+def _checked(run: _Run, ising: Ising, entropy: np.random.SeedSequence) -> LogPartition:
+    """The estimate, if it passes: see :class:`LogPartition`."""
+    value, error = run.estimate
+    n_seen = len(run.states)
+    random = np.random.default_rng(entropy).integers(0, 2, (_N_STARTS, ising.n_spins)) * 2 - 1
+    bounds, m = mean_field(ising, np.concatenate([run.states, random.astype(np.int8)]))
+    # A mode that no chain is in, though it holds so much of Z that some should be.
+    closest = (m[n_seen:] @ m[:n_seen].T).max(1)
+    missed = bounds[n_seen:][closest < _SAME_MODE * (m[n_seen:] ** 2).sum(1)]
+    share = np.exp(np.minimum(missed.max(initial=-np.inf) - value, 0.0))
+    faults = run.faults
+    if bounds.max() > value + 4 * error or share * n_seen > _EXPECTED:
+        faults = [*faults, f"they missed a mode of at least {bounds.max():.2f} nats"]
+    if not faults:
+        return run.estimate
+    value = max(value, float(bounds.max()))
+    warnings.warn(
+        f"log Z = {value:.2f} may be too low, as its chains have not mixed: {', '.join(faults)}. "
+        "Use more sweeps (n_sweeps). The standard error is infinite.",
+        RuntimeWarning,
+        stacklevel=3,
+    )
+    return LogPartition(value, float("inf"))
 
 
 def log_partition(
@@ -163,8 +251,8 @@ def log_partition(
         Inverse temperature, >= 0.
     method
         ``"bar"``: 32 tempering ladders that tune themselves, then Bennett's acceptance ratio
-        between neighbours. ``"ais"``: 256 annealed importance runs, the independent check; its
-        error bar is too small where the annealing is too fast. ``"exact"``: enumeration, up to
+        between neighbours. ``"ais"``: 256 annealed importance runs, the independent check.
+        ``"exact"``: enumeration, up to
         24 spins.
     seed
         Same seed, same estimate.
@@ -175,7 +263,9 @@ def log_partition(
     Returns
     -------
     LogPartition
-        ``(value, standard_error)`` in nats.
+        ``(value, standard_error)`` in nats. Where the chains have not mixed, or a lower bound by
+        independent spins around the best states is above the estimate, a RuntimeWarning says so
+        and the standard error is infinite.
 
     Raises
     ------
@@ -210,4 +300,5 @@ def log_partition(
     if method == "exact":
         return LogPartition(float(np.logaddexp.reduce(-all_energies(target))), 0.0)
     entropy = np.random.SeedSequence(seed)
-    return (_bar if method == "bar" else _ais)(target, entropy, n_sweeps)
+    run = (_bar if method == "bar" else _ais)(target, entropy, n_sweeps)
+    return _checked(run, target, entropy.spawn(1)[0])

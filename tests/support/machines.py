@@ -4,6 +4,7 @@ import io
 
 import numpy as np
 import torch
+from scipy.special import gammaln, logsumexp
 
 from scvi_qbm.ising import Ising
 from scvi_qbm.prior import BoltzmannPrior, NegativePhase
@@ -16,6 +17,58 @@ def peaked_ising(n, seed, sd=0.6, field_sd=0.4):
     rng = np.random.default_rng(seed)
     upper = np.triu(rng.normal(size=(n, n)) * sd, 1)
     return Ising(upper + upper.T, rng.normal(size=n) * field_sd, offset=rng.normal())
+
+
+def core_and_crowd(n_core=12, n_crowd=40):
+    """A core that decides and a crowd that follows: at low temperature ladders miss its mode."""
+    n = n_core + n_crowd
+    J = np.zeros((n, n))
+    J[:n_core, :n_core] = 0.4
+    J[:n_core, n_core:] = J[n_core:, :n_core] = 0.8 / n_core
+    np.fill_diagonal(J, 0.0)
+    return Ising(J, np.repeat([-2.1, 0.8], [n_core, n_crowd]))
+
+
+def log_z_of_core_and_crowd(beta, n_core=12, n_crowd=40):
+    """Exact: a sum over the number of core spins that are up."""
+    up = np.arange(n_core + 1)
+    m = 2 * up - n_core
+    field = beta * (0.8 + 0.8 / n_core * m)
+    energy = beta * (-0.4 * (m**2 - n_core) / 2 + 2.1 * m)
+    n_states = gammaln(n_core + 1) - gammaln(up + 1) - gammaln(n_core - up + 1)
+    return logsumexp(n_states - energy + n_crowd * np.logaddexp(field, -field))
+
+
+def edwards_anderson(width, length, seed):
+    """A spin glass on a strip, normal couplings, no fields."""
+    rng = np.random.default_rng(seed)
+    J = np.zeros((width * length, width * length))
+    for i in range(width * length):
+        if (i + 1) % width:
+            J[i, i + 1] = rng.normal()
+        if i + width < width * length:
+            J[i, i + width] = rng.normal()
+    return Ising(J + J.T, np.zeros(width * length))
+
+
+def log_z_of_strip(model, width, beta):
+    """Exact, by a transfer matrix that adds one spin at a time."""
+    frontier = np.arange(2**width)
+
+    def spin(row):
+        return 2.0 * (frontier >> row & 1) - 1
+
+    log_weight = np.zeros(2**width)
+    for i in range(model.n_spins):
+        row = i % width
+        if i >= width:
+            pull = beta * model.J[i - width, i] * spin(row)
+            up, down = frontier | 1 << row, frontier & ~(1 << row)
+            log_weight = np.logaddexp(log_weight[up] + pull, log_weight[down] - pull)
+        log_weight = log_weight + beta * model.b[i] * spin(row)
+        if row:
+            log_weight = log_weight + beta * model.J[i - 1, i] * spin(row - 1) * spin(row)
+    return logsumexp(log_weight)
 
 
 def fill(prior, seed=0, sd=0.8):

@@ -33,7 +33,9 @@ class SampleSet:
     info
         What the sampler reports of its run. Always ``sampler``, ``law``, ``beta``; Markov chains
         add ``n_updates`` (attempted spin updates), ``n_chains``, ``n_sweeps``, ``n_burn_in``,
-        and the diagnostics ``rhat_energy`` and ``ess_energy``.
+        and the diagnostics ``rhat_energy``, ``rhat_overlap`` (of the overlap with the best state
+        seen), ``rhat_limit`` (what both should stay below) and ``ess_energy``. Small runs are
+        judged together with states of the second half of the burn-in.
     """
 
     spins: NDArray[np.int8]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,15 @@ from .base import ChainSampler
 from .checks import positive_int
 
 
+# States looked at in the second half of the burn-in, by which small runs are judged.
+_LOOKS = 8
+
+
 class LadderSampler(ChainSampler):
     """Gibbs chains, as ladders of one level; an algorithm overrides what it does otherwise."""
 
     record_levels = False
+    _advice = ""
 
     def __init__(
         self,
@@ -54,13 +60,54 @@ class LadderSampler(ChainSampler):
         engine.run(state, n_sweeps, n_threads=self.n_threads)
 
     def _collect(self, state: Any, n_samples: int) -> tuple[NDArray[np.int8], dict[str, Any]]:
+        """States ``(n_rounds, n_chains, n_spins)``, at least ``n_samples``, and the report."""
         return engine.collect(
             state, n_samples, self.n_sweeps, self.n_threads, levels=self.record_levels
         )
 
+    def _tune(self, state: Any, n_sweeps: int) -> Any:
+        """The first half of the burn-in."""
+        return self.step(state, n_sweeps)
+
     def _sample(
         self, ising: Ising, beta: float, n_samples: int, entropy: np.random.SeedSequence
     ) -> tuple[NDArray[np.int8], dict[str, Any]]:
-        chains = self.step(self._start(ising.scaled(beta), entropy), self.n_burn_in)
-        spins, info = self._collect(chains, n_samples)
-        return spins, {**info, "n_burn_in": self.n_burn_in}
+        target = ising.scaled(beta)
+        n_tuning = self.n_burn_in // 2
+        chains = self._tune(self._start(target, entropy), n_tuning)
+        looks = []
+        for n_sweeps in np.diff(np.linspace(n_tuning, self.n_burn_in, _LOOKS + 1).astype(int)):
+            if n_sweeps:
+                chains = self.step(chains, int(n_sweeps))
+                looks.append(self.spins(chains))
+        kept, info = self._collect(chains, n_samples)
+        info |= {"n_burn_in": self.n_burn_in}
+        info |= engine.mixing(target, kept, np.stack(looks) if looks else None)
+        info |= self._report(chains, beta)
+        faults = self._faults(chains, info)
+        if faults:
+            warnings.warn(
+                f"Sampler {self.name!r} has not mixed: {', '.join(faults)}. Use more burn-in "
+                f"(n_burn_in) or sweeps (n_sweeps){self._advice}.",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+        return kept.reshape(-1, ising.n_spins)[:n_samples], info
+
+    def _report(self, state: Any, beta: float) -> dict[str, Any]:
+        """What ``info`` has beside."""
+        return {}
+
+    def _faults(self, state: Any, info: dict[str, Any]) -> list[str]:
+        """Signs that the chains have not mixed."""
+        return disagreement(info)
+
+
+def disagreement(info: dict[str, Any]) -> list[str]:
+    """Each R-hat that is too large, in words."""
+    limit = info.get("rhat_limit", np.inf)
+    return [
+        f"R-hat of the {name} {info[key]:.3f} (wanted < {limit:.2f})"
+        for key, name in (("rhat_energy", "energy"), ("rhat_overlap", "overlap with the best state"))
+        if info.get(key, 0.0) > limit
+    ]

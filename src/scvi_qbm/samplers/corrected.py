@@ -181,9 +181,11 @@ class Corrected(LadderSampler):
         self, ising: Ising, beta: float, n_samples: int, entropy: np.random.SeedSequence
     ) -> tuple[NDArray[np.int8], dict[str, Any]]:
         state = self._start(ising.scaled(beta), entropy, min(self.n_chains, n_samples))
-        spins, info = self._collect(state.chains, n_samples)
+        kept, info = self._collect(state.chains, n_samples)
+        spins = kept.reshape(-1, ising.n_spins)[:n_samples]
         return spins, {
             **info,
+            **engine.mixing(state.target, kept),
             "n_burn_in": self.n_burn_in,
             "beta_drawn": state.beta_drawn,
             "beta_corrected": effective_beta(state.target, spins)[0],

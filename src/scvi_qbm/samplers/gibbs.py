@@ -13,7 +13,8 @@ class Gibbs(LadderSampler):
     """Heat-bath chains: every spin in turn is drawn from its law given all the others.
 
     Exact in the limit of many sweeps. At low temperature or with strong couplings a chain stays
-    in its valley for very long: look at ``rhat_energy``, or use ``parallel_tempering``.
+    in its valley for very long. A RuntimeWarning says so where chains disagree; then use
+    ``parallel_tempering``.
 
     Parameters
     ----------
@@ -38,6 +39,7 @@ class Gibbs(LadderSampler):
     """
 
     name: ClassVar[str] = "gibbs"
+    _advice = ", or parallel_tempering"
     conformance: ClassVar[dict[str, Any]] = {
         "n_chains": 2048,
         "n_sweeps": 500,

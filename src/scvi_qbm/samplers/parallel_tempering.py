@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 from scvi_qbm.ising import Ising
 from scvi_qbm.samplers import engine
 
-from .chain import LadderSampler
+from .chain import LadderSampler, disagreement
 from .checks import one_of, positive_int
 
 __all__ = ["ParallelTempering"]
@@ -30,6 +29,8 @@ class Ladders(Protocol):
     """What the algorithm needs of its ladders: ``Chains`` (numba) or ``TorchChains``."""
 
     ladder: F64
+
+    n_chains: int
 
     @property
     def n_levels(self) -> int: ...
@@ -109,7 +110,7 @@ class ParallelTempering(LadderSampler):
     ``info`` reports ``betas``, ``swap_rates`` (by pair of neighbours), ``target_swap_rate`` (None
     where ``n_levels`` is given), ``barrier`` (the sum of rejection rates, the hardness of the
     path), ``round_trips`` (of all replicas, on the final ladder), ``round_trip_rate`` (a ladder
-    and sweep), ``rhat_energy`` and ``ess_energy``. A RuntimeWarning says so when the chains have
+    and sweep), and the diagnostics of all chains. A RuntimeWarning says so when the chains have
     not mixed.
 
     ``record_levels`` adds ``level_energies``, float64 (n_draws, n_chains, n_levels), the tempered
@@ -209,41 +210,40 @@ class ParallelTempering(LadderSampler):
             The ladders, tuned; swaps and round trips are counted on the final levels only.
         """
         tuning = n_sweeps // 2
-        rounds = max(int(np.log2(max(tuning, 1) / 16)), 0)
+        return self.step(self._tune(state, tuning), n_sweeps - tuning)
+
+    def _tune(self, state: Any, n_sweeps: int) -> Any:
+        rounds = max(int(np.log2(max(n_sweeps, 1) / 16)), 0)
         for i in range(rounds):
-            self.step(state, max(2, tuning >> (rounds - i)))
+            self.step(state, max(2, n_sweeps >> (rounds - i)))
             state = self.adapt(state)
         # Swaps and round trips count from here on, where the ladder stays as it is.
         state.forget()
-        return self.step(state, n_sweeps - tuning)
+        return state
 
-    def _sample(
-        self, ising: Ising, beta: float, n_samples: int, entropy: np.random.SeedSequence
-    ) -> tuple[NDArray[np.int8], dict[str, Any]]:
-        chains = self.warm_up(self._start(ising.scaled(beta), entropy), self.n_burn_in)
-        spins, info = self._collect(chains, n_samples)
-        proposed, rates, trips = chains.proposed, chains.swap_rates, chains.round_trips
-        barrier = float((1 - rates).sum())
-        rhat = info.get("rhat_energy", np.nan)
-        blocked = np.nanmin(rates) < 0.02 and proposed.min() > 100
-        # A round trip takes 4 (1 + barrier) sweeps at best; of many ladders not one made it.
-        stuck = trips == 0 and proposed.min() > 20 * (1 + barrier)
-        if rhat > 1.1 or blocked or stuck:
-            warnings.warn(
-                f"Parallel tempering has not mixed: R-hat of the energy {rhat:.2f} (wanted < "
-                f"1.1), lowest swap rate {np.nanmin(rates):.2f}, round trips "
-                f"{trips}. Use more burn-in (n_burn_in) or sweeps (n_sweeps).",
-                RuntimeWarning,
-                stacklevel=3,
-            )
-        return spins, {
-            **info,
-            "n_burn_in": self.n_burn_in,
-            "betas": beta * chains.ladder,
+    def _report(self, state: Ladders, beta: float) -> dict[str, Any]:
+        rates, trips = state.swap_rates, state.round_trips
+        return {
+            "betas": beta * state.ladder,
             "swap_rates": rates,
             "target_swap_rate": self.swap_rate if self.n_levels is None else None,
-            "barrier": barrier,
+            "barrier": float((1 - rates).sum()),
             "round_trips": trips,
             # The hottest pair is tried every other sweep.
-            "round_trip_rate": trips / max(2 * int(proposed[0]), 1),
+            "round_trip_rate": trips / max(2 * int(state.proposed[0]), 1),
         }
+
+    def _faults(self, state: Ladders, info: dict[str, Any]) -> list[str]:
+        return disagreement(info) + blockades(state)
+
+
+def blockades(chains: Ladders) -> list[str]:
+    """What keeps states from travelling along the ladder, in words."""
+    rates, proposed, trips = chains.swap_rates, chains.proposed.min(), chains.round_trips
+    out = []
+    if proposed > 100 and rates.min() < 0.02:
+        out.append(f"lowest swap rate {rates.min():.2f}")
+    # A round trip takes 4 (1 + barrier) sweeps at best, of each of the replicas.
+    if proposed > 20 * (1 + float((1 - rates).sum())) and trips < chains.n_chains / 4:
+        out.append(f"{trips} round trips of {chains.n_chains} ladders")
+    return out

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scvi_qbm.diagnostics import effective_sample_size, split_rhat
+from scvi_qbm.diagnostics import effective_sample_size, rhat_limit, split_rhat
 from scvi_qbm.ising import Ising
 
 from .kernels import anneal_chunk, refresh_chunk, run_chunk
@@ -26,6 +26,7 @@ F64 = NDArray[np.float64]
 
 LANES = 64
 REFRESH = 256
+FEW_ROUNDS = 16
 
 _ARRAYS = (
     "spins", "fields", "energy", "lam", "rng", "lane_at", "heading", "accepted", "proposed",
@@ -277,7 +278,7 @@ def anneal(chains: Chains, betas: F64, n_threads: int = 1, *, metropolis: bool =
 def collect(
     chains: Chains, n_samples: int, n_sweeps: int, n_threads: int, *, levels: bool = False
 ) -> tuple[NDArray[np.int8], dict[str, Any]]:
-    """Keep the target level's states every ``n_sweeps`` sweeps; R-hat and ESS of their energy.
+    """Keep the target level's states every ``n_sweeps`` sweeps, (n_rounds, n_chains, n).
 
     With ``levels`` the energies of all levels too, and the flow of states along the ladder.
     """
@@ -302,18 +303,34 @@ def collect(
         info["level_energies"] = tempered
         with np.errstate(invalid="ignore"):
             info["flow"] = cooling / (cooling + heating)
-    info |= mixing(chains.ising.energy(kept))
-    return kept.reshape(-1, chains.ising.n_spins)[:n_samples], info
+    return kept, info
 
 
-def mixing(energies: F64) -> dict[str, Any]:
-    """R-hat and ESS of energies (n_rounds, n_chains); nothing from fewer than 4 rounds."""
-    if len(energies) < 4:
+def mixing(
+    ising: Ising, kept: NDArray[np.int8], before: NDArray[np.int8] | None = None
+) -> dict[str, Any]:
+    """R-hat of the energy and of the overlap with the best state, and ESS of the energy.
+
+    ``kept`` are states (n_rounds, n_chains, n). Few rounds are judged together with states
+    ``before`` them; fewer than 4 in all say nothing. Where no fields tell up from down, neither
+    does the overlap.
+    """
+    seen = kept
+    if before is not None and len(kept) < FEW_ROUNDS:
+        seen = np.concatenate([before, kept])
+    if len(seen) < 4:
         return {}
-    series = energies.T
+    energies = ising.energy(seen)
+    best = seen.reshape(-1, ising.n_spins)[energies.argmin()]
+    overlap = seen @ best.astype(np.float64)
+    overlap = overlap if ising.b.any() else np.abs(overlap)
     return {
-        "rhat_energy": split_rhat(series),
-        "ess_energy": effective_sample_size(series),
+        "rhat_energy": split_rhat(energies.T),
+        "rhat_overlap": split_rhat(overlap.T),
+        "rhat_limit": rhat_limit(kept.shape[1], len(seen)),
+        "ess_energy": effective_sample_size(energies[-len(kept) :].T)
+        if len(kept) >= 4
+        else float("nan"),
     }
 
 
