@@ -107,3 +107,20 @@ def test_bad_states_are_refused():
         model.energy(np.ones(4))
     with pytest.raises(ValueError, match="2 \\* z - 1"):
         model.energy(np.array([0, 1, 1]))
+
+
+@pytest.mark.parametrize(
+    "J",
+    [
+        [[0.0, 1e-21], [0.0, 0.0]],
+        [[1e-21, 1e-20], [1e-20, 0.0]],
+        [[0.0, 1e3, 1e12], [0.0, 0.0, 0.0], [1e12, 0.0, 0.0]],
+        [[1e3, 1e12], [1e12, 0.0]],
+    ],
+)
+def test_small_entries_are_not_changed(J):
+    """Whether an entry is rounding depends on the others, not on its size."""
+    with pytest.raises(ValueError, match="symmetric|diagonal"):
+        Ising(np.array(J), np.zeros(len(J)))
+    noisy = np.array([[0.0, 1e12, 3.0], [1e12, 0.0, 1e-21], [3.0 + 1e-7, 1e-21, 0.0]])
+    np.testing.assert_allclose(Ising(noisy, np.zeros(3)).J, noisy, rtol=1e-7)

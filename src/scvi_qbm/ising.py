@@ -31,19 +31,20 @@ def _square_symmetric(matrix: ArrayLike, name: str, *, zero_diagonal: bool = Tru
         raise ValueError(f"`{name}` must have at least one row.")
     if not np.isfinite(out).all():
         raise ValueError(f"`{name}` has NaN or infinite entries.")
-    scale = max(1.0, float(np.abs(out).max()))
-    asymmetry = float(np.abs(out - out.T).max())
-    if asymmetry > 1e-6 * scale:
+    size = np.abs(out)
+    rounding = 1e-12 * float(size.max())
+    asymmetry = np.abs(out - out.T)
+    if (asymmetry > 1e-6 * np.maximum(size, size.T) + rounding).any():
         raise ValueError(
-            f"`{name}` is not symmetric (largest |{name} - {name}.T| is {asymmetry:.3g}). "
+            f"`{name}` is not symmetric (largest |{name} - {name}.T| is {asymmetry.max():.3g}). "
             f"Use ({name} + {name}.T) / 2."
         )
-    if zero_diagonal and np.abs(np.diag(out)).max() > 1e-6 * scale:
+    if zero_diagonal and np.diag(size).max() > rounding:
         raise ValueError(
             f"`{name}` has a non-zero diagonal. Move it to the offset (spins, s*s = 1) or to the "
             f"linear term (binary, z*z = z) first."
         )
-    if asymmetry > 0:
+    if asymmetry.any():
         out = (out + out.T) / 2
     if zero_diagonal:
         np.fill_diagonal(out, 0.0)

@@ -1,4 +1,5 @@
 import inspect
+import warnings
 
 import numpy as np
 import pytest
@@ -235,3 +236,34 @@ def test_bad_values_say_what_is_wrong():
         get_sampler("simulated_annealing", beta_range=(0, 2))
     with pytest.raises(ValueError, match="pair"):
         get_sampler("cim", gain=1.0)
+
+
+@pytest.mark.parametrize("name", ["gibbs", "parallel_tempering"])
+def test_small_fields_beside_large_couplings(name):
+    """Single precision loses them: P(up) was .507 for .731."""
+    pair = Ising(np.array([[0, 1e7], [1e7, 0]]), np.array([0.3, 0.2]))
+    with pytest.warns(RuntimeWarning, match=r"differences below .* nats are lost"):
+        get_sampler(name, n_chains=64).sample(pair, n_samples=640, seed=0)
+    with pytest.warns(RuntimeWarning, match="lost"):
+        get_sampler(name).init(pair, seed=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        get_sampler(name).init(Ising(1e7 * np.array([[0, 1], [1, 0]]), np.zeros(2)), seed=0)
+        get_sampler(name).init(Ising(pair.J / 1e4, pair.b), seed=0)
+
+
+def test_gibbs_warns_where_its_chains_stay():
+    """A magnet of 64 spins: nearly all weight is up, and chains that began down stay there."""
+    n = 64
+    magnet = Ising((np.ones((n, n)) - np.eye(n)) / n, np.full(n, 0.02))
+    for n_samples in (64, 2048):  # of a single round, too
+        with pytest.warns(RuntimeWarning, match=r"'gibbs' has not mixed.*parallel_tempering"):
+            out = get_sampler("gibbs").sample(magnet, 3.0, n_samples, seed=0)
+        assert out.info["rhat_overlap"] > 1.5
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        out = get_sampler("parallel_tempering").sample(magnet, 3.0, 64, seed=0)
+        assert (out.spins.sum(axis=1) > 0).mean() > 0.95
+        for seed in range(20):  # no false alarms
+            get_sampler("gibbs").sample(magnet, 0.5, 64, seed=seed)
+            get_sampler("gibbs", n_chains=2).sample(magnet, 0.5, 64, seed=seed)

@@ -14,9 +14,10 @@ from scvi_qbm.samplers import engine
 from .base import ChainSampler
 from .checks import positive_int
 
-
 # States looked at in the second half of the burn-in, by which small runs are judged.
 _LOOKS = 8
+# Nats: what a spin in a larger field does no longer depends on it; an error of the law seen.
+_MATTERS, _NOTICED = 50.0, 0.01
 
 
 class LadderSampler(ChainSampler):
@@ -38,7 +39,9 @@ class LadderSampler(ChainSampler):
         self.n_threads = engine.checked_threads(n_threads)
 
     def init(self, ising: Ising, beta: float = 1.0, seed: int | None = None) -> Any:
-        return self._start(ising.scaled(beta), np.random.SeedSequence(seed))
+        target = ising.scaled(beta)
+        _check_precision(target, self.name)
+        return self._start(target, np.random.SeedSequence(seed))
 
     def step(self, state: Any, n_sweeps: int | None = None) -> Any:
         self._run(state, self.n_sweeps if n_sweeps is None else n_sweeps)
@@ -73,6 +76,7 @@ class LadderSampler(ChainSampler):
         self, ising: Ising, beta: float, n_samples: int, entropy: np.random.SeedSequence
     ) -> tuple[NDArray[np.int8], dict[str, Any]]:
         target = ising.scaled(beta)
+        _check_precision(target, self.name)
         n_tuning = self.n_burn_in // 2
         chains = self._tune(self._start(target, entropy), n_tuning)
         looks = []
@@ -103,11 +107,30 @@ class LadderSampler(ChainSampler):
         return disagreement(info)
 
 
+def _check_precision(target: Ising, name: str) -> None:
+    """Warn where fields in single precision lose a coupling or field that matters."""
+    size = np.abs(np.column_stack([target.J, target.b]))
+    rounding = size.sum(axis=1) * np.finfo(np.float32).eps
+    lost = (0 < size) & (size < _MATTERS) & (rounding[:, None] > _NOTICED)
+    if lost.any():
+        warnings.warn(
+            f"Sampler {name!r} computes in single precision: beside fields of "
+            f"{size.sum(axis=1).max():.1e} nats differences below {rounding.max():.1g} nats are "
+            f"lost, and the model has couplings or fields of {size[lost].min():.1g}. Rescale it, "
+            "or enumerate it with 'exact'.",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+
+
 def disagreement(info: dict[str, Any]) -> list[str]:
     """Each R-hat that is too large, in words."""
     limit = info.get("rhat_limit", np.inf)
     return [
         f"R-hat of the {name} {info[key]:.3f} (wanted < {limit:.2f})"
-        for key, name in (("rhat_energy", "energy"), ("rhat_overlap", "overlap with the best state"))
+        for key, name in (
+            ("rhat_energy", "energy"),
+            ("rhat_overlap", "overlap with the best state"),
+        )
         if info.get(key, 0.0) > limit
     ]
