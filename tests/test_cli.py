@@ -310,13 +310,23 @@ def test_fit_on_real_batches(shared_data, tmp_path, name):
     assert np.isfinite(anndata.read_h5ad(out).obsm["X_qbmvi"]).all()
 
 
-def test_samplers_check(capsys):
+def test_samplers_check(capsys, tmp_path, monkeypatch):
     assert main(["samplers", "check", "exact"]) == 0
     assert "conforms" in capsys.readouterr().out
     # Two sweeps between samples: the law's test finds too few effective samples.
     options = ["--option", "n_sweeps=1", "--option", "n_chains=4", "--option", "n_burn_in=0"]
     assert main(["samplers", "check", "gibbs", *options]) == 1
     assert "DOES NOT CONFORM" in capsys.readouterr().out
+    assert main(["samplers", "check", "cim", "--dry-run"]) == 0
+    assert "in all " in capsys.readouterr().out
+    assert main(["samplers", "check", "exact", "--max-calls", "3"]) == 1
+    assert "NOT DECIDED" in capsys.readouterr().out
+    (tmp_path / "mylab.py").write_text(
+        "from scvi_qbm.samplers.exact import Exact\n\nclass Mine(Exact):\n    name = 'mine'\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert main(["samplers", "check", "mylab:Mine"]) == 0
+    assert "mine (exact): conforms" in capsys.readouterr().out
     for wrong, message in (
         (["nonsense"], "Unknown sampler"),
         (["gibbs", "--option", "n_sweeps"], "KEY=VALUE"),

@@ -42,7 +42,11 @@ def _parser() -> argparse.ArgumentParser:
         help="run the conformance kit on one",
         epilog="example: scvi-qbm samplers check gibbs --option n_sweeps=200",
     )
-    check.add_argument("name", metavar="NAME", help="a name that list shows")
+    check.add_argument(
+        "name",
+        metavar="NAME",
+        help="a name that list shows; or MODULE:CLASS of one's own, from here or PYTHONPATH",
+    )
     check.add_argument(
         "--option",
         action="append",
@@ -51,6 +55,13 @@ def _parser() -> argparse.ArgumentParser:
         "(default: the options that the sampler declares for this test)",
     )
     check.add_argument("--seed", type=int, default=1, help="seed of the models and the sampler")
+    check.add_argument(
+        "--dry-run", action="store_true", help="ask for nothing; print what would be asked for"
+    )
+    for what in ("calls", "reads", "seconds"):
+        check.add_argument(
+            f"--max-{what}", type=float, default=float("inf"), help=f"stop after so many {what}"
+        )
 
     benchmark = commands.add_parser("benchmark", help="tables and pictures of measured claims")
     subjects = benchmark.add_subparsers(dest="subject", metavar="SUBJECT", required=True)
@@ -278,6 +289,7 @@ def _check(args: argparse.Namespace) -> int:
     import json
 
     from scvi_qbm.samplers.conformance import check_sampler
+    from scvi_qbm.samplers.registry import register_sampler
 
     options = None
     if args.option:
@@ -290,7 +302,13 @@ def _check(args: argparse.Namespace) -> int:
                 options[key] = json.loads(value)
             except json.JSONDecodeError:
                 options[key] = value
-    report = check_sampler(args.name, options=options, seed=args.seed, strict=False)
+    if ":" in args.name:
+        sys.path.insert(0, os.getcwd())
+        register_sampler(args.name, args.name, overwrite=True)
+    report = check_sampler(
+        args.name, options=options, seed=args.seed, strict=False, dry_run=args.dry_run,
+        max_calls=args.max_calls, max_reads=args.max_reads, max_seconds=args.max_seconds,
+    )  # fmt: skip
     print(report)
     return 0 if report.passed else 1
 

@@ -153,7 +153,7 @@ def _bar(ising: Ising, entropy: np.random.SeedSequence, n_sweeps: int | None) ->
     estimate, energies = bar_from_chains(chains, total, n_threads=sampler.n_threads)
     faults = blockades(chains)
     if total >= 4:
-        limit = rhat_limit(*energies.T.shape, least=_RHAT)
+        limit = rhat_limit(energies.shape[1], energies.shape[0], least=_RHAT)
         rhat = {"rhat_energy": split_rhat(energies.T), "rhat_limit": limit}
         faults = disagreement(rhat) + faults
     return _Run(estimate, chains.states(), faults)

@@ -126,11 +126,9 @@ def _check_precision(target: Ising, name: str) -> None:
 def disagreement(info: dict[str, Any]) -> list[str]:
     """Each R-hat that is too large, in words."""
     limit = info.get("rhat_limit", np.inf)
+    of = {"rhat_energy": "energy", "rhat_overlap": "overlap with the best state"}
     return [
         f"R-hat of the {name} {info[key]:.3f} (wanted < {limit:.2f})"
-        for key, name in (
-            ("rhat_energy", "energy"),
-            ("rhat_overlap", "overlap with the best state"),
-        )
+        for key, name in of.items()
         if info.get(key, 0.0) > limit
     ]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
 from scvi_qbm.diagnostics import effective_beta, effective_sample_size, total_variation
-from scvi_qbm.samplers.base import Sampler
+from scvi_qbm.ising import Ising
+from scvi_qbm.samplers.base import ChainSampler, Sampler
 from scvi_qbm.samplers.exact import all_energies, all_states, boltzmann_law
 
 from .basics import Found, random_model, require
@@ -17,75 +20,183 @@ F64 = NDArray[np.float64]
 # A right sampler fails with this probability a seed and moment.
 _ALARM = 1e-4
 _N_LAW = 4096
+_N_NOTED = 1024
+_N_JUDGED = 16_384
+# The same laws at these temperatures: the energies are divided by what multiplies them.
+_BETAS = (1.0, 0.25, 4.0)
+# States on either side from which on a share is taken for normal.
+_NORMAL = 25
+_SMALL, _FEWEST, _N_SMALL = 128, 32, 2048
+
+
+def peaked_model(n_spins: int, seed: int, beta: float) -> Ising:
+    """A random model that is as peaked at every ``beta``."""
+    return random_model(n_spins, seed).scaled(1 / beta)
 
 
 def check_law(sampler: Sampler, seed: int) -> Found:
     """The enumerated law on peaked models; of a heuristic, how far it is from it."""
     if sampler.law == "heuristic":
         model = random_model(8, seed)
-        spins = sampler.sample(model, 1.0, _N_LAW, seed=seed).spins
+        spins = sampler.sample(model, 1.0, _N_NOTED, seed=seed).spins
         beta = effective_beta(model, spins)[0]
         raw, floor = total_variation(spins, boltzmann_law(model))
         text = f"effective beta {beta:.2f} for 1; total variation {raw:.2f} (floor {floor:.2f})"
         if np.isfinite(beta) and beta >= 0:
             own = total_variation(spins, boltzmann_law(model, beta))[0]
             text += f", {own:.2f} at its own beta"
+        for asked in _BETAS[1:]:
+            model = peaked_model(8, seed, asked)
+            spins = sampler.sample(model, asked, _N_NOTED // 4, seed=seed).spins
+            text += f"; effective beta {effective_beta(model, spins)[0]:.2f} for {asked:g}"
         return Found(text, "noted")
-    # One target at another temperature: some mistakes cancel at beta = 1.
-    pvalues = [
-        p
-        for k, beta in enumerate((1.0, 1.0, 0.6))
-        for p in law_pvalues(sampler, seed + k, beta=beta)
+    return judged(law_pvalues(sampler, seed + k, _N_JUDGED, beta) for k, beta in enumerate(_BETAS))
+
+
+def check_small_calls(sampler: Sampler, seed: int) -> Found:
+    """Few reads of 16 spins at a time follow the law as many do."""
+    if sampler.law == "heuristic":
+        return Found("a heuristic", "skipped")
+    n_chains = getattr(sampler, "n_chains", 1)
+    if sampler.law == "mcmc" and n_chains < _FEWEST:
+        return Found(f"fewer than {_FEWEST} chains", "skipped")
+    n_reads = min(_SMALL, n_chains) if sampler.law == "mcmc" else _SMALL
+    model, entropy = peaked_model(16, seed, 1.0), np.random.SeedSequence(seed)
+    spins = [
+        sampler.sample(model, 1.0, n_reads, seed=int(call)).spins
+        for call in entropy.generate_state(_N_SMALL // n_reads)
     ]
+    return judged([pvalues(np.concatenate(spins), None, model, 1.0)])
+
+
+def check_chain_law(sampler: Sampler, seed: int) -> Found:
+    """The law along the path that training takes: ``init``, ``retarget``, ``adapt``, ``step``."""
+    if not isinstance(sampler, ChainSampler):
+        return Found("not a ChainSampler", "skipped")
+    n_rounds = max(4, -(-_N_JUDGED // sampler.n_chains))
+    n_first = max(1, getattr(sampler, "n_burn_in", 0) // sampler.n_sweeps)
+    found = []
+    for k, (start, beta) in enumerate([(1.0, 1.0), (0.5, 4.0)]):
+        model = peaked_model(8, seed + k, beta)
+        state = sampler.init(model if start == beta else random_model(8, seed - 1), start, seed)
+        if start != beta:
+            state = sampler.retarget(sampler.step(state), model, beta)
+        for _ in range(n_first):
+            state = sampler.adapt(sampler.step(state))
+        kept = []
+        for _ in range(n_rounds):
+            state = sampler.step(state)
+            kept.append(np.array(sampler.spins(state)))
+        found.append(pvalues(np.concatenate(kept), sampler.n_chains, model, beta))
+    return judged(found)
+
+
+def judged(found: Iterable[dict[str, float]]) -> Found:
+    """The smallest p-value of all, which fails below 1 in 10,000."""
+    every = [(p, name) for of_model in found for name, p in of_model.items()]
+    smallest, name = min(every)
     require(
-        min(pvalues) > _ALARM,
-        f"smallest of {len(pvalues)} p-values is {min(pvalues):.1e}: another law, or chains too "
-        "short for these rugged models (give more sweeps)",
+        smallest > _ALARM,
+        f"smallest of {len(every)} p-values is {smallest:.1e}, of the {name}: another law, or "
+        "chains too short for these rugged models (give more sweeps)",
     )
-    return Found(f"smallest of {len(pvalues)} p-values {min(pvalues):.3f}")
+    return Found(f"smallest of {len(every)} p-values {smallest:.3f}")
 
 
 def law_pvalues(
     sampler: Sampler, seed: int, n_samples: int = _N_LAW, beta: float = 1.0
-) -> list[float]:
-    """p-values of a sampler's states on a random peaked model of 8 spins.
+) -> dict[str, float]:
+    """p-values, see :func:`pvalues`, of a sampler's states on a random peaked model of 8 spins.
 
-    Of the chi-square test on states (thinned where they are correlated), then of the mean energy
-    and three pair moments, their errors from the effective sample size. States come in rounds of
-    ``info["n_chains"]`` independent chains, or, without that entry, as one chain (``mcmc``) or
-    independently (others). An AssertionError where too few are independent to say anything.
+    States come in rounds of ``info["n_chains"]`` independent chains, or, without that entry, as
+    one chain (``mcmc``) or independently (others).
     """
-    model = random_model(8, seed)
-    law = boltzmann_law(model, beta)
+    model = peaked_model(8, seed, beta)
     # Four rounds, for the effective sample size.
     n_samples = max(n_samples, 4 * getattr(sampler, "n_chains", 0))
     out = sampler.sample(model, beta, n_samples, seed=seed)
-    independent = sampler.law != "mcmc"
-    n_chains = int(out.info.get("n_chains", n_samples if independent else 1))
+    n_chains = out.info.get("n_chains", 1 if sampler.law == "mcmc" else None)
+    return pvalues(out.spins, n_chains, model, beta)
+
+
+def pvalues(
+    spins: NDArray[np.int8], n_chains: int | None, model: Ising, beta: float
+) -> dict[str, float]:
+    """p-values of states against the enumerated law, by what they test.
+
+    Of the mean energy, of what fields and couplings contribute to it (a scale of either shows
+    there), of three pair moments, of the ground state's share, of the energies' order, and of the
+    chi-square test on states where there are 8 spins (thinned where they are correlated).
+    Errors are from the effective sample size. States come in rounds of ``n_chains``, or are
+    independent (None). An AssertionError where too few are independent to say anything.
+    """
+    n_samples, n_spins = spins.shape
+    n_chains = n_chains or n_samples
     n_rounds = n_samples // n_chains
+    law, states = boltzmann_law(model, beta), all_states(n_spins).astype(float)
+    seen = spins[: n_rounds * n_chains].astype(float)
     sizes: list[float] = []
 
+    def size_of(values: F64) -> float:
+        series = values.reshape(n_rounds, n_chains).T
+        return effective_sample_size(series) if n_rounds >= 4 else float(len(values))
+
     def pvalue(values: F64, exact: float) -> float:
-        series = values[: n_rounds * n_chains].reshape(-1, n_chains).T
-        size = effective_sample_size(series) if n_rounds >= 4 else float(n_samples)
-        sizes.append(size)
-        error = values.std() / np.sqrt(size)
+        sizes.append(size_of(values))
+        error = values.std() / np.sqrt(sizes[-1])
         return float(2 * stats.norm.sf(abs(values.mean() - exact) / error)) if error > 0 else 0.0
 
-    states = all_states(8).astype(float)
-    moments = [pvalue(out.energies, float(law @ all_energies(model)))]
+    energies = all_energies(model)
+    found = {
+        "energy": pvalue(model.energy(seen), float(law @ energies)),
+        "fields' part": pvalue(seen @ model.b, float(law @ (states @ model.b))),
+        "couplings' part": pvalue(
+            _couplings_part(model, seen), float(law @ _couplings_part(model, states))
+        ),
+    }
     for i, j in ((0, 1), (2, 5), (6, 7)):
-        exact = float(law @ (states[:, i] * states[:, j]))
-        moments.append(pvalue((out.spins[:, i] * out.spins[:, j]).astype(float), exact))
+        agree = float(law @ (states[:, i] == states[:, j]))
+        if min(agree, 1 - agree) * n_samples > _NORMAL:
+            found[f"pair {i}, {j}"] = pvalue(seen[:, i] * seen[:, j], 2 * agree - 1)
     require(np.isfinite(sizes).any(), "all states are the same: the chains are frozen")
-    thin = int(np.ceil(n_samples / np.nanmin(sizes) - 0.2)) if n_rounds >= 4 else 1
+    least = float(np.nanmin(sizes))
+    thin = int(np.ceil(len(seen) / least - 0.2)) if n_rounds >= 4 else 1
     require(
         n_samples // thin >= 500,
-        f"only {np.nanmin(sizes):.0f} effective samples of {n_samples}: the test has no "
-        "power. Give the sampler more sweeps between samples.",
+        f"only {least:.0f} effective samples of {n_samples}: the test has no power. Give the "
+        "sampler more sweeps between samples.",
     )
-    kept = out.spins[: n_rounds * n_chains].reshape(n_rounds, n_chains, 8)[::thin]
-    return [chi_square(kept.reshape(-1, 8), law), *moments]
+    ground = energies <= energies.min() + 1e-9
+    at_ground = (model.energy(seen) <= energies.min() + 1e-9).astype(float)
+    share = float(law[ground].sum())
+    if min(share, 1 - share) * least > _NORMAL:
+        found["ground state"] = pvalue(at_ground, share)
+    if n_rounds == 1 or n_rounds >= 8:
+        found["order"] = _pvalue_of_order(model.energy(seen), n_rounds, n_chains)
+    if n_spins == 8:
+        kept = spins[: n_rounds * n_chains].reshape(n_rounds, n_chains, 8)[::thin]
+        found["frequencies"] = chi_square(kept.reshape(-1, 8), law)
+    return found
+
+
+def _couplings_part(model: Ising, states: F64) -> F64:
+    out: F64 = ((states @ model.J) * states).sum(axis=1)
+    return out
+
+
+def _pvalue_of_order(energies: F64, n_rounds: int, n_chains: int) -> float:
+    """Whether the first half has other energies than the second."""
+    halves = np.array_split(energies, 2)
+    if n_rounds > 1:
+        rounds = energies.reshape(n_rounds, n_chains)
+        halves = [rounds[: n_rounds // 2].ravel(), rounds[n_rounds // 2 :].ravel()]
+    sizes = [
+        effective_sample_size(h.reshape(-1, n_chains).T) if n_rounds > 1 else float(len(h))
+        for h in halves
+    ]
+    error = np.sqrt(sum(h.var() / size for h, size in zip(halves, sizes, strict=True)))
+    gap = halves[0].mean() - halves[1].mean()
+    return float(2 * stats.norm.sf(abs(gap) / error)) if error > 0 else 1.0
 
 
 def chi_square(spins: NDArray[np.int8], law: F64) -> float:
