@@ -38,7 +38,7 @@ plan: module prior recipes | scvi torch
 labelled_module: _signature module prior samplers | scvi torch
 module: _signature distributions encoders prior recipes relaxations samplers | scvi torch
 prior: diagnostics ising logz samplers | torch
-logz: ising samplers
+logz: diagnostics ising samplers
 samplers: diagnostics ising
 samplers/adapters/bifurcation.py: ising | simulated_bifurcation torch
 samplers/adapters/dimod.py: ising | dimod openjij

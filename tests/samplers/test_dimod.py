@@ -36,6 +36,10 @@ class Fake(dimod.Sampler):
         self.parameters = {name: [] for name in parameters}
         self.fault, self.reads, self.frozen, self.calls = fault, reads, frozen, []
 
+    def sample_state(self, n):
+        """The state that a frozen one gives."""
+        return 2 * np.random.default_rng(0).integers(0, 2, (1, n), dtype=np.int8)[0] - 1
+
     def sample(self, bqm, **arguments):
         self.calls.append(arguments)
         n_reads = self.reads or arguments.get("num_reads", 1)
@@ -189,10 +193,53 @@ def test_openjij_repeats_reads_under_a_seed():
 
 
 def test_frozen_model_is_not_taken_for_the_trap():
+    """A model so cold that one state is all there is; a frozen machine is told from it."""
+    model = Ising(np.zeros((6, 6)), 2.0 * Fake(frozen=True).sample_state(6))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        out = Dimod(Fake(frozen=True)).sample(peaked_ising(6, 0), n_samples=20, seed=0)
+        out = Dimod(Fake(frozen=True)).sample(model, 10.0, n_samples=20, seed=0)
     assert out.info["n_distinct"] == 1 and out.info["n_calls"] == 4  # three probes
+    with pytest.warns(RuntimeWarning, match="all 20 reads are the same state"):
+        Dimod(Fake(frozen=True)).sample(model, 0.1, n_samples=20, seed=0)
+
+
+def test_reads_that_follow_no_law():
+    """The audit that `solve` and Kaiwu have: sign, de-duplication, spins that never turn."""
+    model = peaked_ising(10, 0)
+    exact = get_sampler("exact")
+
+    class Machine(dimod.Sampler):
+        properties, parameters = {}, {"num_reads": []}
+        sign, change = 1.0, staticmethod(lambda spins: spins)
+
+        def sample(self, bqm, num_reads=1):
+            drawn = exact.sample(model, self.sign, num_reads, 3).spins
+            return dimod.SampleSet.from_samples_bqm((self.change(drawn), range(10)), bqm)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        info = Dimod(Machine()).sample(model, n_samples=500, seed=0).info
+    assert abs(info["effective_beta"] - 1) < 4 * info["effective_beta_se"] < 0.4
+
+    def inverted(spins):
+        return exact.sample(Ising(-model.J, -model.b), 1.0, len(spins), 3).spins
+
+    def frozen(spins):
+        spins[:, 4] = 1
+        return spins
+
+    def unique(spins):
+        return np.unique(spins, axis=0)
+
+    for change, message in (
+        (inverted, r"effective beta -\d"),
+        (frozen, r"spins \[4\] never turn"),
+        (unique, "de-duplicated"),
+    ):
+        machine = Machine()
+        machine.change = change
+        with pytest.warns(RuntimeWarning, match=message):
+            Dimod(machine).sample(model, n_samples=500, seed=0)
 
 
 def test_numpys_global_generator_stays():

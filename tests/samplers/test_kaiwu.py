@@ -230,6 +230,24 @@ def test_beta_may_be_left_to_the_solver():
     assert distance < 1.3 * floor and out.info["scale_beta"] is False
 
 
+@pytest.mark.parametrize("beta", [0.1, 1.0, 3.0])
+def test_a_rounded_machine_is_told_its_temperature(beta):
+    """The integers use the whole range whatever beta is: without the gain they are blind to it."""
+
+    class Tunable(Enumerating):
+        def solve(self, matrix, temperature=1.0):
+            self.beta = 1 / temperature
+            return super().solve(matrix)
+
+    model = peaked_ising(6, 2)
+    out = SolveAdapter(Tunable(), n_bits=14).sample(model, beta, 6000, seed=0)
+    distance, floor = total_variation(out.spins, boltzmann_law(model, beta))
+    assert distance < 1.3 * floor and out.info["scale_beta"] is True
+    assert abs(out.info["effective_beta"] - 1) < 4 * out.info["effective_beta_se"]
+    deaf = SolveAdapter(Enumerating(beta=0.01), n_bits=14).sample(model, beta, 2000, seed=0)
+    assert deaf.info["scale_beta"] is False
+
+
 def test_beta_zero():
     out = SolveAdapter(Enumerating(), n_bits=8).sample(peaked_ising(4, 0), 0.0, 4000)
     assert np.abs(out.spins.mean(axis=0)).max() < 5 / np.sqrt(4000)

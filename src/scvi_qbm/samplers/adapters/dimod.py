@@ -22,7 +22,7 @@ from scvi_qbm.samplers.base import Law, Sampler, SampleSet
 from scvi_qbm.samplers.checks import one_of, positive_int
 from scvi_qbm.samplers.registry import get_sampler
 
-from .reads import energy_scale, n_distinct
+from .reads import audit, audit_law, energy_scale, is_cold
 
 __all__ = ["DWaveAnnealing", "Dimod", "OpenJijAnnealing", "to_dimod"]
 
@@ -70,8 +70,10 @@ class Dimod(Sampler):
 
     Notes
     -----
-    ``info`` has ``n_calls`` (probes included), ``n_distinct`` (different states) and ``seeded``:
-    whether the sampler takes a seed. If it does not, our ``seed`` cannot make it repeat itself.
+    ``info`` has ``n_calls`` (probes included), ``seeded``, whether the sampler takes a seed (if
+    it does not, our ``seed`` cannot make it repeat itself), and what all reads of machines are
+    looked at for, with a warning: ``n_distinct``, ``deduplicated``, ``repeated``,
+    ``effective_beta`` and its error ``effective_beta_se``.
 
     A sampler may return fewer reads than asked (it is called again) or more (a random subset is
     kept; seeds decide which).
@@ -142,6 +144,7 @@ class Dimod(Sampler):
     ) -> tuple[NDArray[np.int8], dict[str, Any]]:
         target = ising.scaled(beta) if self.scale_beta else ising
         model = self._build(target)
+        who = f"{type(self.child).__name__} (a dimod sampler)"
         rng = np.random.default_rng(entropy)
         first_seed, n_calls = int(rng.integers(2**31)), 0
 
@@ -170,12 +173,9 @@ class Dimod(Sampler):
             states.append(new)
             missing -= len(new)
         spins = np.concatenate(states)
-        info = {
-            "n_calls": n_calls,
-            "n_distinct": n_distinct(spins),
-            "seeded": self._seeded,
-        }
-        return spins, info
+        report = audit(states, who, ancilla=False, cold=is_cold(target, spins))
+        report |= audit_law(target, spins, who)
+        return spins, {"n_calls": n_calls, "seeded": self._seeded, **report}
 
     def _read(self, target: Ising, model: Any, n_reads: int, seed: int) -> NDArray[np.int8]:
         """States of one call, their energies checked, one row an occurrence."""

@@ -14,11 +14,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit
 
+from scvi_qbm.diagnostics import effective_beta
 from scvi_qbm.ising import Ising
 
 # Pairs of equal reads expected at least, before their absence is called de-duplication.
 EXPECTED_PAIRS = 10
+_FEW_STATES = 20
 # From a warning here to the caller of ``sample``.
 _STACK = 5
 
@@ -51,9 +54,10 @@ def states(
     who: str,
 ) -> tuple[Reads, dict[str, Any]]:
     """``n_samples`` states of the model from blocks of reads, and what :func:`audit` says."""
-    report = audit(blocks, who)
+    report = audit(blocks, who, cold=is_cold(ising.scaled(scale), np.concatenate(blocks)))
     reads = thin(np.concatenate(blocks), n_samples, rng)
-    return unfold(reads, matrix, ising, scale, who), report
+    spins = unfold(reads, matrix, ising, scale, who)
+    return spins, report | audit_law(ising.scaled(scale), spins, who)
 
 
 def unfold(reads: Reads, matrix: F64, ising: Ising, scale: float, who: str) -> Reads:
@@ -80,7 +84,43 @@ def unfold(reads: Reads, matrix: F64, ising: Ising, scale: float, who: str) -> R
     return spins
 
 
-def audit(blocks: list[Reads], who: str) -> dict[str, Any]:
+def audit_law(target: Ising, spins: Reads, who: str) -> dict[str, Any]:
+    """The temperature of states, and whether a Boltzmann law could give them; warns where not.
+
+    Reports ``effective_beta`` and ``effective_beta_se``, 1 for a right machine: the target has
+    its temperature already. Warns of energies that are avoided, and of spins that never turn
+    although at that temperature, given the others, they would have.
+    """
+    beta, error = effective_beta(target, spins)
+    faults = []
+    if n_distinct(spins) < _FEW_STATES:
+        pass  # they tell no law
+    elif beta < -4 * error:
+        faults.append(f"low energies are avoided (effective beta {beta:.2f} +- {error:.2f}): is "
+                      "a sign turned around?")  # fmt: skip
+    elif np.isfinite(beta):
+        turns = expit(-2 * beta * spins * target.local_fields(spins)).sum(axis=0)
+        frozen = np.flatnonzero((spins == spins[0]).all(axis=0) & (turns > EXPECTED_PAIRS))
+        if 0 < len(frozen) < spins.shape[1]:
+            faults.append(f"spins {frozen[:10].tolist()} never turn, though their fields are weak")
+    _warn(faults, who)
+    return {"effective_beta": beta, "effective_beta_se": error}
+
+
+def is_cold(target: Ising, reads: Reads) -> bool:
+    """Whether reads of the target would all be the same: hardly a spin should ever turn."""
+    spins = reads if reads.shape[1] == target.n_spins else reads[:, :-1] * reads[:, -1:]
+    return float(expit(-2 * spins * target.local_fields(spins)).sum()) < 1
+
+
+def _warn(faults: list[str], who: str) -> None:
+    for fault in faults:
+        warnings.warn(f"Reads of {who}: {fault}.", RuntimeWarning, stacklevel=_STACK + 1)
+
+
+def audit(
+    blocks: list[Reads], who: str, *, ancilla: bool = True, cold: bool = False
+) -> dict[str, Any]:
     """Whether blocks of reads, one a call, could be independent draws; warns where not.
 
     Reports ``n_distinct``; ``deduplicated``, no state twice within a block although equal pairs
@@ -100,7 +140,7 @@ def audit(blocks: list[Reads], who: str) -> dict[str, Any]:
     equal_within = sum(pairs(np.unique(x, return_counts=True)[1]) for x in labels)
     across = pairs(np.array([len(ids)])) - pairs(sizes)
     equal_across = pairs(np.bincount(ids)) - equal_within
-    n_free = reads.shape[1] - bool((reads[:, -1] == reads[0, -1]).all())
+    n_free = reads.shape[1] - (ancilla and bool((reads[:, -1] == reads[0, -1]).all()))
     chance = max(0.5**n_free, equal_across / across if across else 0.0)
     deduplicated = equal_within == 0 and chance * pairs(sizes) >= EXPECTED_PAIRS
 
@@ -108,10 +148,12 @@ def audit(blocks: list[Reads], who: str) -> dict[str, Any]:
     meets = (equal_within + 1) / (pairs(sizes) + 1)
     telling = [x.tobytes() for x in labels if len(x) * np.log(meets) < np.log(1e-6)]
     repeated = len(set(telling)) < len(telling)
-    distinct = n_distinct(reads * reads[:, -1:])
+    distinct = n_distinct(reads * reads[:, -1:] if ancilla else reads)
 
     faults = []
-    if distinct == 1 and len(ids) > 1 and reads.shape[1] > 2:
+    if cold:
+        pass  # one state is all there is
+    elif distinct == 1 and len(ids) > 1 and reads.shape[1] > 2:
         faults.append(f"all {len(ids)} reads are the same state")
     elif sizes.max() > 1 and all((x == x[0]).all() for x in labels):
         faults.append("each call returned one state only")
@@ -119,8 +161,7 @@ def audit(blocks: list[Reads], who: str) -> dict[str, Any]:
         faults.append("no state comes twice: the pool is de-duplicated, frequencies mean nothing")
     if repeated:
         faults.append("two calls returned the same reads")
-    for fault in faults:
-        warnings.warn(f"Reads of {who}: {fault}.", RuntimeWarning, stacklevel=_STACK)
+    _warn(faults, who)
     return {"n_distinct": distinct, "deduplicated": deduplicated, "repeated": repeated}
 
 

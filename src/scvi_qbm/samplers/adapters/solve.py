@@ -60,7 +60,9 @@ class SolveAdapter(Sampler):
     -----
     A solver is seeded only through a keyword ``seed`` or ``rand_seed`` of ``solve``, a new
     integer at each call: an attribute of that name may have been read long before. Otherwise
-    ``info["seeded"]`` is False and a seed does not repeat the reads.
+    ``info["seeded"]`` is False and a seed does not repeat the reads. ``info["scale_beta"]`` says
+    whether beta reached the solver, and ``info["effective_beta"]``, with its error, which one its
+    reads look like, in units of the beta asked for.
     """
 
     name: ClassVar[str] = "solve"
@@ -89,7 +91,10 @@ class SolveAdapter(Sampler):
         matrix = machine_matrix(ising, scale)
         rounded = None if self.n_bits is None else quantise(matrix, self.n_bits)
         handed = matrix if rounded is None else rounded.matrix.astype(np.float64)
-        keyword = _seed_keyword(self.solver)
+        keyword = _keyword(self.solver, "seed", "rand_seed")
+        told = {}
+        if rounded is not None and _keyword(self.solver, "temperature"):
+            told["temperature"] = rounded.gain
         rng = np.random.default_rng(entropy)
         blocks: list[Spins] = []
         while sum(map(len, blocks)) < n_samples:
@@ -99,13 +104,13 @@ class SolveAdapter(Sampler):
                     "calls; raise `max_solves`."
                 )
             seed = {} if keyword is None else {keyword: int(rng.integers(2**31))}
-            reads = self.solver.solve(handed.copy(), **seed)
+            reads = self.solver.solve(handed.copy(), **seed, **told)
             blocks.append(checked_reads(reads, ising.n_spins + 1, who))
         spins, report = states(blocks, matrix, ising, scale, n_samples, rng, who)
         return spins, {
             "n_solves": len(blocks),
             "seeded": keyword is not None,
-            "scale_beta": self.scale_beta,
+            "scale_beta": self.scale_beta and (rounded is None or bool(told)),
             "quantisation": None if rounded is None else rounded.as_dict(),
             **report,
         }
@@ -131,12 +136,12 @@ def _solver(solver: Any) -> Any:
     return solver
 
 
-def _seed_keyword(solver: Any) -> str | None:
+def _keyword(solver: Any, *names: str) -> str | None:
     try:
         known = inspect.signature(solver.solve).parameters
     except (TypeError, ValueError):  # compiled without a signature
         return None
-    return next((name for name in ("seed", "rand_seed") if name in known), None)
+    return next((name for name in names if name in known), None)
 
 
 class HeatBath:

@@ -159,7 +159,7 @@ def check_sampler(
         sampler = get_sampler(sampler, **chosen)
     elif options:
         raise TypeError("Options cannot be given with a sampler instance.")
-    meter = _Meter(sampler, max_calls, max_reads, max_seconds)
+    meter = _Meter(max_calls, max_reads, max_seconds)
     stand_in = _stand_in(sampler) if dry_run else sampler
     meter.attach(stand_in)
     try:
@@ -186,7 +186,7 @@ class _Spent(Exception):
 class _Meter:
     """Counts what is asked of a sampler, and refuses more than the budget."""
 
-    def __init__(self, sampler: Sampler, *limits: float) -> None:
+    def __init__(self, *limits: float) -> None:
         self.limits, self.started = limits, time.monotonic()
         self.used, self.n_spins, self.largest = np.zeros(2, dtype=int), 0, 0.0
 
@@ -234,7 +234,7 @@ def _stand_in(sampler: Sampler) -> Sampler:
 def _asked(
     name: str, check: basics.Check, sampler: Sampler, seed: int, meter: _Meter
 ) -> CheckResult:
-    own = _Meter(sampler, *meter.limits)
+    own = _Meter(*meter.limits)
     before = sampler.sample
     own.attach(sampler)
     with contextlib.suppress(Exception):
