@@ -1,3 +1,5 @@
+import warnings
+
 import numpy as np
 import pytest
 from support.machines import peaked_ising
@@ -200,3 +202,27 @@ def test_cancel_reaches_the_source():
     source.cancel = lambda: setattr(source, "cancelled", True)
     Corrected(source).cancel()
     assert source.cancelled
+
+
+@pytest.mark.parametrize("fixed", [-1.0, 0.0, 0.05])
+def test_a_dead_machine_is_noticed(fixed):
+    """Its states are thrown away by the sweeps, so nothing else would show it."""
+    rng = np.random.default_rng(0)
+    upper = np.triu(rng.normal(size=(12, 12)) * 0.4, 1)
+    model = Ising(upper + upper.T, np.zeros(12))
+    turned = Ising(-model.J, model.b)
+
+    class Dead(Thermostat):
+        def _sample(self, ising, beta, n_samples, entropy):
+            return super()._sample(turned if fixed < 0 else ising, beta, n_samples, entropy)
+
+    corrected = Corrected(Dead(fixed=abs(fixed)), n_chains=400, redraw_every=1)
+    with pytest.warns(RuntimeWarning, match="hardly better than random"):
+        state = corrected.init(model, seed=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        corrected.step(state)  # once is enough
+        for working in (0.3, 1.0, 5.0):
+            Corrected(Thermostat(fixed=working), n_chains=400).init(model, seed=0)
+        nearly_free = model.scaled(0.02)  # where nothing can be told
+        Corrected(Thermostat(), n_chains=400).init(nearly_free, seed=0)

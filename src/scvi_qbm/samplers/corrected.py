@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -20,6 +21,8 @@ from .registry import get_sampler
 __all__ = ["Corrected"]
 
 _SEEDS = 2**62
+# Effective beta below which a machine has told nothing.
+_RANDOM = 0.2
 
 
 @dataclass
@@ -113,6 +116,7 @@ class Corrected(LadderSampler):
         self.source = get_sampler(sampler, **(sampler_options or {}))
         self.touches_global_state = self.source.touches_global_state  # type: ignore[misc]
         self.redraw_every = positive_int(redraw_every, "redraw_every", 0)
+        self._warned = False
 
     def cancel(self) -> None:
         self.source.cancel()
@@ -133,6 +137,15 @@ class Corrected(LadderSampler):
         out = self.source.sample(state.target, state.requested, state.chains.n_chains, seed=seed)
         state.info, state.drawn_with = out.info, state.requested
         state.beta_drawn, error = effective_beta(state.target, out.spins)
+        if state.beta_drawn + 3 * error < _RANDOM and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"States of {self.source.name!r} are hardly better than random ones (effective "
+                f"beta {state.beta_drawn:.2f} +- {error:.2f}; 1 is right): what comes out is "
+                "owed to the Gibbs sweeps that follow.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         # Half way on the log scale, and only where the estimate says something: nearly free
         # spins have no temperature. All in minima: much too cold.
         factor = 1.0
