@@ -34,8 +34,8 @@ class SampleSet:
         What the sampler reports of its run. Always ``sampler``, ``law``, ``beta``; Markov chains
         add ``n_updates`` (attempted spin updates), ``n_chains``, ``n_sweeps``, ``n_burn_in``,
         and the diagnostics ``rhat_energy``, ``rhat_overlap`` (of the overlap with the best state
-        seen), ``rhat_limit`` (what both should stay below) and ``ess_energy``. Small runs are
-        judged together with states of the second half of the burn-in.
+        seen), ``rhat_limit`` (what both should stay below) and ``ess_energy``. Of a run
+        shorter than half its burn-in, R-hat is that of states of both, evenly spaced.
     """
 
     spins: NDArray[np.int8]

@@ -86,7 +86,7 @@ class LadderSampler(ChainSampler):
                 looks.append(self.spins(chains))
         kept, info = self._collect(chains, n_samples)
         info |= {"n_burn_in": self.n_burn_in}
-        info |= engine.mixing(target, kept, np.stack(looks) if looks else None)
+        info |= engine.mixing(target, kept, self._judged(looks, kept))
         info |= self._report(chains, beta)
         faults = self._faults(chains, info)
         if faults:
@@ -97,6 +97,16 @@ class LadderSampler(ChainSampler):
                 stacklevel=3,
             )
         return kept.reshape(-1, ising.n_spins)[:n_samples], info
+
+    def _judged(
+        self, looks: list[NDArray[np.int8]], kept: NDArray[np.int8]
+    ) -> NDArray[np.int8] | None:
+        """Of a run that is shorter than its burn-in the states, evenly spaced, of both."""
+        looked = self.n_burn_in - self.n_burn_in // 2
+        if not looks or len(kept) * self.n_sweeps >= looked:
+            return None
+        stride = max(1, looked // len(looks) // self.n_sweeps)
+        return np.concatenate([np.stack(looks), kept[stride - 1 :: stride]])
 
     def _report(self, state: Any, beta: float) -> dict[str, Any]:
         """What ``info`` has beside."""

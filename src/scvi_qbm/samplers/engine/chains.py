@@ -26,7 +26,6 @@ F64 = NDArray[np.float64]
 
 LANES = 64
 REFRESH = 256
-FEW_ROUNDS = 16
 
 _ARRAYS = (
     "spins", "fields", "energy", "lam", "rng", "lane_at", "heading", "accepted", "proposed",
@@ -307,31 +306,28 @@ def collect(
 
 
 def mixing(
-    ising: Ising, kept: NDArray[np.int8], before: NDArray[np.int8] | None = None
+    ising: Ising, kept: NDArray[np.int8], looks: NDArray[np.int8] | None = None
 ) -> dict[str, Any]:
     """R-hat of the energy and of the overlap with the best state, and ESS of the energy.
 
-    ``kept`` are states (n_rounds, n_chains, n). Few rounds are judged together with states
-    ``before`` them; fewer than 4 in all say nothing. Where no fields tell up from down, neither
-    does the overlap.
+    ``kept`` are states (n_rounds, n_chains, n); R-hat is that of ``looks``, if there are some.
+    Fewer than 4 say nothing. Where no fields tell up from down, neither does the overlap.
     """
-    seen = kept
-    if before is not None and len(kept) < FEW_ROUNDS:
-        seen = np.concatenate([before, kept])
-    if len(seen) < 4:
-        return {}
-    energies = ising.energy(seen)
-    best = seen.reshape(-1, ising.n_spins)[energies.argmin()]
-    overlap = seen @ best.astype(np.float64)
-    overlap = overlap if ising.b.any() else np.abs(overlap)
-    return {
-        "rhat_energy": split_rhat(energies.T),
-        "rhat_overlap": split_rhat(overlap.T),
-        "rhat_limit": rhat_limit(kept.shape[1], len(seen)),
-        "ess_energy": effective_sample_size(energies[-len(kept) :].T)
-        if len(kept) >= 4
-        else float("nan"),
-    }
+    seen = kept if looks is None else looks
+    out: dict[str, Any] = {}
+    if len(seen) >= 4:
+        energies = ising.energy(seen)
+        best = seen.reshape(-1, ising.n_spins)[energies.argmin()]
+        overlap = seen @ best.astype(np.float64)
+        overlap = overlap if ising.b.any() else np.abs(overlap)
+        out |= {
+            "rhat_energy": split_rhat(energies.T),
+            "rhat_overlap": split_rhat(overlap.T),
+            "rhat_limit": rhat_limit(kept.shape[1], len(seen)),
+        }
+    if len(kept) >= 4:
+        out["ess_energy"] = effective_sample_size(ising.energy(kept).T)
+    return out
 
 
 def pack(chains: Chains) -> dict[str, Any]:
