@@ -137,9 +137,9 @@ def test_tempering_reports_and_adapts():
     assert 0.35 < info["swap_rates"].min() and info["swap_rates"].max() < 0.75
     assert info["round_trips"] > 10 and info["rhat_energy"] < 1.05
     assert info["barrier"] == pytest.approx((1 - info["swap_rates"]).sum())
-    with pytest.warns(RuntimeWarning, match="has not mixed"):
-        fixed = get_sampler("parallel_tempering", n_levels=5).sample(model, n_samples=100, seed=0)
-    assert len(fixed.info["betas"]) == 5
+    with pytest.warns(RuntimeWarning, match=r"lowest swap rate 0\.0\d, \d round trips of 32"):
+        fixed = get_sampler("parallel_tempering", n_levels=2).sample(model, n_samples=100, seed=0)
+    assert len(fixed.info["betas"]) == 2
 
 
 def test_tempering_records_its_levels():
