@@ -163,3 +163,13 @@ def test_bounds_are_below_and_climb():
     free = Ising(np.zeros((3, 3)), np.array([0.5, -1.0, 2.0]), offset=1.0)
     exact = log_partition(free, method="exact").value
     assert mean_field(free, np.ones((1, 3), np.int8))[0] == pytest.approx(exact)
+
+
+@pytest.mark.parametrize("method", ["bar", "ais"])
+def test_no_alarm_where_there_is_one_mode(method):
+    """Free spins, whose estimate has no error to speak of, and weak couplings."""
+    for model in (Ising(np.zeros((12, 12)), np.zeros(12)), peaked_ising(12, 0, sd=0.05)):
+        for beta in (0.0, 1.0):
+            assert not estimate(model, beta, method, seed=0)[1]
+    for seed in range(10):
+        assert not estimate(peaked_ising(12, seed), 1.0, method, seed=seed)[1]
