@@ -131,6 +131,7 @@ bench-landscape: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_landscape.py
 
 bench-labels: $(STAMP)
+	$(PIP) install -c constraints.txt -e ".[scpoli]" celltypist
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_labels.py
 
 bench-methods: $(STAMP)

@@ -21,7 +21,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,6 @@ from sklearn.preprocessing import StandardScaler
 from scvi_qbm import QBMANVI, QBMVI
 from scvi_qbm.benchmark.config import Config, DataSpec
 from scvi_qbm.benchmark.data.specs import load_data, resolve
-from scvi_qbm.benchmark.extras import require
 from scvi_qbm.benchmark.methods import METHODS
 from scvi_qbm.benchmark.methods.common import budget
 from scvi_qbm.benchmark.methods.scvi_tools import scpoli
@@ -141,18 +140,12 @@ def fitted_scanvi(base: SCVI, adata: AnnData, seed: int) -> SCANVI:
     return model
 
 
-def fitted_qbmvi(adata: AnnData, spec: DataSpec, seed: int) -> QBMVI:
+def fitted(cls: type[Any], adata: AnnData, spec: DataSpec, seed: int) -> Any:
+    """A QBMVI, or a QBMANVI that sees the labels given."""
     scvi.settings.seed = seed
-    QBMVI.setup_anndata(adata, batch_key=spec.batch_key)
-    model = QBMVI(adata)
-    model.train(enable_progress_bar=False)
-    return model
-
-
-def fitted_qbmanvi(adata: AnnData, spec: DataSpec, seed: int) -> QBMANVI:
-    scvi.settings.seed = seed
-    QBMANVI.setup_anndata(adata, GIVEN, UNKNOWN, batch_key=spec.batch_key)
-    model = QBMANVI(adata)
+    labels = {"labels_key": GIVEN, "unlabeled_category": UNKNOWN} if cls is QBMANVI else {}
+    cls.setup_anndata(adata, batch_key=spec.batch_key, **labels)
+    model = cls(adata)
     model.train(enable_progress_bar=False)
     return model
 
@@ -172,7 +165,7 @@ def from_embedding(name: str, kind: str) -> Callable[[Data, np.ndarray], pd.Data
 
 
 def by_qbmanvi(data: Data, known: np.ndarray) -> pd.DataFrame:
-    model = fitted_qbmanvi(data.given(known), data.spec, data.seed)
+    model = fitted(QBMANVI, data.given(known), data.spec, data.seed)
     return model.predict(soft=True)[~known]
 
 
@@ -192,7 +185,8 @@ def by_scpoli(data: Data, known: np.ndarray) -> pd.DataFrame:
 
 
 def by_celltypist(data: Data, known: np.ndarray) -> pd.DataFrame:
-    celltypist = require("celltypist", "celltypist")
+    import celltypist
+
     adata = AnnData(data.embedding("counts"), var=data.adata.var[[]])
     # SGD, since its other solver calls scikit-learn < 1.8 (celltypist 1.7.1).
     model = celltypist.train(
@@ -245,7 +239,7 @@ def transfer(rows: Rows, sets: list[str] | None, seeds: list[int], methods: list
 def doubts(data: Data, reference: np.ndarray, known: np.ndarray) -> Iterator[tuple[str, Any]]:
     """Scores of all cells, larger for stranger ones, by models of the reference."""
     query = data.given(known)
-    model = fitted_qbmanvi(data.given(known, reference), data.spec, data.seed)
+    model = fitted(QBMANVI, data.given(known, reference), data.spec, data.seed)
     query.obs[GIVEN] = UNKNOWN
     yield "QBMANVI: kl", model.get_outlier_scores(query, score="kl").to_numpy()
     yield "QBMANVI: entropy", model.get_outlier_scores(query, score="entropy").to_numpy()
@@ -263,7 +257,7 @@ def doubts(data: Data, reference: np.ndarray, known: np.ndarray) -> Iterator[tup
     yield "scVI: Mahalanobis", np.einsum("nki,ij,nkj->nk", away, spread, away).min(1)
 
 
-def novelty(rows: Rows, sets: list[str] | None, seeds: list[int], methods: list[str]) -> None:
+def novelty(rows: Rows, sets: list[str] | None, seeds: list[int]) -> None:
     """A third of the cells is the query; up to three types a set are left out, one at a time."""
     for name, seed, spec in datasets(sets, seeds):
         data = Data(spec, seed)
@@ -284,8 +278,8 @@ def novelty(rows: Rows, sets: list[str] | None, seeds: list[int], methods: list[
             rows.add(key, row)
 
 
-def bound(rows: Rows, sets: list[str] | None, seeds: list[int], methods: list[str]) -> None:
-    """On a fifth of the cells, whose labels no model has seen; n_mc_samples draws a cell."""
+def bound(rows: Rows, sets: list[str] | None, seeds: list[int]) -> None:
+    """On a fifth of the cells, whose labels no model has seen."""
     for name, seed, spec in datasets(sets, seeds):
         if {"data": name, "seed": seed} in rows:
             continue
@@ -297,16 +291,15 @@ def bound(rows: Rows, sets: list[str] | None, seeds: list[int], methods: list[st
         adata = data.given(known, np.setdiff1d(order, outside))
         held_out = data.given(known, np.sort(outside))
         row = {}
-        for method in ("QBMVI", "QBMANVI"):
-            fitted = fitted_qbmvi if method == "QBMVI" else fitted_qbmanvi
-            model = fitted(adata, spec, seed)
-            row[method] = float(model.get_elbo(held_out))
-            row[f"{method}, ll"] = float(model.get_marginal_ll(held_out, n_mc_samples=100))
+        for cls in (QBMVI, QBMANVI):
+            model = fitted(cls, adata, spec, seed)
+            row[cls.__name__] = float(model.get_elbo(held_out))
+            row[f"{cls.__name__}, ll"] = float(model.get_marginal_ll(held_out, n_mc_samples=100))
         rows.add({"data": name, "seed": seed}, row)
 
 
 def main() -> None:
-    parts = {"transfer": transfer, "novelty": novelty, "bound": bound}
+    parts: dict[str, Any] = {"transfer": transfer, "novelty": novelty, "bound": bound}
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parts", nargs="*", choices=[*parts, []])
     parser.add_argument("--sets", type=lambda x: x.split(","))
@@ -317,13 +310,14 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--out", type=Path, default=Path("labels-output"))
     args = parser.parse_args()
+    parts["transfer"] = partial(transfer, methods=args.methods)
     os.environ.setdefault("SCVI_QBM_DATA_DIR", str(args.data))
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     for part in args.parts or parts:
         rows = Rows(args.out, part)
         with fast_counts():
-            parts[part](rows, args.sets, args.seeds, args.methods)
+            parts[part](rows, args.sets, args.seeds)
         frame = rows.frame()
         frame.to_csv(args.out / f"{part}.csv", index=False)
         print(f"### {part}\n\n{TABLES[part](frame)}\n")

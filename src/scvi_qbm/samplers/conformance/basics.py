@@ -210,10 +210,10 @@ def check_cold_and_frozen(sampler: Sampler, seed: int) -> Found:
             warnings.simplefilter("ignore", RuntimeWarning)
             out = sampler.sample(model, beta, 50, seed=seed)
         if sampler.law == "exact":
-            energies = all_energies(model) - all_energies(model).min()
-            excited = energies > 1e-6
-            expected = float(np.exp(-beta * energies[excited]).sum())
-            n_excited = int((out.energies > all_energies(model).min() + 1e-6).sum())
+            energies = all_energies(model)
+            gaps = energies - energies.min()
+            expected = float(np.exp(-beta * gaps[gaps > 1e-6]).sum())
+            n_excited = int((out.energies - energies.min() > 1e-6).sum())
             p = float(stats.binom.sf(n_excited - 1, 50, expected / (1 + expected)))
             require(p > 1e-6, f"{n_excited} of 50 states are excited at beta = {beta:g}")
     return Found(f"fields of 60, beta = 10 and {coldest:g}")

@@ -313,10 +313,10 @@ def mixing(
     ``kept`` are states (n_rounds, n_chains, n); R-hat is that of ``looks``, if there are some.
     Fewer than 4 say nothing. Where no fields tell up from down, neither does the overlap.
     """
-    seen = kept if looks is None else looks
+    kept_energies = ising.energy(kept)
+    seen, energies = (kept, kept_energies) if looks is None else (looks, ising.energy(looks))
     out: dict[str, Any] = {}
     if len(seen) >= 4:
-        energies = ising.energy(seen)
         best = seen.reshape(-1, ising.n_spins)[energies.argmin()]
         overlap = seen @ best.astype(np.float64)
         overlap = overlap if ising.b.any() else np.abs(overlap)
@@ -326,7 +326,7 @@ def mixing(
             "rhat_limit": rhat_limit(kept.shape[1], len(seen)),
         }
     if len(kept) >= 4:
-        out["ess_energy"] = effective_sample_size(ising.energy(kept).T)
+        out["ess_energy"] = effective_sample_size(kept_energies.T)
     return out
 
 
