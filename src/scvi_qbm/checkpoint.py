@@ -29,10 +29,12 @@ _KEY = "scvi_qbm_run"
 _SPLIT = ("train_idx", "val_idx", "test_idx")
 # What may change from one call of train() to the next without changing its result.
 _FREE = {
-    "benchmark", "callbacks", "check_max_epochs", "default_root_dir", "detect_anomaly",
+    "benchmark", "budget", "callbacks", "check_max_epochs", "default_root_dir", "detect_anomaly",
+    "directory",
     "enable_checkpointing", "enable_model_summary", "enable_progress_bar", "log_every_n_steps",
     "log_save_dir", "logger", "max_time", "num_workers", "persistent_workers", "pin_memory",
-    "plugins", "prefetch_factor", "profiler", "progress_bar_refresh_rate", "simple_progress_bar",
+    "plugins", "poll_interval", "prefetch_factor", "profiler", "progress_bar_refresh_rate",
+    "replay", "retries", "simple_progress_bar", "timeout",
 }  # fmt: skip
 
 

@@ -18,6 +18,8 @@ __all__ = ["QBMTrainingPlan"]
 
 _DEFAULT = get_recipe("default").plan
 _LOOK_EVERY = 50
+# Share of a machine's draws below which they have not mattered.
+_FORGOTTEN = 0.01
 _PRIOR_KEY, _PLAN_KEY = "scvi_qbm_prior", "scvi_qbm_plan"
 
 
@@ -192,6 +194,8 @@ class QBMTrainingPlan(TrainingPlan):
         if self._negative_phase is None:
             return
         report = self._negative_phase.refresh_log_z(final=True)
+        if report.machine_share is not None and report.machine_share < _FORGOTTEN:
+            self._say_forgotten(report)
         if report.is_honest:
             return
         # Without a step since the last estimate, two estimates of the same log Z disagree, one
@@ -210,6 +214,18 @@ class QBMTrainingPlan(TrainingPlan):
         self._dishonest = 0 if report.is_honest else self._dishonest + 1
         if self._dishonest == 3:
             self._warn(report)
+
+    def _say_forgotten(self, report: NegativePhaseReport) -> None:
+        source = self.module.negative_phase.sampler.source
+        warnings.warn(
+            f"The Gibbs sweeps have forgotten what {source.name!r} drew: of its "
+            f"{report.n_draws:.0f} draws {report.machine_share:.1%} is left in the samples that "
+            "trained the prior, so another machine, or none, would have given the same model. To "
+            "let the machine decide, draw at every step, with few sweeps: sampler='corrected', "
+            "sampler_options={'sampler': ..., 'redraw_every': 1, 'n_burn_in': 0, 'n_sweeps': 1}.",
+            UserWarning,
+            stacklevel=2,
+        )
 
     @staticmethod
     def _warn(report: NegativePhaseReport) -> None:

@@ -28,6 +28,7 @@ from support.recovery import (
 )  # fmt: skip
 
 import scvi_qbm
+from scvi_qbm.samplers.adapters.solve import SolveAdapter
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["scvi_qbm.model", "scvi_qbm.data"])
@@ -117,6 +118,50 @@ SLOW = pytest.mark.slow
 )  # fmt: skip
 def test_cut_anywhere(tmp_path, steps, model, options):
     assert not different(whole(model, **options), pieces(tmp_path, steps, model, **options))
+
+
+class Machine:
+    """Reads that no seed repeats, each of which is paid for; some calls fail."""
+
+    def __init__(self):
+        self.rng, self.n_calls, self.n_answers = np.random.default_rng(), 0, 0
+
+    def solve(self, matrix):
+        self.n_calls += 1
+        if self.n_calls % 4 == 0:
+            raise ConnectionError("no machine today")
+        self.n_answers += 1
+        return self.rng.choice([-1, 1], (64, len(matrix)))
+
+
+@pytest.mark.filterwarnings("ignore:States of 'solve':RuntimeWarning")
+def test_no_draw_is_paid_for_twice(tmp_path):
+    """Ten cuts and a machine that fails: one answer a draw, and the run can be replayed."""
+    machine, options = Machine(), {"max_epochs": 5}
+
+    def model(**given):
+        corrected = {"sampler": SolveAdapter(**given), "redraw_every": 2, "n_chains": 64}
+        return {"sampler": "corrected", "sampler_options": corrected}
+
+    cuts = iter([1, 2, 4, 5, 6, 8, 10, 11, 12, 14, None])
+    step, paying, got = next(cuts), model(solver=machine), None
+    while got is None:
+        net = made(**paying)
+        try:
+            net.train(
+                **QUIET | options, checkpoint_dir=tmp_path,
+                callbacks=[CutAfter(step)] if step else [],
+            )  # fmt: skip
+            got = result(net)
+        except Cut:
+            step = next(cuts)
+        except ConnectionError:
+            continue  # and the same again
+    n_draws = got["chains"]["draws"]["chains"]["corrected"]["numbers"]["n_draws"]
+    assert machine.n_answers == n_draws == len(list((tmp_path / "draws").glob("*.npz"))) > 20
+    again = made(**model(directory=tmp_path / "draws", replay=True))
+    again.train(**QUIET | options)
+    assert not different(got, result(again))
 
 
 def test_cut_while_reading_from_disk(tmp_path):

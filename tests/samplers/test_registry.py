@@ -19,7 +19,7 @@ def test_names():
 
 
 def test_unknown_name_lists_those_there_are():
-    with pytest.raises(ValueError, match=r"'metropolis'.*exact, gibbs, .*parallel_tempering"):
+    with pytest.raises(ValueError, match=r"'metropolis'.*exact, .*gibbs, .*parallel_tempering"):
         scvi_qbm.get_sampler("metropolis")
 
 

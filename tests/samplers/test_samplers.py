@@ -34,9 +34,10 @@ def test_conformance(name):
             raise
         pytest.skip(str(error))
     assert report.passed, str(report)
-    assert (report.sampler, report.law) == (name, CLASSES[name].law)
+    law = "exact" if name == "gauged" else CLASSES[name].law  # that of the sampler it is given
+    assert (report.sampler, report.law) == (name, law)
     assert {r.name: r.outcome for r in report.results}["law"] == (
-        "passed" if name in LAWFUL else "noted"
+        "noted" if law == "heuristic" else "passed"
     )
 
 

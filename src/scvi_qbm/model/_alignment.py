@@ -13,6 +13,7 @@ from torch import Tensor
 
 from scvi_qbm.alignment import Alignment, align, extend_alignment, fit_alignment
 from scvi_qbm.prior import fit_prior
+from scvi_qbm.samplers.corrected import Corrected
 
 # Enough for 100 states and for 10,000 moments; both are found in seconds.
 _MAX_CELLS = 50_000
@@ -90,9 +91,12 @@ class AlignmentMixin:
             moments += q.T @ q
         moments /= moments[-1, -1].clone()
         pull = self._parameters_of_prior()
-        steps = min(_MAX_STEPS, 10 * self.trainer.global_step)
+        phase = self.module.negative_phase
+        # A machine's draws may cost: no more than training took.
+        costs = phase is not None and isinstance(phase.sampler, Corrected)
+        steps = min(_MAX_STEPS, (1 if costs else 10) * self.trainer.global_step)
         fit_prior(
-            prior, self.module.negative_phase, moments[-1, :-1], moments[:-1, :-1],
+            prior, phase, moments[-1, :-1], moments[:-1, :-1],
             lr=lr, n_steps=steps, weight_decay=weight_decay,
         )  # fmt: skip
         _from_first_rank(prior)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from dataclasses import is_dataclass
+from pathlib import Path
 from typing import Any
 
 from scvi.dataloaders import DataSplitter
@@ -75,6 +76,7 @@ class TrainingMixin:
             training goes on after the last epoch, to the bit: weights, log Z, chains, history and
             split are those of a run that was never cut short. A finished run gives the model its
             result at once; with a larger ``max_epochs`` it goes on. See the page on training.
+            What a machine answers is kept in ``draws`` beside it, and not asked for again.
         **kwargs
             As :meth:`scvi.model.SCVI.train`: ``accelerator``, ``devices``,
             ``shuffle_set_split``, ``load_sparse_tensor``, and the trainer's. With
@@ -98,8 +100,8 @@ class TrainingMixin:
         -----
         Afterwards the model has the weights of the best held-out ELBO past the KL warm-up
         (``history["best_epoch"]``). The prior is then fitted once more, to the codes of the
-        training cells, in ten times the steps of training, 1,000 at most; ``history`` has values
-        from before. Last, batches of the default embedding are aligned.
+        training cells, in ten times the steps of training (as many as training's where a machine
+        draws), 1,000 at most; ``history`` has values from before. Last, batches of the default embedding are aligned.
 
         ``model.history`` also has ``log_z``, ``log_z_se``, ``log_z_drift``, ``energy_gap``,
         ``energy_gap_se`` (nats) and more: whether the negative phase is honest, see
@@ -146,6 +148,8 @@ class TrainingMixin:
                 raise ValueError("Pass `checkpoint_dir` or `ckpt_path`, not both.")
             settings = run_settings(self, **arguments, trainer=dict(kwargs))
             kwargs["checkpoint"] = TrainingCheckpoint(checkpoint_dir, settings)
+            if self.module.negative_phase is not None:
+                self.module.negative_phase.keep_draws(Path(checkpoint_dir) / "draws")
         if not self.module.prior.is_frozen:
             self._forget_fits()  # a query keeps its reference's
         super().train(datamodule=datamodule, **arguments, **kwargs)

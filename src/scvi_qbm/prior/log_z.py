@@ -46,10 +46,20 @@ class NegativePhaseReport(NamedTuple):
         Temperatures in the uniform ladder.
     n_steps
         Training steps since the last estimate.
-    beta_drawn, beta_corrected
-        Heuristic samplers: effective inverse temperatures of their last draw and of the training
-        chains, in units of the machine's (1 is right); NaN before the first draw. None for other
-        samplers, as are the next two.
+    beta_drawn, beta_drawn_se, beta_corrected
+        Heuristic samplers: effective inverse temperature of their last draw, its standard error,
+        and that of the training chains, in units of the prior's (1 is right); NaN before the
+        first draw. None for other samplers, as are the next six.
+    drawn_distance, drawn_floor
+        Total variation between the last draw's states and the prior they were drawn for, and
+        what as many independent states would show: of states up to 14 units, above of energies
+        in ten bins.
+    machine_share
+        What the Gibbs sweeps have left of the heuristic's states, on the average over the steps
+        that used them, see :meth:`~scvi_qbm.samplers.corrected.Corrected.machine_share`. The
+        rest is what Gibbs sampling from random states would have given alone.
+    n_draws
+        Draws asked for so far.
     distance, distance_floor
         Total variation of the training chains to the machine's law and what as many independent
         states would show; up to 14 units.
@@ -63,7 +73,12 @@ class NegativePhaseReport(NamedTuple):
     n_levels: float
     n_steps: float
     beta_drawn: float | None = None
+    beta_drawn_se: float | None = None
     beta_corrected: float | None = None
+    drawn_distance: float | None = None
+    drawn_floor: float | None = None
+    machine_share: float | None = None
+    n_draws: float | None = None
     distance: float | None = None
     distance_floor: float | None = None
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from scvi_qbm.samplers import Sampler, get_sampler
 from scvi_qbm.samplers.corrected import Corrected, CorrectedState
 from scvi_qbm.samplers.engine import run
 from scvi_qbm.samplers.exact import boltzmann_law
+from scvi_qbm.samplers.parallel_tempering import ParallelTempering
 from scvi_qbm.samplers.torch_tempering import TorchTempering
 
 from .boltzmann import BoltzmannPrior
@@ -34,6 +36,8 @@ __all__ = ["NegativePhase"]
 _TEMPERING = ("parallel_tempering", "torch_tempering")
 # Distance of a corrected heuristic to the exact law: up to so many units, from so many states.
 _ENUMERABLE, _DISTANCE_STATES = 14, 4096
+# Above: of energies in bins, beside those of tempered chains.
+_BINS, _CHAINS = 10, 32
 
 
 def correct(sampler: Sampler, n_units: int, n_threads: int | None = None) -> Sampler:
@@ -99,6 +103,8 @@ class NegativePhase:
         self._follows_device = isinstance(sampler, str) and sampler == "parallel_tempering"
         self.draws: Draws = HostDraws(self.sampler)
         self.tracker = LogZTracker()
+        # Number of the heuristic's last draw, and what there is to say of it.
+        self._of_draw: tuple[float, tuple[float, ...]] | None = None
         self._place()
 
     def _place(self) -> None:
@@ -210,15 +216,32 @@ class NegativePhase:
         if not (isinstance(sampler, Corrected) and isinstance(state, CorrectedState)):
             return ()
         sampler.adapt(sampler.retarget(state, ising))
-        temperatures = state.beta_drawn, state.beta_corrected
+        if self._of_draw is None or self._of_draw[0] != state.n_draws:
+            told = *_distance_of_draw(state), sampler.machine_share(state)
+            self._of_draw = float(state.n_draws), told
+        report = (
+            *(state.beta_drawn, state.beta_drawn_se, state.beta_corrected),
+            *self._of_draw[1],
+            self._of_draw[0],
+        )
         if self.prior.n_units > _ENUMERABLE:
-            return temperatures
+            return report
         kept = []
-        for _ in range(-(-_DISTANCE_STATES // sampler.n_chains)):
+        for _ in range(-(-_DISTANCE_STATES // sampler.n_chains) if sampler.n_sweeps else 1):
             # Not by step(), which would ask the machine for more states.
             run(state.chains, sampler.n_sweeps, n_threads=sampler.n_threads)
             kept.append(sampler.spins(state))
-        return *temperatures, *total_variation(np.concatenate(kept), boltzmann_law(ising))
+        return *report, *total_variation(np.concatenate(kept), boltzmann_law(ising))
+
+    def keep_draws(self, directory: Path) -> None:
+        """Keep what a machine answers, see :meth:`~scvi_qbm.samplers.Sampler.keep_draws`.
+
+        Parameters
+        ----------
+        directory
+            A folder; nothing is written where the sampler costs nothing.
+        """
+        self.sampler.keep_draws(directory)
 
     def cancel(self) -> None:
         """Give up the draw under way: a machine's queue must not keep the process alive."""
@@ -262,9 +285,28 @@ class NegativePhase:
                     f"{self.prior.n_units}."
                 )
         self._place()
+        self._of_draw = None
         self.draws.load(state["draws"], stream)
         like = self.draws.snapshot(*self.prior.machine())
         self.tracker.load(state["log_z"], like, stream)
+
+
+def _distance_of_draw(state: CorrectedState) -> tuple[float, float]:
+    """Total variation of a machine's states to their law, and what is unavoidable."""
+    model, reads = state.drawn_for, state.reads
+    if model.n_spins <= _ENUMERABLE:
+        return total_variation(reads, boltzmann_law(model))
+    tempering = ParallelTempering(n_chains=_CHAINS, n_burn_in=300, n_threads=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # log Z is looked at, and warned of, elsewhere
+        there = tempering.sample(model, n_samples=32 * _CHAINS, seed=state.n_draws).energies
+    edges = np.quantile(there, np.linspace(0, 1, _BINS + 1)[1:-1])
+    law, seen = (
+        np.bincount(np.searchsorted(edges, x), minlength=_BINS) / len(x)
+        for x in (there, model.energy(reads))
+    )
+    floor = np.sqrt(law * (1 - law) / len(reads) / (2 * math.pi)).sum()
+    return float(0.5 * np.abs(law - seen).sum()), float(floor)
 
 
 def _sampler_for(n_units: int, sampler: str | Sampler, options: dict[str, Any]) -> Sampler:

@@ -13,7 +13,9 @@ from scvi_qbm.ising import Ising
 from scvi_qbm.samplers.corrected import CorrectedState
 from scvi_qbm.samplers.engine import Chains, pack, unpack
 
-_NUMBERS = ("beta_drawn", "beta_corrected", "requested", "drawn_with", "steps")
+_NUMBERS = (
+    "beta_drawn", "beta_drawn_se", "beta_corrected", "requested", "drawn_with", "steps", "n_draws",
+)  # fmt: skip
 
 
 def pack_chains(state: Any) -> dict[str, Any] | None:
@@ -22,13 +24,12 @@ def pack_chains(state: Any) -> dict[str, Any] | None:
         return {"plain": to_tensors(pack(state))}
     if not isinstance(state, CorrectedState):
         return None
-    target = state.target
     return {
         "corrected": {
             "chains": to_tensors(pack(state.chains)),
-            "target": to_tensors(
-                {"J": target.J.copy(), "b": target.b.copy(), "offset": float(target.offset)}
-            ),
+            "target": _pack_ising(state.target),
+            "drawn_for": _pack_ising(state.drawn_for),
+            "reads": torch.from_numpy(state.reads.copy()),
             # Its numbers have 128 bits.
             "entropy": json.dumps(state.entropy.bit_generator.state),
             "numbers": {name: getattr(state, name) for name in _NUMBERS},
@@ -41,17 +42,27 @@ def unpack_chains(saved: dict[str, Any], stream: int = 0) -> Chains | CorrectedS
     if "plain" in saved:
         return unpack(to_arrays(saved["plain"]), stream)
     saved = saved["corrected"]
-    target = to_arrays(saved["target"])
     entropy = np.random.default_rng()
     entropy.bit_generator.state = json.loads(saved["entropy"])
     if stream:
         entropy = np.random.default_rng([stream, int(entropy.integers(2**62))])
     return CorrectedState(
         unpack(to_arrays(saved["chains"]), stream),
-        Ising(target["J"], target["b"], offset=target["offset"]),
+        _unpack_ising(saved["target"]),
         entropy,
+        saved["reads"].cpu().numpy(),
+        _unpack_ising(saved["drawn_for"]),
         **saved["numbers"],
     )
+
+
+def _pack_ising(model: Ising) -> Any:
+    return to_tensors({"J": model.J.copy(), "b": model.b.copy(), "offset": float(model.offset)})
+
+
+def _unpack_ising(saved: Any) -> Ising:
+    arrays = to_arrays(saved)
+    return Ising(arrays["J"], arrays["b"], offset=arrays["offset"])
 
 
 def n_units(saved: dict[str, Any]) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import operator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -70,6 +71,18 @@ class Sampler(abc.ABC):
 
     def cancel(self) -> None:  # noqa: B027 - most have nothing to end
         """End what is under way in another thread or process; does nothing by default."""
+
+    def keep_draws(self, directory: Path) -> None:  # noqa: B027 - most draw for nothing
+        """Keep what a machine answers in a folder, unless it keeps it elsewhere.
+
+        Does nothing by default. Training calls it with a folder beside its checkpoint, so that a
+        run that is resumed does not pay for a draw twice.
+
+        Parameters
+        ----------
+        directory
+            Made when the first answer comes.
+        """
 
     def sample(
         self,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -23,6 +25,8 @@ __all__ = ["Corrected"]
 _SEEDS = 2**62
 # Effective beta below which a machine has told nothing.
 _RANDOM = 0.2
+# Steps after a draw for which its memory is followed.
+_SHARE_STEPS = 200
 
 
 @dataclass
@@ -32,17 +36,22 @@ class CorrectedState:
     ``beta_drawn`` is the effective inverse temperature of the heuristic's last states, in units of
     the target's (1 is right), infinite if all were local minima; ``beta_corrected`` that after the
     Gibbs sweeps. ``requested`` is the factor, learned, by which the next draw will ask for another
-    beta than the target's, ``drawn_with`` that of the last draw. Seeds come from ``entropy``.
+    beta than the target's, ``drawn_with`` that of the last draw. ``reads`` are the states of that
+    draw, for the model ``drawn_for``; ``n_draws`` counts them. Seeds come from ``entropy``.
     """
 
     chains: engine.Chains
     target: Ising
     entropy: np.random.Generator
+    reads: NDArray[np.int8]
+    drawn_for: Ising
     beta_drawn: float = float("nan")
+    beta_drawn_se: float = float("nan")
     beta_corrected: float = float("nan")
     requested: float = 1.0
     drawn_with: float = 1.0
     steps: int = 0
+    n_draws: int = 0
     info: dict[str, Any] = field(default_factory=dict)
 
 
@@ -70,7 +79,8 @@ class Corrected(LadderSampler):
     n_chains
         Chains, that is states a draw.
     n_sweeps
-        Gibbs sweeps a step, and between kept samples.
+        Gibbs sweeps a step, and between kept samples (there one at least). With 0, as with
+        ``n_burn_in=0`` and ``redraw_every=1``, training has the machine's own states.
     n_burn_in
         Gibbs sweeps after each draw.
     redraw_every
@@ -112,7 +122,8 @@ class Corrected(LadderSampler):
         redraw_every: int = 50,
         n_threads: int | None = None,
     ) -> None:
-        super().__init__(n_chains, n_sweeps, n_burn_in, n_threads)
+        super().__init__(n_chains, 1, n_burn_in, n_threads)
+        self.n_sweeps = positive_int(n_sweeps, "n_sweeps", 0)
         self.source = get_sampler(sampler, **(sampler_options or {}))
         self.touches_global_state = self.source.touches_global_state  # type: ignore[misc]
         self.redraw_every = positive_int(redraw_every, "redraw_every", 0)
@@ -121,12 +132,48 @@ class Corrected(LadderSampler):
     def cancel(self) -> None:
         self.source.cancel()
 
+    def keep_draws(self, directory: Path) -> None:
+        self.source.keep_draws(directory)
+
+    def machine_share(self, state: CorrectedState) -> float:
+        """What is left, on the average between two draws, of the states that the machine drew.
+
+        Chains from its states and chains from random spins are moved by the same random numbers;
+        the share is the fraction of spins in which they still differ, over that at the start. A
+        heat bath forgets: where the two have met, any machine would have given the same samples.
+
+        Parameters
+        ----------
+        state
+            The chains, which are not changed.
+
+        Returns
+        -------
+        float
+            1 where the machine's states are used as they came, 0 where the sweeps alone decide.
+        """
+        entropy = np.random.SeedSequence(state.n_draws)
+        mine = engine.start(state.drawn_for, np.ones(1), len(state.reads), entropy)
+        other = copy.deepcopy(mine)
+        mine.adopt(state.reads)
+        at_start = float((mine.states() != other.states()).mean())
+        n_steps = min(self.redraw_every or _SHARE_STEPS, _SHARE_STEPS)
+        left = []
+        for k in range(n_steps):
+            for chains in (mine, other):
+                self._run(chains, self.n_sweeps + (0 if k else self.n_burn_in))
+            left.append(float((mine.states() != other.states()).mean()))
+            if left[-1] == 0:
+                break
+        return sum(left) / (n_steps * at_start) if at_start else 0.0
+
     def _start(
         self, target: Ising, entropy: np.random.SeedSequence, n_chains: int | None = None
     ) -> CorrectedState:
         chain_entropy, draw_entropy = entropy.spawn(2)
         chains = engine.start(target, np.ones(1), n_chains or self.n_chains, chain_entropy)
-        state = CorrectedState(chains, target, np.random.default_rng(draw_entropy))
+        entropy_of_draws = np.random.default_rng(draw_entropy)
+        state = CorrectedState(chains, target, entropy_of_draws, chains.states(), target)
         self._draw(state)
         return state
 
@@ -136,7 +183,9 @@ class Corrected(LadderSampler):
         seed = int(state.entropy.integers(_SEEDS))
         out = self.source.sample(state.target, state.requested, state.chains.n_chains, seed=seed)
         state.info, state.drawn_with = out.info, state.requested
+        state.reads, state.drawn_for, state.n_draws = out.spins, state.target, state.n_draws + 1
         state.beta_drawn, error = effective_beta(state.target, out.spins)
+        state.beta_drawn_se = error
         if state.beta_drawn + 3 * error < _RANDOM and not self._warned:
             self._warned = True
             warnings.warn(
@@ -194,7 +243,9 @@ class Corrected(LadderSampler):
         self, ising: Ising, beta: float, n_samples: int, entropy: np.random.SeedSequence
     ) -> tuple[NDArray[np.int8], dict[str, Any]]:
         state = self._start(ising.scaled(beta), entropy, min(self.n_chains, n_samples))
-        kept, info = self._collect(state.chains, n_samples)
+        kept, info = engine.collect(
+            state.chains, n_samples, max(self.n_sweeps, 1), self.n_threads, levels=False
+        )
         spins = kept.reshape(-1, ising.n_spins)[:n_samples]
         return spins, {
             **info,

@@ -33,6 +33,7 @@ _BUILT_IN: dict[str, Target] = {
     "dimod": "scvi_qbm.samplers.adapters.dimod:Dimod",
     "dwave_annealing": "scvi_qbm.samplers.adapters.dimod:DWaveAnnealing",
     "exact": "scvi_qbm.samplers.exact:Exact",
+    "gauged": "scvi_qbm.samplers.gauged:Gauged",
     "gibbs": "scvi_qbm.samplers.gibbs:Gibbs",
     "kaiwu": "scvi_qbm.samplers.adapters.kaiwu.adapter:Kaiwu",
     "openjij_annealing": "scvi_qbm.samplers.adapters.dimod:OpenJijAnnealing",

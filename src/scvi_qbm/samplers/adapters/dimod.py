@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import warnings
 from collections.abc import Callable, Mapping
 from importlib import import_module
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -22,11 +24,14 @@ from scvi_qbm.samplers.base import Law, Sampler, SampleSet
 from scvi_qbm.samplers.checks import one_of, positive_int
 from scvi_qbm.samplers.registry import get_sampler
 
+from .calls import Answer, Calls, key
 from .reads import audit, audit_law, energy_scale, is_cold
 
 __all__ = ["DWaveAnnealing", "Dimod", "OpenJijAnnealing", "to_dimod"]
 
 _PROBES, _PROBE_READS = 3, 16
+# Fraction of broken chains above which states are mostly repaired ones.
+_BROKEN = 0.25
 
 
 def _require(module: str) -> Any:
@@ -67,13 +72,18 @@ class Dimod(Sampler):
         Ask for reads singly, each with its own seed. Some samplers repeat one read
         ``num_reads`` times when they are given a seed. That is detected, and answered in the
         same way after a warning; with this option it costs neither the warning nor the probes.
+    timeout, retries, budget, directory, replay
+        As :class:`~scvi_qbm.samplers.adapters.solve.SolveAdapter`: seconds to wait for a call,
+        times to repeat it, calls answered in all, the folder that keeps every answer, and whether
+        to draw from that folder only.
 
     Notes
     -----
     ``info`` has ``n_calls`` (probes included), ``seeded``, whether the sampler takes a seed (if
     it does not, our ``seed`` cannot make it repeat itself), and what all reads of machines are
     looked at for, with a warning: ``n_distinct``, ``deduplicated``, ``repeated``,
-    ``effective_beta`` and its error ``effective_beta_se``.
+    ``effective_beta`` and its error ``effective_beta_se``. Of an embedded model
+    ``chain_break_fraction`` is the mean over reads; above a quarter it draws a warning.
 
     A sampler may return fewer reads than asked (it is called again) or more (a random subset is
     kept; seeds decide which).
@@ -86,9 +96,11 @@ class Dimod(Sampler):
         If ``sampler`` is neither a ``dimod.Sampler`` nor a string.
     ValueError
         If the string has no colon, or ``parameters`` sets ``num_reads`` or ``seed``.
+    TimeoutError
+        From :meth:`sample`: no answer within ``timeout``, after the last retry.
     RuntimeError
-        From :meth:`sample`: no reads, other variables than the model's, or energies that
-        are not those of the states.
+        From :meth:`sample`: no reads, other variables than the model's, energies that are not
+        those of the states, ``budget`` used up, or reads to be replayed that are not there.
     """
 
     name: ClassVar[str] = "dimod"
@@ -104,7 +116,13 @@ class Dimod(Sampler):
         scale_beta: bool = True,
         parameters: Mapping[str, Any] | None = None,
         one_read_per_call: bool = False,
+        timeout: float | None = None,
+        retries: int = 0,
+        budget: int | None = None,
+        directory: str | os.PathLike[str] | None = None,
+        replay: bool = False,
     ) -> None:
+        self.calls = Calls(timeout, retries, budget, directory, replay)
         dimod = _require("dimod")
         child = _from_string(sampler) if isinstance(sampler, str) else sampler
         if not isinstance(child, dimod.Sampler):
@@ -146,14 +164,16 @@ class Dimod(Sampler):
         model = self._build(target)
         who = f"{type(self.child).__name__} (a dimod sampler)"
         rng = np.random.default_rng(entropy)
-        first_seed, n_calls = int(rng.integers(2**31)), 0
+        first_seed = int(rng.integers(2**31))
+        answers: list[Answer] = []
 
         def read(n_reads: int) -> NDArray[np.int8]:
-            nonlocal n_calls
+            n_calls = len(answers)
             # An odd stride visits every 31-bit number once: no seed comes twice.
             seed = (first_seed + n_calls * 0x9E3779B1) % 2**31
-            n_calls += 1
-            return self._read(target, model, n_reads, seed)
+            name = key(entropy, target.J, target.b, n_reads, n_calls, sorted(self.parameters))
+            answers.append(self._answer(who, name, target, model, n_reads, seed))
+            return answers[-1].reads
 
         singly = self.one_read_per_call
         states: list[NDArray[np.int8]] = []
@@ -175,21 +195,34 @@ class Dimod(Sampler):
         spins = np.concatenate(states)
         report = audit(states, who, ancilla=False, cold=is_cold(target, spins))
         report |= audit_law(target, spins, who)
-        return spins, {"n_calls": n_calls, "seeded": self._seeded, **report}
+        report |= _chain_breaks(answers, who)
+        n_kept = sum(answer.kept for answer in answers)
+        counts = {"n_calls": len(answers), "n_kept": n_kept, "seeded": self._seeded}
+        return spins, {**counts, **report}
 
-    def _read(self, target: Ising, model: Any, n_reads: int, seed: int) -> NDArray[np.int8]:
-        """States of one call, their energies checked, one row an occurrence."""
-        arguments = self._arguments(target.n_spins, n_reads, seed)
+    def cancel(self) -> None:
+        """End the waiting for the sampler."""
+        self.calls.cancel()
+
+    def _answer(
+        self, who: str, name: str, target: Ising, model: Any, n_reads: int, seed: int
+    ) -> Answer:
         # openjij seeds numpy's global generator with the seed; nobody else's draws should move.
         # An unseeded sampler may live on that generator, which must then go on.
         before = np.random.get_state() if self._seeded else None
         try:
-            answer = self.child.sample(model, **arguments)
-            record, order = answer.record, list(answer.variables)
+            matrix = np.column_stack([target.J, target.b])
+            return self.calls.ask(
+                who, name, matrix, lambda: self._read(target, model, n_reads, seed, who)
+            )
         finally:
             if before is not None:
                 np.random.set_state(before)
-        who = f"{type(self.child).__name__} (a dimod sampler)"
+
+    def _read(self, target: Ising, model: Any, n_reads: int, seed: int, who: str) -> Answer:
+        """States of one call, their energies checked, one row an occurrence."""
+        answer = self.child.sample(model, **self._arguments(target.n_spins, n_reads, seed))
+        record, order = answer.record, list(answer.variables)
         counts = np.asarray(record.num_occurrences, dtype=np.int64)
         if counts.sum() == 0:
             raise RuntimeError(f"{who} returned no reads.")
@@ -210,7 +243,31 @@ class Dimod(Sampler):
                 f"{error.max():.3g}): the sign of the energies or the order of the variables "
                 "differs from dimod's."
             )
-        return np.repeat(spins, counts, axis=0)
+        told = {}
+        if "chain_break_fraction" in (record.dtype.names or ()):
+            broken = np.average(record.chain_break_fraction, weights=counts)
+            told["chain_break_fraction"] = float(broken)
+        return Answer(np.repeat(spins, counts, axis=0), told)
+
+    def keep_draws(self, directory: Path) -> None:
+        self.calls.directory = self.calls.directory or directory
+
+
+def _chain_breaks(answers: list[Answer], who: str) -> dict[str, float]:
+    """Of an embedded model: mean fraction of its chains whose physical spins disagree."""
+    name = "chain_break_fraction"
+    found = [answer.told[name] for answer in answers if name in answer.told]
+    if not found:
+        return {}
+    broken = float(np.mean(found))
+    if broken > _BROKEN:
+        warnings.warn(
+            f"{who}: {broken:.0%} of the chains are broken, so majority votes decide what the "
+            "states are. Raise `chain_strength` in `parameters`, or use fewer units.",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+    return {name: broken}
 
 
 def _repeats(states: NDArray[np.int8], read: Callable[[int], NDArray[np.int8]]) -> bool:
@@ -240,7 +297,14 @@ def _hot_to_cold(beta_range: tuple[float, float], zero_allowed: bool) -> tuple[f
     return hot, cold
 
 
-class DWaveAnnealing(Dimod):
+class _Local(Dimod):
+    """Programs of this process: what they answer costs nothing, and is not kept."""
+
+    def keep_draws(self, directory: Path) -> None:
+        pass
+
+
+class DWaveAnnealing(_Local):
     """D-Wave's simulated annealing, by default ending at the inverse temperature asked for.
 
     Left to itself, the package chooses temperatures that minimise. Ending at 1, with heat-bath
@@ -294,7 +358,7 @@ class DWaveAnnealing(Dimod):
         super().__init__("dwave.samplers:SimulatedAnnealingSampler", parameters=parameters)
 
 
-class OpenJijAnnealing(Dimod):
+class OpenJijAnnealing(_Local):
     """openjij's simulated annealing (Metropolis), ending at the inverse temperature asked for.
 
     Under a seed openjij repeats one read ``num_reads`` times, so reads are asked for one by one,

@@ -1,9 +1,12 @@
-"""Ising machines in this process: anything with ``solve(matrix)``."""
+"""Ising machines in this process: anything with ``solve(matrix)``, or a queue of tasks."""
 
 from __future__ import annotations
 
 import inspect
+import os
+from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -14,6 +17,7 @@ from scvi_qbm.ising import Ising
 from scvi_qbm.samplers.base import Law, Sampler
 from scvi_qbm.samplers.checks import positive_int
 
+from .calls import Answer, Calls, Queued, key
 from .kaiwu.worker import checked_reads, heat_bath
 from .quantise import quantise
 from .reads import machine_matrix, states
@@ -28,13 +32,15 @@ class SolveAdapter(Sampler):
     """Reads of any object with ``solve(matrix)``, such as a ``kaiwu.core.IsingSolver``.
 
     ``solve`` gets a float64 matrix of shape (n + 1, n + 1) and returns states of -1 and +1,
-    shape (reads, n + 1), that are low in ``-s'Ms``; it is called until there are enough.
+    shape (reads, n + 1), that are low in ``-s'Ms``; it is called until there are enough. A machine
+    with a queue has ``submit(matrix)``, which returns the name of a task, and ``fetch(task)``,
+    which returns its states, or ``None`` while they are not there.
 
     Parameters
     ----------
     solver
         The object, or a function of the matrix, or ``"module:attribute"``: imported, and called
-        unless it is a solver itself.
+        unless it is a solver itself. May be left out with ``replay``.
     n_bits
         Round the matrix to signed integers of so many bits (:func:`~.quantise.quantise`) before
         it is handed over; ``info["quantisation"]`` says what that cost. The temperature of the
@@ -44,23 +50,42 @@ class SolveAdapter(Sampler):
         solver's own temperature decides, whatever beta is.
     max_solves
         Calls of ``solve`` for one sample at most.
+    timeout
+        Seconds to wait for the answer to a call; ``None`` waits for ever. A call that is given up
+        goes on in the background; its answer is kept if it comes while the process lives.
+    retries
+        Times a failed or overdue call is repeated, after 1, 2, 4, ... 60 seconds. A task in a
+        queue is not submitted again, but waited for again.
+    budget
+        Calls answered in all; with a ``directory`` those of earlier processes count.
+    directory
+        Folder in which the answer to every call is kept, a file each, with the reads as they
+        came. Equal calls (model, seed, number of samples) are answered from it. In training
+        ``checkpoint_dir/draws`` unless given: a run that is resumed pays for no draw twice.
+    replay
+        Answer from ``directory`` only, without the machine.
+    poll_interval
+        Seconds between two calls of ``fetch``.
 
     Raises
     ------
     TypeError
-        If ``solver`` has no ``solve`` and is no function.
+        If ``solver`` has neither ``solve`` nor ``submit`` and ``fetch``, and is no function.
     ValueError
         If a string is not ``"module:attribute"``, or an option is out of range. From ``sample``:
         no solver was given.
+    TimeoutError
+        From ``sample``: no answer within ``timeout``, after the last retry.
     RuntimeError
-        From ``sample``: too few reads in ``max_solves`` calls, or reads that are no states of the
-        model.
+        From ``sample``: too few reads in ``max_solves`` calls, reads that are no states of the
+        model, ``budget`` used up, or reads to be replayed that are not there.
 
     Notes
     -----
-    A solver is seeded only through a keyword ``seed`` or ``rand_seed`` of ``solve``, a new
-    integer at each call: an attribute of that name may have been read long before. Otherwise
-    ``info["seeded"]`` is False and a seed does not repeat the reads. ``info["scale_beta"]`` says
+    A solver is seeded only through a keyword ``seed`` or ``rand_seed`` of ``solve`` or ``submit``,
+    a new integer at each call: an attribute of that name may have been read long before. Otherwise
+    ``info["seeded"]`` is False and a seed repeats the reads only where they are kept.
+    ``info["n_kept"]`` counts the calls answered from ``directory``; ``info["scale_beta"]`` says
     whether beta reached the solver, and ``info["effective_beta"]``, with its error, which one its
     reads look like, in units of the beta asked for.
     """
@@ -75,8 +100,15 @@ class SolveAdapter(Sampler):
         n_bits: int | None = None,
         scale_beta: bool = True,
         max_solves: int = 1000,
+        timeout: float | None = None,
+        retries: int = 0,
+        budget: int | None = None,
+        directory: str | os.PathLike[str] | None = None,
+        replay: bool = False,
+        poll_interval: float = 1.0,
     ) -> None:
         self.solver = _solver(solver)
+        self.calls = Calls(timeout, retries, budget, directory, replay, poll_interval)
         self.n_bits = n_bits if n_bits is None else positive_int(n_bits, "n_bits", 2)
         self.scale_beta = scale_beta
         self.max_solves = positive_int(max_solves, "max_solves")
@@ -84,7 +116,7 @@ class SolveAdapter(Sampler):
     def _sample(
         self, ising: Ising, beta: float, n_samples: int, entropy: np.random.SeedSequence
     ) -> tuple[Spins, dict[str, Any]]:
-        if self.solver is None:
+        if self.solver is None and not self.calls.replay:
             raise ValueError("Sampler 'solve' needs a solver: get_sampler('solve', solver=...).")
         who = f"solver {getattr(self.solver, '__name__', type(self.solver).__name__)}"
         scale = beta if self.scale_beta else 1.0
@@ -97,23 +129,50 @@ class SolveAdapter(Sampler):
             told["temperature"] = rounded.gain
         rng = np.random.default_rng(entropy)
         blocks: list[Spins] = []
+        n_kept = 0
         while sum(map(len, blocks)) < n_samples:
             if len(blocks) == self.max_solves:
                 raise RuntimeError(
                     f"{who} gave {sum(map(len, blocks))} of {n_samples} reads in {len(blocks)} "
                     "calls; raise `max_solves`."
                 )
-            seed = {} if keyword is None else {keyword: int(rng.integers(2**31))}
-            reads = self.solver.solve(handed.copy(), **seed, **told)
-            blocks.append(checked_reads(reads, ising.n_spins + 1, who))
+            told |= {} if keyword is None else {keyword: int(rng.integers(2**31))}
+            call = self._call(handed, told, who)
+            name = key(entropy, handed, rounded and rounded.gain, n_samples, len(blocks))
+            answer = self.calls.ask(None if self.solver is None else who, name, handed, call)
+            n_kept += answer.kept
+            blocks.append(checked_reads(answer.reads, ising.n_spins + 1, who))
         spins, report = states(blocks, matrix, ising, scale, n_samples, rng, who)
         return spins, {
             "n_solves": len(blocks),
+            "n_kept": n_kept,
             "seeded": keyword is not None,
             "scale_beta": self.scale_beta and (rounded is None or bool(told)),
             "quantisation": None if rounded is None else rounded.as_dict(),
             **report,
         }
+
+    def _call(self, handed: F64, told: dict[str, Any], who: str) -> Callable[[], Answer] | Queued:
+        solver, told = self.solver, dict(told)
+
+        def answer(reads: Any) -> Answer:
+            return Answer(checked_reads(reads, len(handed), who))
+
+        if not hasattr(solver, "submit"):
+            return lambda: answer(solver.solve(handed.copy(), **told))
+
+        def fetch(task: str) -> Answer | None:
+            reads = solver.fetch(task)
+            return None if reads is None else answer(reads)
+
+        return Queued(lambda: solver.submit(handed.copy(), **told), fetch)
+
+    def cancel(self) -> None:
+        """End the waiting for the machine; what it answers later is kept, if there is a folder."""
+        self.calls.cancel()
+
+    def keep_draws(self, directory: Path) -> None:
+        self.calls.directory = self.calls.directory or directory
 
 
 def _solver(solver: Any) -> Any:
@@ -122,24 +181,26 @@ def _solver(solver: Any) -> Any:
         if not colon:
             raise ValueError(f"`solver` must look like 'module:attribute', got {solver!r}.")
         solver = getattr(import_module(module), attribute)
-        if isinstance(solver, type) or not hasattr(solver, "solve"):
+        if isinstance(solver, type) or not (hasattr(solver, "solve") or hasattr(solver, "submit")):
             solver = solver()
     if inspect.isroutine(solver):
         return SimpleNamespace(solve=solver, __name__=solver.__name__)
-    if solver is not None and (
-        isinstance(solver, type) or not callable(getattr(solver, "solve", None))
-    ):
+    known = [
+        name for name in ("solve", "submit", "fetch") if callable(getattr(solver, name, None))
+    ]
+    if solver is not None and (isinstance(solver, type) or known in ([], ["submit"], ["fetch"])):
         raise TypeError(
-            "`solver` must be a function of a matrix or an object with solve(matrix), got "
-            f"{solver!r}."
+            "`solver` must be a function of a matrix, or an object with solve(matrix) or with "
+            f"submit(matrix) and fetch(task), got {solver!r}."
         )
     return solver
 
 
 def _keyword(solver: Any, *names: str) -> str | None:
     try:
-        known = inspect.signature(solver.solve).parameters
-    except (TypeError, ValueError):  # compiled without a signature
+        asked = getattr(solver, "submit", None) or solver.solve
+        known = inspect.signature(asked).parameters
+    except (AttributeError, TypeError, ValueError):  # none, or compiled without a signature
         return None
     return next((name for name in names if name in known), None)
 

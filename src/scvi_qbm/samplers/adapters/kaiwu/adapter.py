@@ -33,7 +33,7 @@ class Kaiwu(Sampler):
     The SDK ships for Python 3.10 only, so a worker process runs it there and leaves its reads in
     a job folder. A sample that was interrupted, timed out or failed is taken up by the next equal
     call, which asks the cloud for the same task; reads that arrived are kept. A finished sample
-    is never handed out twice.
+    is handed out again to a call with the same seed only, as when training is resumed.
 
     The licence is read from ``KAIWU_USER_ID`` and ``KAIWU_SDK_CODE`` in the environment only,
     and neither written to disk nor shown.
@@ -145,6 +145,9 @@ class Kaiwu(Sampler):
         self.options = dict(optimizer_options or {})
         self._cloud = optimizer.partition(".")[0] == "cim"
 
+    def keep_draws(self, directory: Path) -> None:
+        self.directory = self.directory or directory
+
     def cancel(self) -> None:
         """End the waiting for machines in this process; jobs stay resumable."""
         jobs.cancel()
@@ -245,7 +248,7 @@ class Kaiwu(Sampler):
             "beta": None if self._cloud else machine_beta,
             "n_bits": self.n_bits,
             "reads_per_task": max(READS_PER_TASK[0], -(-n_samples // n_tasks)),
-            "seed": None if self._cloud else given,
+            "seed": given,
             "project": self.project,
             "options": self.options,
         }

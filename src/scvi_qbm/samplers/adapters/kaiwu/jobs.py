@@ -71,11 +71,12 @@ def open_job(
             root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kaiwu-")))
         wanted = json.loads(json.dumps(request))
         for path in sorted(root.glob("job-*/job.json")) if resume else []:
-            consumed = path.parent / "consumed"
-            if consumed.exists() or worker.read_json(path)["request"] != wanted:
+            if worker.read_json(path)["request"] != wanted:
                 continue
-            # It may have been at work, and finished, until we had the lock.
-            if stack.enter_context(lock(path.parent)) and not consumed.exists():
+            # Without a seed, two equal samples are two: it may have been handed out until we had
+            # the lock.
+            again, consumed = wanted["seed"] is not None, path.parent / "consumed"
+            if stack.enter_context(lock(path.parent)) and (again or not consumed.exists()):
                 job = worker.read_json(path)
                 job["seeds"] += seeds[len(job["seeds"]) :]
                 job["control"] = control
