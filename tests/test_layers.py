@@ -39,10 +39,11 @@ labelled_module: _signature module prior samplers | scvi torch
 module: _signature distributions encoders prior recipes relaxations samplers | scvi torch
 prior: diagnostics ising logz samplers | torch
 logz: diagnostics ising samplers
-samplers: diagnostics ising
+samplers: _files diagnostics ising
 samplers/adapters/bifurcation.py: ising | simulated_bifurcation torch
 samplers/adapters/dimod.py: ising | dimod openjij
 samplers/adapters/kaiwu/worker.py:  | kaiwu
+samplers/adapters/to_dimod.py: ising | dimod
 samplers/engine/torch_chains.py: ising | torch
 samplers/engine/torch_kernels.py:  | torch
 samplers/torch_tempering.py: ising | torch
@@ -66,7 +67,7 @@ HEAVY = set(
     "anndata dimod dwave kaiwu lightning matplotlib openjij scanpy scvi simulated_bifurcation "
     "sklearn torch".split()
 )
-IMPORTERS = {"import_module", "__import__", "_require"}  # what imports by a string
+IMPORTERS = {"import_module", "__import__", "require"}  # what imports by a string
 MAX_LINES = 450
 
 TESTS = Path(__file__).parent
@@ -210,7 +211,7 @@ if TYPE_CHECKING:
 def lazy():
     import_module("dimod")
     importlib.import_module("kaiwu." + name)
-    _require("dwave.samplers")
+    require("dwave.samplers")
     get_sampler("openjij")
 """
     file = "samplers/exact.py"

@@ -10,7 +10,8 @@ from support.machines import peaked_ising
 from scvi_qbm.diagnostics import total_variation
 from scvi_qbm.ising import Ising
 from scvi_qbm.samplers import get_sampler
-from scvi_qbm.samplers.adapters.dimod import Dimod, DWaveAnnealing, OpenJijAnnealing, to_dimod
+from scvi_qbm.samplers.adapters.dimod import Dimod, DWaveAnnealing, OpenJijAnnealing
+from scvi_qbm.samplers.adapters.to_dimod import to_dimod
 from scvi_qbm.samplers.exact import all_energies, all_states, boltzmann_law
 
 dimod = pytest.importorskip("dimod", reason="needs scvi-qbm[dimod]")

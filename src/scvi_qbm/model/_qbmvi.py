@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import pickle
 import warnings
 from typing import Any, Literal
 
@@ -165,6 +166,7 @@ class QBMVI(
             "sampler_options": sampler_options,
         }
         _check_arguments(arguments)
+        _check_saving(sampler, sampler_options)
         if (
             adata is None
             and registry is not None
@@ -313,6 +315,19 @@ class QBMVI(
         manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
         manager.register_fields(adata, **kwargs)
         cls.register_manager(manager)
+
+
+def _check_saving(sampler: Any, options: Any) -> None:
+    """Warn now of a machine that ``save`` cannot pickle, rather than after hours of training."""
+    try:
+        pickle.dumps((sampler, options))
+    except Exception as error:  # noqa: BLE001 - pickle raises whatever an object raises
+        warnings.warn(
+            f"This model cannot be saved: its sampler cannot be pickled ({error}). Name the "
+            "machine as 'module:attribute' instead of handing over an object.",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def _check_arguments(arguments: dict[str, Any]) -> None:

@@ -64,15 +64,15 @@ def training_curves(
         _skip_the_cliff(ax, _lines(ax, history, curves))
         ax.set_ylabel(label)
     if n_rows == 2:
-        _lines(axes[3], history, [("log_z", "")], "log_z_se")
+        _lines(axes[3], history, [("log_z", "")])
         axes[3].set_ylabel("log Z ± 2 se (nats)")
         axes[4].axhspan(-2, 2, color="0.92", lw=0, zorder=0, label="fine")
-        _lines(axes[4], history, [("energy_gap", "")], "energy_gap_se")
+        _lines(axes[4], history, [("energy_gap", "")])
         axes[4].set_ylabel("energy gap ± 2 se (nats)")
         if "beta_drawn" in history:
             axes[5].axhline(1, color="0.7", lw=0.8, zorder=0)
             _lines(axes[5], history, [("beta_drawn", "drawn"), ("beta_corrected", "corrected")])
-            axes[5].set_ylabel("effective β (1 is right)")
+            axes[5].set_ylabel("effective β ± 2 se (1 is right)")
         else:
             axes[5].axhline(0, color="0.7", lw=0.8, zorder=0)
             _lines(axes[5], history, [("log_z_drift", "")])
@@ -86,9 +86,7 @@ def training_curves(
     return axes
 
 
-def _lines(
-    ax: Axes, history: Mapping[str, pd.DataFrame], curves: _Curves, error: str = ""
-) -> list[np.ndarray]:
+def _lines(ax: Axes, history: Mapping[str, pd.DataFrame], curves: _Curves) -> list[np.ndarray]:
     """Draw the curves that the history has, solid then dashed, with a band of two errors."""
     shown = []
     for i, (key, name) in enumerate(curves):
@@ -100,8 +98,8 @@ def _lines(
         ax.plot(series.dropna(), color=PALETTE[i], label=name or None, ls="-" if i == 0 else "--",
                 lw=1.2, marker=marker, ms=3)  # fmt: skip
         shown.append(series.to_numpy())
-        if error in history:
-            se = _series(history[error])
+        if f"{key}_se" in history:
+            se = _series(history[f"{key}_se"])
             ax.fill_between(series.index, series - 2 * se, series + 2 * se, color=PALETTE[i],
                             alpha=0.25, lw=0)  # fmt: skip
     return shown

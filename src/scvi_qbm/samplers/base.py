@@ -117,7 +117,7 @@ class Sampler(abc.ABC):
             If ``beta`` is negative, not finite or too large for single precision, or
             ``n_samples`` < 1.
         RuntimeError
-            If a back end returns states of the wrong shape.
+            If a back end returns states of the wrong shape, or entries other than -1 and +1.
         """
         if not isinstance(ising, Ising):
             raise TypeError(
@@ -138,6 +138,12 @@ class Sampler(abc.ABC):
             raise ValueError(f"`n_samples` must be at least 1, got {n_samples}.")
         entropy = np.random.SeedSequence(None if seed is None else operator.index(seed))
         spins, info = self._sample(ising, beta, n_samples, entropy)
+        wrong = np.asarray(spins)[np.abs(spins) != 1]
+        if wrong.size:
+            raise RuntimeError(
+                f"Sampler {self.name!r} returned entries such as {wrong[0]}: states have -1 and "
+                "+1 only."
+            )
         spins = np.ascontiguousarray(spins, dtype=np.int8)
         if spins.shape != (n_samples, ising.n_spins):
             raise RuntimeError(

@@ -16,7 +16,7 @@ from scvi_qbm.ising import Ising
 from scvi_qbm.samplers import engine
 
 from .base import Sampler
-from .chain import LadderSampler
+from .chain import LadderSampler, disagreement
 from .checks import positive_int
 from .registry import get_sampler
 
@@ -247,9 +247,17 @@ class Corrected(LadderSampler):
             state.chains, n_samples, max(self.n_sweeps, 1), self.n_threads, levels=False
         )
         spins = kept.reshape(-1, ising.n_spins)[:n_samples]
+        info |= engine.mixing(state.target, kept)
+        if faults := disagreement(info):
+            warnings.warn(
+                f"Sampler {self.name!r} has not mixed: {', '.join(faults)}. States keep what "
+                f"{self.source.name!r} prefers. Use more sweeps (n_burn_in, n_sweeps), or "
+                "parallel_tempering.",
+                RuntimeWarning,
+                stacklevel=3,
+            )
         return spins, {
             **info,
-            **engine.mixing(state.target, kept),
             "n_burn_in": self.n_burn_in,
             "beta_drawn": state.beta_drawn,
             "beta_corrected": effective_beta(state.target, spins)[0],

@@ -1,13 +1,12 @@
-"""D-Wave's Ocean and openjij as our samplers, and our samplers as theirs.
+"""D-Wave's Ocean and openjij as our samplers.
 
 dimod writes an energy as ``+h s + J s s``, :class:`~scvi_qbm.ising.Ising` as ``-b s - s J s / 2``.
 The signs turn here, and the energies that come back with the states are compared with our own.
-This is the one file that imports dimod, dwave and openjij, and only when something is built.
+Only this file and ``to_dimod.py`` import dimod, dwave and openjij, when something is built.
 """
 
 from __future__ import annotations
 
-import functools
 import inspect
 import os
 import warnings
@@ -20,21 +19,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scvi_qbm.ising import Ising
-from scvi_qbm.samplers.base import Law, Sampler, SampleSet
+from scvi_qbm.samplers.base import Law, Sampler
 from scvi_qbm.samplers.checks import one_of, positive_int
-from scvi_qbm.samplers.registry import get_sampler
 
 from .calls import Answer, Calls, key
 from .reads import audit, audit_law, energy_scale, is_cold
 
-__all__ = ["DWaveAnnealing", "Dimod", "OpenJijAnnealing", "to_dimod"]
+__all__ = ["DWaveAnnealing", "Dimod", "OpenJijAnnealing"]
 
 _PROBES, _PROBE_READS = 3, 16
 # Fraction of broken chains above which states are mostly repaired ones.
 _BROKEN = 0.25
 
 
-def _require(module: str) -> Any:
+def require(module: str) -> Any:
     try:
         return import_module(module)
     except ImportError as error:
@@ -48,7 +46,7 @@ def _from_string(target: str) -> Any:
     module, _, attribute = target.partition(":")
     if not module or not attribute:
         raise ValueError(f"`sampler` must look like 'module:Class', got {target!r}.")
-    made = getattr(_require(module), attribute, None)
+    made = getattr(require(module), attribute, None)
     if made is None:
         raise ValueError(f"Module {module!r} has no {attribute!r}.")
     return made()
@@ -123,7 +121,7 @@ class Dimod(Sampler):
         replay: bool = False,
     ) -> None:
         self.calls = Calls(timeout, retries, budget, directory, replay)
-        dimod = _require("dimod")
+        dimod = require("dimod")
         child = _from_string(sampler) if isinstance(sampler, str) else sampler
         if not isinstance(child, dimod.Sampler):
             raise TypeError(
@@ -145,7 +143,7 @@ class Dimod(Sampler):
 
     def _build(self, ising: Ising) -> Any:
         """The model as the child takes it, spins labelled 0 to n - 1; zero couplings left out."""
-        return _require("dimod").BinaryQuadraticModel(
+        return require("dimod").BinaryQuadraticModel(
             -ising.b, np.triu(-ising.J, 1), ising.offset, "SPIN"
         )
 
@@ -399,7 +397,7 @@ class OpenJijAnnealing(_Local):
 
     def _build(self, ising: Ising) -> Any:
         # Given a dimod model openjij turns it into dicts at every call, 0.6 s for 1,024 spins.
-        return _require("openjij").BinaryQuadraticModel.from_numpy_matrix(
+        return require("openjij").BinaryQuadraticModel.from_numpy_matrix(
             np.triu(-ising.J, 1) - np.diag(ising.b), vartype="SPIN", offset=ising.offset
         )
 
@@ -409,94 +407,3 @@ class OpenJijAnnealing(_Local):
             **super()._arguments(n_spins, n_reads, seed),
             "initial_state": (2 * coins - 1).tolist(),
         }
-
-
-def to_dimod(sampler: str | Sampler, **options: Any) -> Any:
-    """One of our samplers as a ``dimod.Sampler``, for Ocean's composites and tools.
-
-    Its ``sample(bqm, num_reads=1, beta=1.0, seed=None)`` returns a ``dimod.SampleSet`` of the
-    model's vartype and labels, offset included in the energies, our ``info`` in its ``info``;
-    ``sample_ising`` and ``sample_qubo`` follow from it. Unknown arguments are ignored with
-    dimod's warning. ``beta`` is in units of 1 / energy of the model given.
-
-    Parameters
-    ----------
-    sampler
-        Name or instance, as for :func:`~scvi_qbm.samplers.get_sampler`.
-    **options
-        Options of a sampler given by name.
-
-    Returns
-    -------
-    Any
-        An instance of ``dimod.Sampler``.
-
-    Raises
-    ------
-    ImportError
-        If dimod is missing.
-    ValueError, TypeError
-        As :func:`~scvi_qbm.samplers.get_sampler`.
-    """
-    return _dimod_class()(get_sampler(sampler, **options))
-
-
-def _ising_of(bqm: Any, labels: list[Any]) -> Ising:
-    spin = bqm.change_vartype("SPIN", inplace=False)
-    linear, (row, column, quadratic), offset = spin.to_numpy_vectors(variable_order=labels)
-    couplings = np.zeros((len(labels), len(labels)))
-    couplings[row, column] = -np.asarray(quadratic, dtype=np.float64)
-    return Ising(couplings + couplings.T, -np.asarray(linear, np.float64), float(offset))
-
-
-@functools.cache
-def _dimod_class() -> Any:
-    dimod = _require("dimod")
-    base: Any = dimod.Sampler
-
-    class ScviQbmSampler(base):  # type: ignore[misc]
-        """A sampler of scvi_qbm in dimod's terms; see :func:`to_dimod`."""
-
-        def __init__(self, sampler: Sampler) -> None:
-            self.sampler = sampler
-            self._parameters: dict[str, list[str]] = {"num_reads": [], "beta": [], "seed": []}
-            self._properties = {
-                "name": sampler.name,
-                "law": sampler.law,
-                "category": "software",
-            }
-
-        @property
-        def parameters(self) -> dict[str, list[str]]:
-            return self._parameters
-
-        @property
-        def properties(self) -> dict[str, str]:
-            return self._properties
-
-        def __reduce__(self) -> tuple[Any, ...]:  # the class has no importable name
-            return to_dimod, (self.sampler,)
-
-        def sample(
-            self,
-            bqm: Any,
-            num_reads: int = 1,
-            beta: float = 1.0,
-            seed: int | None = None,
-            **kwargs: Any,
-        ) -> Any:
-            self.remove_unknown_kwargs(**kwargs)
-            num_reads = positive_int(num_reads, "num_reads")
-            labels = list(bqm.variables)
-            if labels:
-                out = self.sampler.sample(_ising_of(bqm, labels), beta, num_reads, seed)
-            else:  # an Ising has at least one spin
-                out = SampleSet(
-                    np.empty((num_reads, 0), np.int8), np.full(num_reads, float(bqm.offset))
-                )
-            answer = dimod.SampleSet.from_samples(
-                (out.spins, labels), vartype="SPIN", energy=out.energies, info=out.info
-            )
-            return answer.change_vartype(bqm.vartype, inplace=False)
-
-    return ScviQbmSampler
