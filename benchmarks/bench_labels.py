@@ -31,7 +31,6 @@ import scvi
 from anndata import AnnData
 from scipy import sparse
 from scvi.model import SCANVI, SCVI
-from sklearn.covariance import LedoitWolf
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score, roc_auc_score
 from sklearn.neighbors import KNeighborsClassifier
@@ -46,6 +45,7 @@ from scvi_qbm.benchmark.methods.scvi_tools import scpoli
 from scvi_qbm.benchmark.rows import Rows
 from scvi_qbm.data.normalise import log_cp10k
 from scvi_qbm.distributions import fast_counts
+from scvi_qbm.novelty import fit_types, squared_distance
 
 CONFIG = Path(__file__).with_name("alignment.toml")  # seven sets, as docs/benchmark.md has them
 SCHEMES = ("10 %", "50 a type", "10 a type", "one batch")
@@ -241,20 +241,18 @@ def doubts(data: Data, reference: np.ndarray, known: np.ndarray) -> Iterator[tup
     query = data.given(known)
     model = fitted(QBMANVI, data.given(known, reference), data.spec, data.seed)
     query.obs[GIVEN] = UNKNOWN
-    yield "QBMANVI: kl", model.get_outlier_scores(query, score="kl").to_numpy()
-    yield "QBMANVI: entropy", model.get_outlier_scores(query, score="entropy").to_numpy()
-    yield "QBMANVI: 1 - probability", 1 - model.predict(query, soft=True).to_numpy().max(1)
+    for score in ("novelty", "entropy", "kl"):
+        yield f"QBMANVI: {score}", model.get_outlier_scores(query, score=score).to_numpy()
     base = fitted_scvi(data.given(known, reference), data.spec, data.seed)
     other = fitted_scanvi(base, data.given(known, reference), data.seed)
     p = other.predict(query, soft=True).to_numpy()
-    yield "scANVI: entropy", -(p * np.log(p.clip(1e-30))).sum(1)
-    yield "scANVI: 1 - probability", 1 - p.max(1)
+    entropy = -(p * np.log(p.clip(1e-30))).sum(1)
     z = base.get_latent_representation(data.given(known))
-    own = [z[known & (data.types == name)] for name in np.unique(data.types[known])]
-    centres = np.array([x.mean(0) for x in own])
-    spread = LedoitWolf().fit(np.vstack([x - x.mean(0) for x in own])).precision_
-    away = z[:, None] - centres
-    yield "scVI: Mahalanobis", np.einsum("nki,ij,nkj->nk", away, spread, away).min(1)
+    distance = squared_distance(z, fit_types(z[known], data.types[known].tolist()))
+    yield "scANVI: entropy", entropy
+    yield "scANVI: 1 - probability", 1 - p.max(1)
+    yield "scVI: Mahalanobis", distance
+    yield "scANVI, scVI: entropy x Mahalanobis", np.log(entropy.clip(1e-9)) + np.log(distance)
 
 
 def novelty(rows: Rows, sets: list[str] | None, seeds: list[int]) -> None:

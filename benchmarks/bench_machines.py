@@ -133,7 +133,9 @@ def main() -> None:
     frame = rows.frame()
     frame.to_csv(args.out / "machines.csv", index=False)
     base = frame[frame.machine == "none"].set_index(["data", "seed"])["elbo"]
-    frame["cost"] = base.loc[list(zip(frame.data, frame.seed, strict=True))].to_numpy() - frame.elbo
+    frame["cost"] = (
+        base.loc[list(zip(frame.data, frame.seed, strict=True))].to_numpy() - frame.elbo
+    )
     values = frame[frame.machine != "none"].groupby(["setting", "machine"], sort=False)
     print(values[["cost", "beta_drawn", "drawn_distance", "machine_share", "cpu"]].mean().round(2))
     print(frame.pivot_table("cost", ["setting", "machine"], ["data"], sort=False).round(2))

@@ -32,7 +32,8 @@ tl: model | anndata scanpy
 hub: model | scvi
 __init__: ising model samplers
 model: _checks _files _signature alignment checkpoint data ising labelled_module labelled_plan
-    landscape logz module plan prior recipes relaxations runner samplers | anndata scvi torch
+    landscape logz module novelty plan prior recipes relaxations runner samplers | anndata scvi
+    torch
 labelled_plan: labelled_module plan | scvi torch
 plan: module prior recipes | scvi torch
 labelled_module: _signature module prior samplers | scvi torch
@@ -52,6 +53,7 @@ checkpoint: _files | lightning scvi torch
 data: _checks | anndata scanpy scvi torch
 landscape: ising
 diagnostics: ising
+novelty:  | sklearn
 relaxations:  | torch
 runner:  | lightning scvi torch
 recipes:

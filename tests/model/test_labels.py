@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 import scvi
 import torch
+from sklearn.metrics import roc_auc_score
 from support.machines import codes
 from support.models import FAST
 
@@ -111,7 +112,7 @@ def test_unsure_cells_have_high_entropy(model):
     np.testing.assert_allclose(entropy, -(p * np.log(p)).sum(1), atol=1e-6)
     hide = model.adata.copy()
     hide.obs[KEY] = UNKNOWN
-    for score in ("kl", "elbo"):
+    for score in ("kl", "elbo", "novelty"):
         torch.manual_seed(0)
         seen = model.get_outlier_scores(score=score)
         torch.manual_seed(0)
@@ -177,6 +178,8 @@ def test_saved_and_minified_it_predicts_the_same(name, request, tmp_path):
     model.save(tmp_path / "m", save_anndata=True)
     loaded = QBMANVI.load(tmp_path / "m")
     pd.testing.assert_frame_equal(loaded.predict(soft=True), expected)
+    novelty = model.get_outlier_scores()
+    pd.testing.assert_series_equal(loaded.get_outlier_scores(), novelty, atol=1e-5)
     pd.testing.assert_frame_equal(
         loaded.predict(soft=True, adapt_proportions=True),
         model.predict(soft=True, adapt_proportions=True),
@@ -187,6 +190,7 @@ def test_saved_and_minified_it_predicts_the_same(name, request, tmp_path):
     loaded.adata.obsm["X_latent_qzm"], loaded.adata.obsm["X_latent_qzv"] = moments
     loaded.minify_adata()
     pd.testing.assert_frame_equal(loaded.predict(soft=True), expected, atol=1e-4)
+    pd.testing.assert_series_equal(loaded.get_outlier_scores(), novelty, atol=1e-2)
 
 
 def test_from_qbmvi_model(data, model, tmp_path):
@@ -254,7 +258,15 @@ def test_a_query_brings_new_labels(data):
     with pytest.warns(UserWarning, match="untrained"):
         before = mapped.predict(hidden.copy())
     assert (before == reference.predict(hidden)).all()
+    is_new = (types == new).to_numpy()
+    novelty = reference.get_outlier_scores(hidden)
+    assert novelty.name == "novelty" and roc_auc_score(is_new, novelty) > 0.8
     mapped.train(**FAST)
+    # Now it is known; the others are as far away as before.
+    known = mapped._known_types_
+    assert len(known["types"]) == reference.n_labels + 1
+    np.testing.assert_array_equal(known["precision"], reference._known_types_["precision"])
+    assert mapped.get_outlier_scores(hidden)[is_new].mean() < novelty[is_new].mean() - 0.2
     n_old = reference.n_labels
     torch.testing.assert_close(mapped.module.prior.U[:, :n_old], reference.module.prior.U)
     shift = mapped.module.prior.a[:n_old] - reference.module.prior.a

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -329,3 +330,27 @@ def test_resume_from_a_checkpoint(pbmc, tmp_path):
     first = float(resumed.history["elbo_train"].iloc[0, 0])
     start = float(model.history["elbo_train"].iloc[0, 0])
     assert abs(first - last) < 0.2 * (start - last)
+
+
+class Annealer(type(scvi_qbm.get_sampler("simulated_annealing"))):
+    name = "annealer"
+
+
+def test_a_machine_that_is_forgotten_is_told_of(pbmc):
+    with pytest.warns(UserWarning, match="have forgotten what 'annealer' drew.*redraw_every"):
+        made(pbmc, sampler=Annealer()).train(max_epochs=2, enable_progress_bar=False)
+    options = {"sampler": Annealer(), "redraw_every": 1, "n_burn_in": 0, "n_sweeps": 0}
+    model = made(pbmc, sampler="corrected", sampler_options=options)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="The Gibbs sweeps")
+        model.train(max_epochs=2, enable_progress_bar=False)
+    last = {key: model.history[key].iloc[-1, 0] for key in ("machine_share", "n_draws")}
+    assert last == {"machine_share": 1, "n_draws": 11}  # one at the start, ten steps
+
+
+def test_a_sampler_that_cannot_be_saved_is_told_of_at_once(pbmc):
+    def solve(matrix):
+        return np.ones((1, len(matrix)))
+
+    with pytest.warns(UserWarning, match="cannot be saved.*'module:attribute'"):
+        made(pbmc, sampler="solve", sampler_options={"solver": solve})

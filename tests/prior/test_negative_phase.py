@@ -397,3 +397,39 @@ def test_a_device_that_cannot_leaves_it_to_the_host(monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert phase.collect().shape == (32, 8)
+
+
+class Machine(type(get_sampler("exact"))):
+    """The exact law at ``factor`` times the temperature, of which it promises nothing."""
+
+    name, law = "machine", "heuristic"
+
+    def __init__(self, factor):
+        self.factor = factor
+
+    def _sample(self, ising, beta, n_samples, entropy):
+        return super()._sample(ising, self.factor * beta, n_samples, entropy)
+
+
+@pytest.mark.parametrize("n", [8, 16])
+def test_what_a_machine_contributed_is_reported(n):
+    """Of states (8 units) and of energies (16): as near as chance allows, or far away."""
+    options = {"redraw_every": 1, "n_burn_in": 0, "n_sweeps": 0, "n_chains": 500}
+    reports = {}
+    for factor in (1.0, 0.0):
+        phase = phase_of(n, "corrected", {"sampler": Machine(factor), **options})
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for _ in range(3):
+                phase.collect()
+            reports[factor] = phase.refresh_log_z()
+            assert phase.refresh_log_z().drawn_distance == reports[factor].drawn_distance
+    right, noise = reports[1.0], reports[0.0]
+    assert right.drawn_distance < 1.5 * right.drawn_floor
+    assert noise.drawn_distance > 2 * noise.drawn_floor
+    assert abs(right.beta_drawn - 1) < 4 * right.beta_drawn_se < 1
+    assert abs(noise.beta_drawn) < 4 * noise.beta_drawn_se
+    assert right.machine_share == 1 and right.n_draws == 4
+    default = phase_of(n, Machine(1.0))
+    default.collect()
+    assert default.refresh_log_z().machine_share < 0.2

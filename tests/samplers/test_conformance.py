@@ -175,7 +175,7 @@ class Coins(Broken):
         (OneSeed, "seeds", "two calls give the same states"),
         (SameWithoutASeed, "seeds", "without a seed two calls give the same states"),
         (GlobalGenerator, "global random state", "numpy's global generator was used"),
-        (ZeroAndOne, "interface", "ValueError: `spins` must hold -1 and .1 only"),
+        (ZeroAndOne, "interface", "RuntimeError: .* entries such as 0: states have -1"),
         (TooFew, "interface", r"RuntimeError: .* of shape \(96, 6\), expected \(97, 6\)"),
         (Transposed, "interface", r"RuntimeError: .* of shape \(6, 97\)"),
         (Raises, "interface", "ZeroDivisionError: no atoms left"),

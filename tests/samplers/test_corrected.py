@@ -226,3 +226,48 @@ def test_a_dead_machine_is_noticed(fixed):
             Corrected(Thermostat(fixed=working), n_chains=400).init(model, seed=0)
         nearly_free = model.scaled(0.02)  # where nothing can be told
         Corrected(Thermostat(), n_chains=400).init(nearly_free, seed=0)
+
+
+def test_what_is_left_of_a_machine():
+    """All without sweeps, nothing after many, its side of two valleys for good."""
+    rng = np.random.default_rng(0)
+    weak = Ising(np.zeros((10, 10)), rng.normal(size=10))
+    valleys = Ising(0.5 * (np.ones((10, 10)) - np.eye(10)), np.zeros(10))
+
+    def share(model, state, **options):
+        corrected = Corrected(Constant(state), n_chains=64, **options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            chains = corrected.init(model, seed=0)
+        before = chains.chains.states().copy()
+        out = corrected.machine_share(chains)
+        assert (chains.chains.states() == before).all()
+        return out
+
+    raw = {"n_sweeps": 0, "n_burn_in": 0, "redraw_every": 1}
+    assert share(weak, np.ones(10), **raw) == 1
+    assert share(weak, np.ones(10)) == 0  # one sweep of free spins forgets
+    # Up for ever; of the random starts half are up as well, and half differ in every spin.
+    assert share(valleys, np.ones(10)) == pytest.approx(1, abs=0.4)
+    assert share(valleys, np.ones(10), n_burn_in=10_000, redraw_every=1) > 0.5
+
+
+def test_states_that_keep_the_heuristics_valley_are_told():
+    valleys = Ising(0.5 * (np.ones((10, 10)) - np.eye(10)), 0.05 * np.ones(10))
+    halves = np.where(np.arange(64)[:, None] < 32, 1, -1) * np.ones(10, int)
+
+    class Halves(Constant):
+        def _sample(self, ising, beta, n_samples, entropy):
+            return halves[:n_samples], {}
+
+    with pytest.warns(RuntimeWarning, match="States keep what 'constant' prefers"):
+        Corrected(Halves(np.ones(10))).sample(valleys, n_samples=640, seed=0)
+
+
+def test_a_machine_may_decide():
+    """Without sweeps training has the states as they came; samples are still swept."""
+    corrected = Corrected(Thermostat(), n_chains=50, n_sweeps=0, n_burn_in=0, redraw_every=1)
+    state = corrected.step(corrected.init(MODEL, seed=0))
+    assert state.n_draws == 2
+    np.testing.assert_array_equal(corrected.spins(state), state.reads)
+    assert len(np.unique(corrected.sample(MODEL, n_samples=200, seed=0).spins, axis=0)) > 20

@@ -268,3 +268,15 @@ def test_gibbs_warns_where_its_chains_stay():
         for seed in range(20):  # no false alarms
             get_sampler("gibbs").sample(magnet, 0.5, 64, seed=seed)
             get_sampler("gibbs", n_chains=2).sample(magnet, 0.5, 64, seed=seed)
+
+
+def test_states_are_not_rounded():
+    class Floats(type(get_sampler("exact"))):
+        name = "floats"
+
+        def _sample(self, ising, beta, n_samples, entropy):
+            spins, info = super()._sample(ising, beta, n_samples, entropy)
+            return spins * 1.9, info
+
+    with pytest.raises(RuntimeError, match="'floats' returned entries such as -?1.9"):
+        Floats().sample(Ising(np.zeros((3, 3)), np.zeros(3)), n_samples=10, seed=0)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scvi import REGISTRY_KEYS
 from torch import Tensor
 
+from scvi_qbm.novelty import fit_types, squared_distance
 from scvi_qbm.prior import fit_labels
 
 from ._label_levels import LabelLevelsField, LabelTable, label_table
@@ -21,12 +22,13 @@ from ._label_levels import LabelLevelsField, LabelTable, label_table
 # A child of scvi-tools' logger, which is the one that users see.
 logger = logging.getLogger("scvi.qbm")
 
-LabelledOutlierScore = Literal["elbo", "kl", "reconstruction", "entropy"]
+LabelledOutlierScore = Literal["novelty", "entropy", "kl", "reconstruction", "elbo"]
 
 _ALL = 2**63
 _MAX_LABELLED = 200_000
 _REPLAYED = 2000
 _OFF, _NEVER = 20.0, 1e4  # nats
+_TINY = 1e-9
 
 
 class LabelsMixin:
@@ -34,6 +36,8 @@ class LabelsMixin:
 
     # Of the last fit: shares of the configurations, each its labels as (level, name).
     _label_shares_: dict[tuple[tuple[int, Any], ...], float] | None = None
+    # Where their cells lie in the embedding.
+    _known_types_: dict[str, Any] | None = None
 
     def _read_labels(self) -> None:
         """Labels as registered: names, levels, which cells have one."""
@@ -77,7 +81,7 @@ class LabelsMixin:
 
     def _forget_fits(self) -> None:
         super()._forget_fits()  # type: ignore[misc]
-        self._label_shares_ = None
+        self._label_shares_ = self._known_types_ = None
 
     def _n_fitted_labels(self) -> int:
         return len({label for row in self._label_shares_ or {} for label in row})
@@ -117,6 +121,21 @@ class LabelsMixin:
         self.module.negative_phase.refresh_log_z(final=True, over_ranks=False)
         shares = torch.softmax(prior.label_logits(q, allowed), -1).mean(0).tolist()
         self._label_shares_ = dict(zip(self._configurations(), shares, strict=True))
+
+    @torch.no_grad()
+    def _fit_alignment(self, loader: Iterable[dict[str, Tensor]] | None = None) -> None:
+        """Batches, and then where the known types lie."""
+        super()._fit_alignment(loader)  # type: ignore[misc]
+        prior, known = self.module.prior, self.module.allowed
+        names, codes, types = self._configurations(), [], []
+        for qz, tensors in self._posteriors(loader, self._labeled_indices, limit=_MAX_LABELLED):
+            allowed = known[tensors[REGISTRY_KEYS.LABELS_KEY].flatten().long()]
+            some = ~allowed.all(1)
+            codes.append(self._represent(qz, tensors, "aligned")[some].cpu())
+            best = prior.label_logits(qz.probs[some], allowed[some]).argmax(-1)
+            types += [names[k] for k in best.tolist()]
+        if types:
+            self._known_types_ = fit_types(torch.cat(codes).numpy(), types, self._known_types_)
 
     def _configurations(self) -> list[tuple[tuple[int, Any], ...]]:
         """Labels of each configuration."""
@@ -282,19 +301,21 @@ class LabelsMixin:
         self,
         adata: AnnData | None = None,
         indices: Sequence[int] | None = None,
-        score: LabelledOutlierScore = "kl",
+        score: LabelledOutlierScore = "novelty",
         batch_size: int | None = None,
     ) -> pd.Series:
-        """How foreign each cell is to the model, or how unsure its label.
+        r"""How foreign each cell is to the model, or how unsure its label.
 
         Parameters
         ----------
         adata, indices
             As :meth:`QBMVI.get_outlier_scores`.
         score
-            As :meth:`QBMVI.get_outlier_scores`; or ``"entropy"``, that of the label's
-            probabilities (of the finest level), in nats. A cell of an unknown type has a high
-            ``"kl"``; one between two known types a high entropy.
+            ``"novelty"`` finds cells of types that had no label: :math:`\log H + \log d^2`. H is
+            the entropy; d is the Mahalanobis distance, in the default embedding, to the nearest
+            type that is known, with one covariance for all types.
+            ``"entropy"``: of the label's probabilities (of the finest level), in nats; high
+            between two known types. Others as :meth:`QBMVI.get_outlier_scores`.
         batch_size
             Cells at once; ``scvi.settings.batch_size`` if None.
 
@@ -307,15 +328,25 @@ class LabelsMixin:
         ------
         ValueError
             If the score is unknown, or needs counts and the data are minified.
+
+        References
+        ----------
+        Lee et al. (2018), NeurIPS 31 (the distance).
         """
         if score not in get_args(LabelledOutlierScore):
             raise ValueError(
                 f"Unknown score {score!r}. Available: {', '.join(get_args(LabelledOutlierScore))}."
             )
-        if score != "entropy":
+        if score not in ("novelty", "entropy"):
             return super().get_outlier_scores(adata, indices, score, batch_size)  # type: ignore[misc]
         p = self._probabilities(adata, indices, batch_size)
         values = -(p * np.log(p.clip(1e-300))).sum(1)
+        if score == "novelty":
+            if self._known_types_ is None:
+                self._fit_alignment()  # training was cut short
+            codes = self.get_latent_representation(adata, indices, batch_size=batch_size)
+            distance = squared_distance(codes, self._known_types_)
+            values = np.log(values.clip(_TINY)) + np.log(distance.clip(_TINY))
         return pd.Series(values, index=self._names(adata, indices), name=score)
 
     @torch.inference_mode()

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from scvi_qbm.model import QBMVI
+from scvi_qbm.model import QBMANVI, QBMVI
 
 if TYPE_CHECKING:
     from scvi_qbm.model._labels import LabelledOutlierScore
@@ -161,7 +161,7 @@ def outliers(
     model: QBMVI,
     adata: AnnData | None = None,
     *,
-    score: OutlierScore | LabelledOutlierScore = "kl",
+    score: OutlierScore | LabelledOutlierScore | None = None,
     key_added: str = "outlier_score",
     copy: bool = False,
 ) -> AnnData | None:
@@ -175,8 +175,9 @@ def outliers(
         Cells to score; the model's if None.
     score
         ``"kl"`` for states that the model has not seen: the free energy of :func:`energy` plus a
-        constant. ``"elbo"`` for damaged cells. ``"entropy"`` for uncertain labels, if the model is
-        a :class:`QBMANVI`. See :meth:`QBMVI.get_outlier_scores`.
+        constant. ``"elbo"`` for damaged cells. If the model is a :class:`QBMANVI`, ``"novelty"``
+        for types that had no label, and ``"entropy"`` for uncertain labels. By default
+        ``"novelty"`` where there is one, or ``"kl"``. See :meth:`QBMVI.get_outlier_scores`.
     key_added
         Column of ``obs`` for the result.
     copy
@@ -185,7 +186,7 @@ def outliers(
     Returns
     -------
     anndata.AnnData | None
-        ``obs[key_added]``: float64, in nats.
+        ``obs[key_added]``: float64, in nats (``"novelty"``: without unit).
 
     Raises
     ------
@@ -196,6 +197,7 @@ def outliers(
         holds something else.
     """
     adata = target(model, adata, copy, tool="outliers", key_added=key_added)
+    score = score or ("novelty" if isinstance(model, QBMANVI) else "kl")
     adata.obs[key_added] = model.get_outlier_scores(adata, score=score).to_numpy()
     note(adata, key_added, "outliers", score=score)
     return adata if copy else None
