@@ -4,7 +4,7 @@
         [--out machines-output]
 
 Machines: independent tempered chains, in the place of a perfect one; our CIM; simulated annealing
-that ends at temperature 1; random spins; and one state for ever. Settings: the default, where
+that ends at temperature 1; and random spins. Settings: the default, where
 Gibbs sweeps go on from rare draws, and a draw at every step with ten sweeps, one or none after
 it. Values: nats a cell on the held-out cells, beside training with the default sampler. Rows are
 kept as they are measured; what is there is not measured again.
@@ -67,18 +67,6 @@ class Noise(Sampler):
         return (2 * coins - 1).astype(np.int8), {}
 
 
-class Constant(Noise):
-    """One random state, whatever is asked."""
-
-    name = "constant"
-
-    def _sample(
-        self, ising: Ising, beta: float, n_samples: int, entropy: np.random.SeedSequence
-    ) -> tuple[np.ndarray, dict[str, Any]]:
-        state, _ = super()._sample(ising, beta, 1, np.random.SeedSequence(0))
-        return np.repeat(state, n_samples, axis=0), {}
-
-
 def machines() -> dict[str, Sampler]:
     tempering = get_sampler("parallel_tempering", n_chains=64, n_burn_in=100, n_threads=1)
     return {
@@ -86,7 +74,6 @@ def machines() -> dict[str, Sampler]:
         "CIM": get_sampler("cim"),
         "annealing": get_sampler("simulated_annealing"),
         "noise": Noise(),
-        "constant": Constant(),
     }
 
 

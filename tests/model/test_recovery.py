@@ -140,7 +140,7 @@ def test_no_draw_is_paid_for_twice(tmp_path):
     machine, options = Machine(), {"max_epochs": 5}
 
     def model(**given):
-        corrected = {"sampler": SolveAdapter(**given), "redraw_every": 2, "n_chains": 64}
+        corrected = {"sampler": SolveAdapter(**given), "redraw_every": 2, "n_burn_in": 0}
         return {"sampler": "corrected", "sampler_options": corrected}
 
     cuts = iter([1, 2, 4, 5, 6, 8, 10, 11, 12, 14, None])

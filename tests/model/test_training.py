@@ -346,6 +346,8 @@ def test_a_machine_that_is_forgotten_is_told_of(pbmc):
         model.train(max_epochs=2, enable_progress_bar=False)
     last = {key: model.history[key].iloc[-1, 0] for key in ("machine_share", "n_draws")}
     assert last == {"machine_share": 1, "n_draws": 11}  # one at the start, ten steps
+    chains = model.module.negative_phase.draws.chains
+    assert 11 < chains.n_draws <= 22  # the last fit of the prior asks as often again
 
 
 def test_a_sampler_that_cannot_be_saved_is_told_of_at_once(pbmc):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -13,7 +14,6 @@ from torch import Tensor
 
 from scvi_qbm.alignment import Alignment, align, extend_alignment, fit_alignment
 from scvi_qbm.prior import fit_prior
-from scvi_qbm.samplers.corrected import Corrected
 
 # Enough for 100 states and for 10,000 moments; both are found in seconds.
 _MAX_CELLS = 50_000
@@ -92,13 +92,14 @@ class AlignmentMixin:
         moments /= moments[-1, -1].clone()
         pull = self._parameters_of_prior()
         phase = self.module.negative_phase
-        # A machine's draws may cost: no more than training took.
-        costs = phase is not None and isinstance(phase.sampler, Corrected)
-        steps = min(_MAX_STEPS, (1 if costs else 10) * self.trainer.global_step)
-        fit_prior(
-            prior, phase, moments[-1, :-1], moments[:-1, :-1],
-            lr=lr, n_steps=steps, weight_decay=weight_decay,
-        )  # fmt: skip
+        steps = min(_MAX_STEPS, 10 * self.trainer.global_step)
+        # A machine's draws may cost: as many as training took, and no more.
+        rarer = -(-steps // max(self.trainer.global_step, 1))
+        with contextlib.nullcontext() if phase is None else phase.fewer_draws(rarer):
+            fit_prior(
+                prior, phase, moments[-1, :-1], moments[:-1, :-1],
+                lr=lr, n_steps=steps, weight_decay=weight_decay,
+            )  # fmt: skip
         _from_first_rank(prior)
         self._pull_ = pull
 

@@ -100,9 +100,9 @@ class TrainingMixin:
         -----
         Afterwards the model has the weights of the best held-out ELBO past the KL warm-up
         (``history["best_epoch"]``). The prior is then fitted once more, to the codes of the
-        training cells, in ten times the steps of training (as many as training's where a machine
-        draws), 1,000 at most; ``history`` has values from before. Last, batches of the default
-        embedding are aligned.
+        training cells, in ten times the steps of training, 1,000 at most; a machine then draws so
+        much more rarely that it is asked as often again. ``history`` has values from before. Last,
+        batches of the default embedding are aligned.
 
         ``model.history`` also has ``log_z``, ``log_z_se``, ``log_z_drift``, ``energy_gap``,
         ``energy_gap_se`` (nats) and more: whether the negative phase is honest, see

@@ -7,8 +7,10 @@ One step of training: :meth:`NegativePhase.submit` before the forward pass, and 
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -242,6 +244,30 @@ class NegativePhase:
             A folder; nothing is written where the sampler costs nothing.
         """
         self.sampler.keep_draws(directory)
+
+    @contextlib.contextmanager
+    def fewer_draws(self, times: int) -> Iterator[None]:
+        """Within the context, start afresh from a heuristic's states so many times more rarely.
+
+        Parameters
+        ----------
+        times
+            Factor of the steps between draws, >= 1.
+
+        Yields
+        ------
+        None
+            Nothing.
+        """
+        sampler = self.sampler
+        if not isinstance(sampler, Corrected):
+            yield
+            return
+        before, sampler.redraw_every = sampler.redraw_every, sampler.redraw_every * times
+        try:
+            yield
+        finally:
+            sampler.redraw_every = before
 
     def cancel(self) -> None:
         """Give up the draw under way: a machine's queue must not keep the process alive."""
