@@ -157,7 +157,6 @@ def test_no_draw_is_paid_for_twice(tmp_path):
             step = next(cuts)
         except ConnectionError:
             continue  # and the same again
-    assert got["history"]["machine_share"].iloc[-1, 0] > 0.01
     n_draws = got["chains"]["draws"]["chains"]["corrected"]["numbers"]["n_draws"]
     assert machine.n_answers == n_draws == len(list((tmp_path / "draws").glob("*.npz"))) > 20
     again = made(**model(directory=tmp_path / "draws", replay=True))

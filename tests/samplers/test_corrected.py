@@ -42,7 +42,7 @@ class Constant(Sampler):
 MODEL = peaked_ising(8, 2, sd=0.4)
 
 
-@pytest.mark.parametrize("factor", [0.3, 0.6, 1.0, 2.5])
+@pytest.mark.parametrize("factor", [0.12, 0.3, 0.6, 1.0, 2.5])
 @pytest.mark.parametrize("beta", [0.7, 1.0])
 def test_learns_what_to_ask_for(factor, beta):
     """A source too hot or too cold by a known factor is soon asked for one over that."""
@@ -66,15 +66,15 @@ def test_a_source_that_does_not_listen_is_harmless(fixed):
     state = corrected.init(MODEL, seed=0)
     for _ in range(20):
         corrected.step(state)
-        assert 0.25 <= state.requested <= 4.0
-    assert state.requested == (4.0 if fixed < 1 else 0.25)
+        assert 1e-3 <= state.requested <= 1e3
+    assert state.requested == (1e3 if fixed < 1 else 1e-3)
     distance, floor = total_variation(corrected.spins(state), boltzmann_law(MODEL))
     assert distance < 1.3 * floor
 
 
 def test_minima_ask_for_less_and_inverted_states_for_nothing():
     ferromagnet = Ising(1 - np.eye(6), np.zeros(6))
-    for sign, beta, asked in ((1, np.inf, 0.25), (-1, -np.inf, 1.0)):
+    for sign, beta, asked in ((1, np.inf, 0.0625), (-1, -np.inf, 1.0)):
         corrected = Corrected(Constant(np.ones(6)), n_chains=10, redraw_every=1)
         state = corrected.init(Ising(sign * ferromagnet.J, ferromagnet.b), seed=0)
         for _ in range(3):

@@ -25,6 +25,8 @@ __all__ = ["Corrected"]
 _SEEDS = 2**62
 # Effective beta below which a machine has told nothing.
 _RANDOM = 0.2
+# Of the factor by which a machine is asked for another beta.
+_BOUNDS = 1e-3, 1e3
 # Steps after a draw for which its memory is followed.
 _SHARE_STEPS = 200
 
@@ -67,7 +69,7 @@ class Corrected(LadderSampler):
     is left of the heuristic's bias after that many steps.
 
     The heuristic's effective temperature is estimated by pseudo-likelihood, and later draws are
-    asked for with a beta (0.25 to 4 times the target's) that moves towards meeting it. A machine
+    asked for with a beta that moves towards meeting it (within a thousand times). A machine
     that takes no notice of beta takes none of this either.
 
     Parameters
@@ -202,7 +204,7 @@ class Corrected(LadderSampler):
             factor = 0.5
         elif state.beta_drawn > 0 and error < 0.25 * state.beta_drawn:
             factor = state.beta_drawn**-0.5
-        state.requested = float(np.clip(state.requested * factor, 0.25, 4.0))
+        state.requested = float(np.clip(state.requested * factor, *_BOUNDS))
         state.chains.adopt(out.spins)
         self._run(state.chains, self.n_burn_in)
         self.adapt(state)
