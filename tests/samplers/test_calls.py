@@ -192,6 +192,24 @@ def test_a_machine_of_another_thread_can_be_cancelled_without_a_timeout():
     assert len(raised) == 1 and "cancelled" in raised[0]
 
 
+def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
+    """Nothing is asked for; what was drawn before the disk was full is used."""
+    (tmp_path / "file").write_text("")
+    machine = Machine()
+    with pytest.raises(OSError, match="name another `directory`"):
+        SolveAdapter(machine, directory=tmp_path / "file").sample(MODEL, n_samples=20)
+    assert machine.n_calls == 0
+
+    def full(*args, **kwargs):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(calls.np, "savez_compressed", full)
+    sampler = SolveAdapter(machine, directory=tmp_path / "reads", retries=3)
+    with pytest.warns(RuntimeWarning, match="cannot be kept .*disk full"):
+        assert len(sampler.sample(MODEL, n_samples=20, seed=0)) == 20
+    assert machine.n_calls == 1 and not list((tmp_path / "reads").iterdir())
+
+
 def test_damaged_files_and_wrong_options(tmp_path):
     sampler = SolveAdapter(Machine(), directory=tmp_path)
     sampler.sample(MODEL, n_samples=20, seed=0)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import tempfile
 import threading
 import time
 import warnings
@@ -155,6 +156,8 @@ class Calls:
         ------
         TimeoutError
             If the machine has not answered in time.
+        OSError
+            If the folder cannot be written to.
         RuntimeError
             If the budget is used up, the answer to be replayed is not there, or waiting was
             cancelled. Errors of the machine come as they are, after the last retry.
@@ -173,6 +176,8 @@ class Calls:
                 f"{who} has answered {n_drawn} calls, and `budget` is {self.budget}: raise it to "
                 f"go on.{kept}"
             )
+        if self.directory is not None:
+            _writable(self.directory)  # before anything is paid for
         end = self._end
 
         def attempt() -> Answer:
@@ -248,7 +253,6 @@ class Calls:
         if key not in self._tasks:
             self._tasks[key] = str(call.submit())
             if path is not None:
-                path.parent.mkdir(parents=True, exist_ok=True)
                 with replacing(path) as temporary:
                     temporary.write_text(self._tasks[key])
         task = self._tasks[key]
@@ -260,6 +264,7 @@ class Calls:
                 raise _Cancelled(f"{waiting}, and waiting was cancelled{kept}.")
             if time.monotonic() >= deadline:
                 raise TimeoutError(f"{waiting} within {self.timeout:g} s (`timeout`){kept}.")
+        del self._tasks[key]
         return answer
 
     def _path(self, who: str, key: str, suffix: str) -> Path | None:
@@ -286,13 +291,14 @@ class Calls:
     ) -> Answer:
         began = time.time()
         answer = call()
-        path, task = self._path(who, key, ".npz"), self._path(who, key, ".task")
         about = {"machine": who, "began": began, "seconds": time.time() - began}
+        path = self._path(who, key, ".npz")
+        if path is None:
+            return answer
         with _WRITING:  # a call that was given up may come to an end beside its repetition
-            if path is not None and (found := self._kept(who, key)) is not None:
+            if (found := self._kept(who, key)) is not None:
                 return found
-            if path is not None and task is not None:
-                path.parent.mkdir(parents=True, exist_ok=True)
+            try:
                 with replacing(path) as temporary, temporary.open("wb") as file:
                     np.savez_compressed(
                         file,
@@ -301,9 +307,26 @@ class Calls:
                         told=json.dumps(answer.told),
                         about=json.dumps(about),
                     )
-                task.unlink(missing_ok=True)
-            self._tasks.pop(key, None)
+                path.with_suffix(".task").unlink(missing_ok=True)
+            except OSError as error:  # used all the same: it is paid for
+                warnings.warn(
+                    f"The reads of {who} cannot be kept in {path} ({error}): if this process "
+                    "ends, they are asked for again.",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
         return answer
+
+
+def _writable(directory: Path) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        raise OSError(
+            f"Reads cannot be kept in {directory} ({error}): name another `directory`."
+        ) from error
 
 
 def key(entropy: np.random.SeedSequence, *parts: Any) -> str:
