@@ -45,7 +45,8 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument(
         "name",
         metavar="NAME",
-        help="a name that list shows; or MODULE:CLASS of one's own, from here or PYTHONPATH",
+        help="a name that list shows; or MODULE:CLASS of a sampler or a machine with solve(), "
+        "from here or PYTHONPATH",
     )
     check.add_argument(
         "--option",
@@ -289,7 +290,7 @@ def _check(args: argparse.Namespace) -> int:
     import json
 
     from scvi_qbm.samplers.conformance import check_sampler
-    from scvi_qbm.samplers.registry import register_sampler
+    from scvi_qbm.samplers.registry import is_sampler, register_sampler
 
     options = None
     if args.option:
@@ -302,11 +303,14 @@ def _check(args: argparse.Namespace) -> int:
                 options[key] = json.loads(value)
             except json.JSONDecodeError:
                 options[key] = value
-    if ":" in args.name:
-        sys.path.insert(0, os.getcwd())
-        register_sampler(args.name, args.name, overwrite=True)
+    name = args.name
+    sys.path.insert(0, os.getcwd())
+    if ":" in name:
+        register_sampler(name, name, overwrite=True)
+        if not is_sampler(name):
+            options, name = {"solver": name} | (options or {}), "solve"
     report = check_sampler(
-        args.name, options=options, seed=args.seed, strict=False, dry_run=args.dry_run,
+        name, options=options, seed=args.seed, strict=False, dry_run=args.dry_run,
         max_calls=args.max_calls, max_reads=args.max_reads, max_seconds=args.max_seconds,
     )  # fmt: skip
     print(report)

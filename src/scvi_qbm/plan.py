@@ -18,8 +18,9 @@ __all__ = ["QBMTrainingPlan"]
 
 _DEFAULT = get_recipe("default").plan
 _LOOK_EVERY = 50
-# Share of a machine's draws below which they have not mattered.
-_FORGOTTEN = 0.01
+# Share of a machine's draws below which they have hardly mattered; distance of those that have,
+# in units of that by chance, above which they are wrong.
+_FORGOTTEN, _WRONG = 0.1, 3.0
 _PRIOR_KEY, _PLAN_KEY = "scvi_qbm_prior", "scvi_qbm_plan"
 
 
@@ -194,8 +195,8 @@ class QBMTrainingPlan(TrainingPlan):
         if self._negative_phase is None:
             return
         report = self._negative_phase.refresh_log_z(final=True)
-        if report.machine_share is not None and report.machine_share < _FORGOTTEN:
-            self._say_forgotten(report)
+        if report.machine_share is not None:
+            self._judge_machine(report)
         if report.is_honest:
             return
         # Without a step since the last estimate, two estimates of the same log Z disagree, one
@@ -215,17 +216,29 @@ class QBMTrainingPlan(TrainingPlan):
         if self._dishonest == 3:
             self._warn(report)
 
-    def _say_forgotten(self, report: NegativePhaseReport) -> None:
-        source = self.module.negative_phase.sampler.source
-        warnings.warn(
-            f"The Gibbs sweeps have forgotten what {source.name!r} drew: of its "
-            f"{report.n_draws:.0f} draws {report.machine_share:.1%} is left in the samples that "
-            "trained the prior, so another machine, or none, would have given the same model. To "
-            "let the machine decide, draw at every step, with few sweeps: sampler='corrected', "
-            "sampler_options={'sampler': ..., 'redraw_every': 1, 'n_burn_in': 0, 'n_sweeps': 1}.",
-            UserWarning,
-            stacklevel=2,
-        )
+    def _judge_machine(self, report: NegativePhaseReport) -> None:
+        """Say of a machine that it did not matter, or that it did and is wrong."""
+        name, share = self.module.negative_phase.sampler.source.name, report.machine_share
+        if share < _FORGOTTEN:
+            warnings.warn(
+                f"The Gibbs sweeps have forgotten what {name!r} drew: {share:.1%} of its "
+                f"{report.n_draws:.0f} draws is left in the samples that trained the prior, so "
+                "another machine, or none, would have given much the same model. To let the "
+                "machine decide, draw at every step and do not sweep: sampler='corrected', "
+                "sampler_options={'sampler': ..., 'redraw_every': 1, 'n_burn_in': 0, "
+                "'n_sweeps': 0}.",
+                UserWarning,
+                stacklevel=2,
+            )
+        elif report.drawn_distance > _WRONG * report.drawn_floor:
+            warnings.warn(
+                f"The prior was trained with states of {name!r} ({share:.0%} is left of them) "
+                f"that do not follow it: effective beta {report.beta_drawn:.3g} +- "
+                f"{report.beta_drawn_se:.2g} (1 is right), distance {report.drawn_distance:.2f} "
+                f"(by chance {report.drawn_floor:.2f}). More sweeps (n_sweeps) would repair them.",
+                UserWarning,
+                stacklevel=2,
+            )
 
     @staticmethod
     def _warn(report: NegativePhaseReport) -> None:

@@ -13,6 +13,8 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 import scvi_qbm
 from scvi_qbm.model._training import TrainingMixin
+from scvi_qbm.plan import QBMTrainingPlan
+from scvi_qbm.prior import NegativePhaseReport
 from scvi_qbm.runner import KeepBest
 
 
@@ -342,12 +344,27 @@ def test_a_machine_that_is_forgotten_is_told_of(pbmc):
     options = {"sampler": Annealer(), "redraw_every": 1, "n_burn_in": 0, "n_sweeps": 0}
     model = made(pbmc, sampler="corrected", sampler_options=options)
     with warnings.catch_warnings():
-        warnings.filterwarnings("error", message="The Gibbs sweeps")
+        warnings.filterwarnings("error", message="The (Gibbs sweeps|prior was trained)")
         model.train(max_epochs=2, enable_progress_bar=False)
     last = {key: model.history[key].iloc[-1, 0] for key in ("machine_share", "n_draws")}
-    assert last == {"machine_share": 1, "n_draws": 11}  # one at the start, ten steps
+    assert last == {"machine_share": 1, "n_draws": 10}  # ten steps
     chains = model.module.negative_phase.draws.chains
-    assert 11 < chains.n_draws <= 22  # the last fit of the prior asks as often again
+    assert 10 < chains.n_draws <= 20  # the last fit of the prior asks as often again
+
+
+def test_a_machine_that_decides_and_is_wrong_is_told_of(pbmc):
+    model = made(pbmc, sampler=Annealer())
+    plan = QBMTrainingPlan(model.module)
+    report = NegativePhaseReport(
+        10.0, 0.1, 0.0, 0.0, 0.1, 5, 5, beta_drawn=0.02, beta_drawn_se=0.01, drawn_distance=0.9,
+        drawn_floor=0.15, machine_share=1.0, n_draws=10,
+    )  # fmt: skip
+    with pytest.warns(UserWarning, match="states of 'annealer' .100% is left.*beta 0.02"):
+        plan._judge_machine(report)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plan._judge_machine(report._replace(drawn_distance=0.2))
+        plan._judge_machine(report._replace(drawn_distance=np.nan, drawn_floor=np.nan))
 
 
 def test_a_sampler_that_cannot_be_saved_is_told_of_at_once(pbmc):

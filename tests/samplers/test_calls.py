@@ -127,21 +127,57 @@ def test_what_comes_late_is_kept(tmp_path):
     assert SolveAdapter(Machine(slow={1}), timeout=0.1, retries=1).sample(MODEL, n_samples=20)
 
 
-def test_a_budget_counts_answers_of_all_processes(tmp_path):
+def test_a_budget_counts_calls_of_all_processes(tmp_path):
     machine = Machine(broken={2})
     sampler = SolveAdapter(machine, budget=3, directory=tmp_path)
     sampler.sample(MODEL, n_samples=20, seed=0)
     with pytest.raises(ConnectionError):
         sampler.sample(MODEL, n_samples=20, seed=1)
-    later = SolveAdapter(machine, budget=3, directory=tmp_path)
-    later.sample(MODEL, n_samples=40, seed=1)
-    with pytest.raises(RuntimeError, match="answered 3 calls, and `budget` is 3: raise it"):
-        later.sample(MODEL, n_samples=20, seed=2)
+    later = SolveAdapter(machine, budget=3, retries=5, directory=tmp_path)
+    with pytest.raises(RuntimeError, match="called 3 times, and `budget` is 3: raise it"):
+        later.sample(MODEL, n_samples=40, seed=1)
+    assert machine.n_calls == 3
     later.sample(MODEL, n_samples=20, seed=0)  # kept
-    alone = SolveAdapter(Machine(), budget=1)
-    alone.sample(MODEL, n_samples=20)
-    with pytest.raises(RuntimeError, match="answered 1 calls"):
-        alone.sample(MODEL, n_samples=20)
+    assert SolveAdapter(machine, budget=4, directory=tmp_path).sample(
+        MODEL, n_samples=40, seed=1
+    ).info["n_kept"] == 1  # fmt: skip
+    bad = Machine()
+    bad.solve = lambda matrix: [
+        bad.__dict__.update(n_calls=bad.n_calls + 1),
+        np.ones((2, 7)) * 1.9,
+    ][1]
+    with pytest.raises(RuntimeError, match="called 2 times"):
+        SolveAdapter(bad, budget=2, retries=5).sample(MODEL, n_samples=20)
+    assert bad.n_calls == 2
+
+
+def test_processes_with_one_folder_pay_once(tmp_path):
+    """Two at once: the second waits, and finds the answer of the first."""
+    machine = Machine(slow={1, 2}, n_reads=20)
+    out = []
+
+    def work():
+        sampler = SolveAdapter(machine, directory=tmp_path, budget=1)
+        out.append(sampler.sample(MODEL, n_samples=20, seed=0).spins)
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert machine.n_calls == 1
+    np.testing.assert_array_equal(*out)
+
+
+def test_an_answer_after_that_of_a_repetition_is_kept_too(tmp_path):
+    machine = Machine(slow={1}, delay=0.6)
+    sampler = SolveAdapter(machine, timeout=0.2, retries=2, directory=tmp_path)
+    sampler.sample(MODEL, n_samples=20, seed=0)
+    deadline = time.monotonic() + 10
+    while not list(tmp_path.glob("*-late0.npz")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert machine.n_calls == 2 == len(list(tmp_path.glob("*.npz")))
+    assert sampler.sample(MODEL, n_samples=20, seed=0).info["n_kept"] == 1
 
 
 def test_a_task_in_a_queue_is_submitted_once(tmp_path):
@@ -207,7 +243,7 @@ def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
     sampler = SolveAdapter(machine, directory=tmp_path / "reads", retries=3)
     with pytest.warns(RuntimeWarning, match="cannot be kept .*disk full"):
         assert len(sampler.sample(MODEL, n_samples=20, seed=0)) == 20
-    assert machine.n_calls == 1 and not list((tmp_path / "reads").iterdir())
+    assert machine.n_calls == 1 and not list((tmp_path / "reads").glob("*.npz"))
 
 
 def test_damaged_files_and_wrong_options(tmp_path):
@@ -221,9 +257,17 @@ def test_damaged_files_and_wrong_options(tmp_path):
         ({"retries": -1}, "`retries` must be at least 0"),
         ({"budget": -1}, "`budget` must be at least 0"),
         ({"poll_interval": 0}, "`poll_interval`"),
+        ({"timeout": "60"}, "`timeout` must be a number"),
+        ({"n_bits": 8.0}, "`n_bits` must be a whole number"),
     ]:
-        with pytest.raises(ValueError, match=match):
+        with pytest.raises((TypeError, ValueError), match=match):
             SolveAdapter(Machine(), **options)
+    nameless = Queue()
+    nameless.submit = lambda matrix: None
+    with pytest.raises(TypeError, match="must return a task's name, got None"):
+        SolveAdapter(nameless).sample(MODEL, n_samples=20)
+    with pytest.raises(ImportError, match="no_such_module:X cannot be imported.*PYTHONPATH"):
+        SolveAdapter("no_such_module:X")
     with pytest.raises(TypeError, match="submit.matrix. and fetch.task."):
         SolveAdapter(type("Half", (), {"submit": lambda self, matrix: "x"})())
     copy = pickle.loads(pickle.dumps(SolveAdapter(HeatBathLike(), budget=2, directory=tmp_path)))

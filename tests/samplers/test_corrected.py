@@ -74,7 +74,7 @@ def test_a_source_that_does_not_listen_is_harmless(fixed):
 
 def test_minima_ask_for_less_and_inverted_states_for_nothing():
     ferromagnet = Ising(1 - np.eye(6), np.zeros(6))
-    for sign, beta, asked in ((1, np.inf, 0.0625), (-1, -np.inf, 1.0)):
+    for sign, beta, asked in ((1, np.inf, 0.125), (-1, -np.inf, 1.0)):
         corrected = Corrected(Constant(np.ones(6)), n_chains=10, redraw_every=1)
         state = corrected.init(Ising(sign * ferromagnet.J, ferromagnet.b), seed=0)
         for _ in range(3):
@@ -121,8 +121,8 @@ def test_adapt_looks_at_the_chains_as_they_are():
     assert state.beta_drawn == pytest.approx(0.3, abs=0.05)
 
 
-@pytest.mark.parametrize(("every", "draws"), [(0, [1] * 7), (1, [2, 3, 4, 5, 6, 7, 8]),
-                                              (3, [1, 1, 2, 2, 2, 3, 3])])  # fmt: skip
+@pytest.mark.parametrize(("every", "draws"), [(0, [1] * 7), (1, [1, 2, 3, 4, 5, 6, 7]),
+                                              (3, [1, 1, 1, 2, 2, 2, 3])])  # fmt: skip
 def test_redraws(every, draws):
     source = Thermostat()
     corrected = Corrected(source, n_chains=20, redraw_every=every)
@@ -141,6 +141,7 @@ def test_redraws_are_fresh():
     def drawn(seed):
         state = corrected.init(MODEL, seed=seed)
         first = corrected.spins(state).copy()
+        corrected.step(state, 0)  # of what was drawn at the start
         return first, corrected.spins(corrected.step(state, 0)).copy()
 
     one, two = drawn(3), drawn(3)
@@ -157,7 +158,7 @@ def test_retarget():
     before = corrected.spins(state).copy()
     state = corrected.retarget(state, other, 0.5)
     np.testing.assert_array_equal(corrected.spins(state), before)
-    for _ in range(2):
+    for _ in range(3):
         corrected.step(state)
     assert len(source.asked) == 1  # kept, and swept at the new target
     distance, floor = total_variation(corrected.spins(state), boltzmann_law(other, 0.5))
@@ -217,7 +218,7 @@ def test_a_dead_machine_is_noticed(fixed):
             return super()._sample(turned if fixed < 0 else ising, beta, n_samples, entropy)
 
     corrected = Corrected(Dead(fixed=abs(fixed)), n_chains=400, redraw_every=1)
-    with pytest.warns(RuntimeWarning, match="hardly better than random"):
+    with pytest.warns(RuntimeWarning, match="(hardly better|worse) than random"):
         state = corrected.init(model, seed=0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -268,6 +269,6 @@ def test_a_machine_may_decide():
     """Without sweeps training has the states as they came; samples are still swept."""
     corrected = Corrected(Thermostat(), n_chains=50, n_sweeps=0, n_burn_in=0, redraw_every=1)
     state = corrected.step(corrected.init(MODEL, seed=0))
-    assert state.n_draws == 2
+    assert state.n_draws == 1
     np.testing.assert_array_equal(corrected.spins(state), state.reads)
     assert len(np.unique(corrected.sample(MODEL, n_samples=200, seed=0).spins, axis=0)) > 20

@@ -196,9 +196,9 @@ def test_the_ground_state_of_the_machine_is_that_of_the_model(seed):
 def test_a_wrong_matrix_is_refused(spoil):
     model = peaked_ising(6, 0)
     reads, matrix = all_states(7), machine_matrix(model)
-    assert unfold(reads, matrix, model, 1.0, "it").shape == (128, 6)
+    assert unfold(reads, matrix, model, 1.0, "it", set()).shape == (128, 6)
     with pytest.raises(RuntimeError, match="Energies of it differ"):
-        unfold(reads, spoil(matrix), model, 1.0, "it")
+        unfold(reads, spoil(matrix), model, 1.0, "it", set())
 
 
 # --- solvers in this process -------------------------------------------------------------------

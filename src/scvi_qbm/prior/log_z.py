@@ -53,7 +53,7 @@ class NegativePhaseReport(NamedTuple):
     drawn_distance, drawn_floor
         Total variation between the last draw's states and the prior they were drawn for, and
         what as many independent states would show: of states up to 14 units, above of energies
-        in ten bins.
+        in ten bins (NaN where all energies are equal).
     machine_share
         What the Gibbs sweeps have left of the heuristic's states, on the average over the steps
         that used them, see :meth:`~scvi_qbm.samplers.corrected.Corrected.machine_share`. The

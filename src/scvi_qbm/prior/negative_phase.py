@@ -40,6 +40,8 @@ _TEMPERING = ("parallel_tempering", "torch_tempering")
 _ENUMERABLE, _DISTANCE_STATES = 14, 4096
 # Above: of energies in bins, beside those of tempered chains.
 _BINS, _CHAINS = 10, 32
+# Nats: of a prior with no larger differences no energy tells anything.
+_FLAT = 1e-3
 
 
 def correct(sampler: Sampler, n_units: int, n_threads: int | None = None) -> Sampler:
@@ -325,13 +327,16 @@ def _distance_of_draw(state: CorrectedState) -> tuple[float, float]:
     tempering = ParallelTempering(n_chains=_CHAINS, n_burn_in=300, n_threads=1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # log Z is looked at, and warned of, elsewhere
-        there = tempering.sample(model, n_samples=32 * _CHAINS, seed=state.n_draws).energies
-    edges = np.quantile(there, np.linspace(0, 1, _BINS + 1)[1:-1])
+        there = tempering.sample(model, n_samples=32 * _CHAINS, seed=state.n_draws)
+    if np.ptp(there.energies) < _FLAT:
+        return math.nan, math.nan
+    edges = np.quantile(there.energies, np.linspace(0, 1, _BINS + 1)[1:-1])
     law, seen = (
         np.bincount(np.searchsorted(edges, x), minlength=_BINS) / len(x)
-        for x in (there, model.energy(reads))
+        for x in (there.energies, model.energy(reads))
     )
-    floor = np.sqrt(law * (1 - law) / len(reads) / (2 * math.pi)).sum()
+    one_over_n = 1 / len(reads) + 1 / max(there.info["ess_energy"], 1.0)
+    floor = np.sqrt(law * (1 - law) * one_over_n / (2 * math.pi)).sum()
     return float(0.5 * np.abs(law - seen).sum()), float(floor)
 
 

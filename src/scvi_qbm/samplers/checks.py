@@ -8,7 +8,10 @@ import operator
 
 def positive_int(value: int, name: str, minimum: int = 1) -> int:
     """``value`` as an int of at least ``minimum``."""
-    out = operator.index(value)
+    try:
+        out = operator.index(value)
+    except TypeError:
+        raise TypeError(f"`{name}` must be a whole number, got {value!r}.") from None
     if out < minimum:
         raise ValueError(f"`{name}` must be at least {minimum}, got {out}.")
     return out
@@ -16,6 +19,8 @@ def positive_int(value: int, name: str, minimum: int = 1) -> int:
 
 def positive(value: float, name: str) -> float:
     """``value`` as a finite float above 0."""
+    if isinstance(value, str):
+        raise TypeError(f"`{name}` must be a number, got {value!r}.")
     out = float(value)
     if not (math.isfinite(out) and out > 0):
         raise ValueError(f"`{name}` must be finite and > 0, got {out}.")

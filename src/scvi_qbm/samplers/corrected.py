@@ -190,10 +190,16 @@ class Corrected(LadderSampler):
         state.beta_drawn_se = error
         if state.beta_drawn + 3 * error < _RANDOM and not self._warned:
             self._warned = True
+            worse = "worse than" if state.beta_drawn + 3 * error < 0 else "hardly better than"
+            swept = self.n_sweeps or self.n_burn_in
             warnings.warn(
-                f"States of {self.source.name!r} are hardly better than random ones (effective "
-                f"beta {state.beta_drawn:.2f} +- {error:.2f}; 1 is right): what comes out is "
-                "owed to the Gibbs sweeps that follow.",
+                f"States of {self.source.name!r} are {worse} random ones (effective beta "
+                f"{state.beta_drawn:.2f} +- {error:.2f}; 1 is right): "
+                + (
+                    "what comes out is owed to the Gibbs sweeps that follow."
+                    if swept
+                    else "and no Gibbs sweeps repair them (n_sweeps=0)."
+                ),
                 RuntimeWarning,
                 stacklevel=2,
             )
@@ -210,9 +216,9 @@ class Corrected(LadderSampler):
         self.adapt(state)
 
     def step(self, state: CorrectedState, n_sweeps: int | None = None) -> CorrectedState:
-        state.steps += 1
-        if self.redraw_every and state.steps % self.redraw_every == 0:
+        if self.redraw_every and state.steps and state.steps % self.redraw_every == 0:
             self._draw(state)
+        state.steps += 1
         super().step(state.chains, n_sweeps)
         return state
 

@@ -149,6 +149,12 @@ def get_sampler(name: str | Sampler, **options: Any) -> Sampler:
     return factory(**options)
 
 
+def is_sampler(name: str) -> bool:
+    """Whether the name stands for a sampler class or a function, rather than for a machine."""
+    target = _load(name)
+    return not (isinstance(target, type) and not issubclass(target, Sampler))
+
+
 def conformance_options(name: str) -> dict[str, Any]:
     """Options with which the conformance kit makes a sampler: its class's ``conformance``."""
     return dict(getattr(_load(name), "conformance", {}))

@@ -54,6 +54,8 @@ class TorchTempering(ParallelTempering):
     """
 
     name: ClassVar[str] = "torch_tempering"
+    # On a CPU a sweep of few chains costs as much as one of many.
+    conformance: ClassVar[dict[str, Any]] = {"n_chains": 256, "n_sweeps": 5, "n_burn_in": 100}
 
     def __init__(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -10,11 +11,13 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import filelock
 import numpy as np
 import tenacity
 from numpy.typing import NDArray
@@ -25,6 +28,7 @@ from scvi_qbm.samplers.checks import positive, positive_int
 __all__ = ["Answer", "Calls", "Queued"]
 
 _WRITING = threading.Lock()
+_LOG = "calls.jsonl"
 
 
 class Answer(NamedTuple):
@@ -64,6 +68,10 @@ class _Cancelled(RuntimeError):
     pass
 
 
+class _Spent(RuntimeError):
+    pass
+
+
 class Calls:
     """Asks a machine, and never twice for what it has answered.
 
@@ -75,11 +83,12 @@ class Calls:
     ----------
     timeout
         Seconds to wait for an answer; ``None`` waits for ever. A call that is given up goes on in
-        the background, and its answer is kept if it comes while the process lives.
+        the background, and its answer is kept if it comes while the process lives; one that comes
+        after that of a repetition is kept as well (``-late`` in its name), and not used.
     retries
         Times a failed or overdue call is repeated, after 1, 2, 4, ... 60 seconds.
     budget
-        Answers that may be drawn in all; with a ``directory`` those of earlier processes count.
+        Calls in all, failed ones included; with a ``directory`` those of earlier processes count.
     directory
         For the answers; ``None`` keeps none.
     replay
@@ -110,7 +119,7 @@ class Calls:
         self.directory = None if directory is None else Path(directory)
         self.replay = bool(replay)
         self.poll_interval = positive(poll_interval, "poll_interval")
-        self._drawn = 0
+        self._made = 0
         self._tasks: dict[str, str] = {}
         self._end = threading.Event()
 
@@ -167,22 +176,49 @@ class Calls:
         if self.replay or who is None:
             raise RuntimeError(
                 f"The reads to be replayed are not in {self.directory}: another model, seed, "
-                "number of samples or rounding than of those that are kept there."
-            )
-        n_drawn = self.n_drawn(who)
-        if self.budget is not None and n_drawn >= self.budget:
-            kept = "" if self.directory is None else f" All reads are kept in {self.directory}."
-            raise RuntimeError(
-                f"{who} has answered {n_drawn} calls, and `budget` is {self.budget}: raise it to "
-                f"go on.{kept}"
+                "number of samples or rounding than of those that are kept there, or another "
+                "version of scvi-qbm (`about` in each file), whose numbers may differ."
             )
         if self.directory is not None:
             _writable(self.directory)  # before anything is paid for
         end = self._end
+        # Of two processes with one folder, one asks at a time: the other may find its answer.
+        with self._lock(end):
+            return self._repeated(who, key, matrix, call, end)
+
+    @contextlib.contextmanager
+    def _lock(self, end: threading.Event) -> Iterator[None]:
+        if self.directory is None:
+            yield
+            return
+        lock = filelock.FileLock(self.directory / ".lock")
+        while True:
+            try:
+                lock.acquire(timeout=0.2)
+                break
+            except filelock.Timeout:
+                if end.is_set():
+                    raise _Cancelled("Waiting for another process was cancelled.") from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _repeated(
+        self,
+        who: str,
+        key: str,
+        matrix: NDArray[Any],
+        call: Callable[[], Answer] | Queued,
+        end: threading.Event,
+    ) -> Answer:
+        """The answer at last, within the budget."""
 
         def attempt() -> Answer:
             if (late := self._kept(who, key)) is not None:
                 return late
+            if not (isinstance(call, Queued) and self._task(who, key)):
+                self._count(who, key)
             if isinstance(call, Queued):
                 return self._keep(who, key, matrix, lambda: self._queue(who, key, call, end))
             return self._in_time(who, lambda: self._keep(who, key, matrix, call), end)
@@ -200,16 +236,30 @@ class Calls:
             stop=tenacity.stop_after_attempt(self.retries + 1),
             wait=tenacity.wait_exponential(min=1, max=60),
             retry=tenacity.retry_if_exception_type(Exception)
-            & tenacity.retry_if_not_exception_type(_Cancelled),
+            & tenacity.retry_if_not_exception_type((_Cancelled, _Spent)),
             sleep=tenacity.sleep_using_event(end),
             before_sleep=before_sleep,
             reraise=True,
         )(attempt)
-        self._drawn += 1
         return answer
 
-    def n_drawn(self, who: str) -> int:
-        """Answers drawn so far.
+    def _count(self, who: str, key: str) -> None:
+        """Take note of a call, if the budget has one left."""
+        n_made = self.n_made(who)
+        if self.budget is not None and n_made >= self.budget:
+            kept = "" if self.directory is None else f" All reads are kept in {self.directory}."
+            raise _Spent(
+                f"{who} was called {n_made} times, and `budget` is {self.budget}: raise it to go "
+                f"on.{kept}"
+            )
+        self._made += 1
+        if self.directory is not None:
+            with (self.directory / _LOG).open("a") as file:
+                line = {"machine": who, "key": key, "time": time.time()}
+                file.write(json.dumps(line) + "\n")
+
+    def n_made(self, who: str) -> int:
+        """Calls made so far, failed ones included.
 
         Parameters
         ----------
@@ -219,10 +269,13 @@ class Calls:
         Returns
         -------
         int
-            By this object, or, if that is more, those in the directory.
+            By this object, or, if that is more, by all that used its directory.
         """
-        there = [] if self.directory is None else self.directory.glob(f"{_slug(who)}-*.npz")
-        return max(self._drawn, sum(1 for _ in there))
+        log = None if self.directory is None else self.directory / _LOG
+        if log is None or not log.exists():
+            return self._made
+        machines = [json.loads(line)["machine"] for line in log.read_text().splitlines()]
+        return max(self._made, machines.count(who))
 
     def _in_time(self, who: str, call: Callable[[], Answer], end: threading.Event) -> Answer:
         if self.timeout is None and threading.current_thread() is threading.main_thread():
@@ -247,15 +300,14 @@ class Calls:
 
     def _queue(self, who: str, key: str, call: Queued, end: threading.Event) -> Answer:
         """Submit a task, unless that was done before, and wait for it."""
-        path = self._path(who, key, ".task")
-        if path is not None and path.exists():
-            self._tasks[key] = path.read_text()
-        if key not in self._tasks:
-            self._tasks[key] = str(call.submit())
+        path, task = self._path(who, key, ".task"), self._task(who, key)
+        if not task:
+            task = self._tasks[key] = call.submit()
+            if not (isinstance(task, str) and task):
+                raise TypeError(f"submit() of {who} must return a task's name, got {task!r}.")
             if path is not None:
                 with replacing(path) as temporary:
-                    temporary.write_text(self._tasks[key])
-        task = self._tasks[key]
+                    temporary.write_text(task)
         deadline = time.monotonic() + (self.timeout or np.inf)
         while (answer := call.fetch(task)) is None:
             waiting = f"{who} has not finished task {task}"
@@ -264,8 +316,15 @@ class Calls:
                 raise _Cancelled(f"{waiting}, and waiting was cancelled{kept}.")
             if time.monotonic() >= deadline:
                 raise TimeoutError(f"{waiting} within {self.timeout:g} s (`timeout`){kept}.")
-        del self._tasks[key]
+        self._tasks.pop(key, None)
         return answer
+
+    def _task(self, who: str, key: str) -> str | None:
+        """Name of the task that was submitted for a call, here or before a crash."""
+        path = self._path(who, key, ".task")
+        if path is not None and path.exists():
+            return path.read_text()
+        return self._tasks.get(key)
 
     def _path(self, who: str, key: str, suffix: str) -> Path | None:
         return None if self.directory is None else self.directory / f"{_slug(who)}-{key}{suffix}"
@@ -291,13 +350,20 @@ class Calls:
     ) -> Answer:
         began = time.time()
         answer = call()
-        about = {"machine": who, "began": began, "seconds": time.time() - began}
+        about = {
+            "machine": who,
+            "began": began,
+            "seconds": time.time() - began,
+            "scvi-qbm": version("scvi-qbm"),
+        }
         path = self._path(who, key, ".npz")
         if path is None:
             return answer
         with _WRITING:  # a call that was given up may come to an end beside its repetition
-            if (found := self._kept(who, key)) is not None:
-                return found
+            found = self._kept(who, key)
+            if found is not None:
+                n_late = sum(1 for _ in path.parent.glob(f"{path.stem}-late*"))
+                path = path.with_name(f"{path.stem}-late{n_late}.npz")
             try:
                 with replacing(path) as temporary, temporary.open("wb") as file:
                     np.savez_compressed(
@@ -307,6 +373,8 @@ class Calls:
                         told=json.dumps(answer.told),
                         about=json.dumps(about),
                     )
+                if found is not None:
+                    return found
                 path.with_suffix(".task").unlink(missing_ok=True)
             except OSError as error:  # used all the same: it is paid for
                 warnings.warn(

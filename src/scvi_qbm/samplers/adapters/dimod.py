@@ -121,6 +121,7 @@ class Dimod(Sampler):
         replay: bool = False,
     ) -> None:
         self.calls = Calls(timeout, retries, budget, directory, replay)
+        self._told: set[str] = set()
         dimod = require("dimod")
         child = _from_string(sampler) if isinstance(sampler, str) else sampler
         if not isinstance(child, dimod.Sampler):
@@ -191,8 +192,8 @@ class Dimod(Sampler):
             states.append(new)
             missing -= len(new)
         spins = np.concatenate(states)
-        report = audit(states, who, ancilla=False, cold=is_cold(target, spins))
-        report |= audit_law(target, spins, who)
+        report = audit(states, who, self._told, ancilla=False, cold=is_cold(target, spins))
+        report |= audit_law(target, spins, who, self._told)
         report |= _chain_breaks(answers, who)
         n_kept = sum(answer.kept for answer in answers)
         counts = {"n_calls": len(answers), "n_kept": n_kept, "seeded": self._seeded}

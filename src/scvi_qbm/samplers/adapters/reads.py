@@ -22,6 +22,8 @@ from scvi_qbm.ising import Ising
 # Pairs of equal reads expected at least, before their absence is called de-duplication.
 EXPECTED_PAIRS = 10
 _FEW_STATES = 20
+# Factor in the inverse temperature from which reads are of another machine than the one wanted.
+_FAR = 3.0
 # From a warning here to the caller of ``sample``.
 _STACK = 5
 
@@ -52,15 +54,22 @@ def states(
     n_samples: int,
     rng: np.random.Generator,
     who: str,
+    told: set[str],
 ) -> tuple[Reads, dict[str, Any]]:
-    """``n_samples`` states of the model from blocks of reads, and what :func:`audit` says."""
-    report = audit(blocks, who, cold=is_cold(ising.scaled(scale), np.concatenate(blocks)))
+    """``n_samples`` states of the model from blocks of reads, and what :func:`audit` says.
+
+    ``told`` holds the kinds of faults that were warned of: each is told once.
+    """
+    target = ising.scaled(scale)
+    report = audit(blocks, who, told, cold=is_cold(target, np.concatenate(blocks)))
     reads = thin(np.concatenate(blocks), n_samples, rng)
-    spins = unfold(reads, matrix, ising, scale, who)
-    return spins, report | audit_law(ising.scaled(scale), spins, who)
+    spins = unfold(reads, matrix, ising, scale, who, told)
+    return spins, report | audit_law(target, spins, who, told)
 
 
-def unfold(reads: Reads, matrix: F64, ising: Ising, scale: float, who: str) -> Reads:
+def unfold(
+    reads: Reads, matrix: F64, ising: Ising, scale: float, who: str, told: set[str]
+) -> Reads:
     """States of the model from a machine's reads.
 
     A RuntimeError if ``-s'Ms`` of one is not ``scale * (energy - offset)``: a wrong mapping.
@@ -76,34 +85,37 @@ def unfold(reads: Reads, matrix: F64, ising: Ising, scale: float, who: str) -> R
     # above that, unless it has the other sign.
     noise = np.sqrt(2 / len(reads)) * np.linalg.norm(matrix)
     if machine.mean() > 5 * noise:
-        warnings.warn(
-            f"Reads of {who} have higher energies than random states: does it minimise -s'Ms?",
-            RuntimeWarning,
-            stacklevel=_STACK,
-        )
+        sign = "they have higher energies than random states: does it minimise -s'Ms?"
+        _warn({"sign": sign}, who, told)
     return spins
 
 
-def audit_law(target: Ising, spins: Reads, who: str) -> dict[str, Any]:
+def audit_law(target: Ising, spins: Reads, who: str, told: set[str]) -> dict[str, Any]:
     """The temperature of states, and whether a Boltzmann law could give them; warns where not.
 
     Reports ``effective_beta`` and ``effective_beta_se``, 1 for a right machine: the target has
-    its temperature already. Warns of energies that are avoided, and of spins that never turn
-    although at that temperature, given the others, they would have.
+    its temperature already. Warns of energies that are avoided, of another temperature, and of
+    spins that never turn although at that temperature, given the others, they would have.
     """
     beta, error = effective_beta(target, spins)
-    faults = []
+    faults = {}
+    found = f"effective beta {beta:.3g} +- {error:.2g} times the one asked for"
     if n_distinct(spins) < _FEW_STATES:
         pass  # they tell no law
     elif beta < -4 * error:
-        faults.append(f"low energies are avoided (effective beta {beta:.2f} +- {error:.2f}): is "
-                      "a sign turned around?")  # fmt: skip
+        faults["sign"] = f"low energies are avoided ({found}): is a sign turned around?"
     elif np.isfinite(beta):
+        if beta + 4 * error < 1 / _FAR:
+            faults["hot"] = f"they are much too hot, or random ({found})"
+        elif beta - 4 * error > _FAR:
+            faults["cold"] = f"they are much too cold ({found}): is its temperature another one?"
         turns = expit(-2 * beta * spins * target.local_fields(spins)).sum(axis=0)
         frozen = np.flatnonzero((spins == spins[0]).all(axis=0) & (turns > EXPECTED_PAIRS))
         if 0 < len(frozen) < spins.shape[1]:
-            faults.append(f"spins {frozen[:10].tolist()} never turn, though their fields are weak")
-    _warn(faults, who)
+            faults["frozen"] = (
+                f"spins {frozen[:10].tolist()} never turn, though their fields are weak"
+            )
+    _warn(faults, who, told)
     return {"effective_beta": beta, "effective_beta_se": error}
 
 
@@ -113,13 +125,21 @@ def is_cold(target: Ising, reads: Reads) -> bool:
     return float(expit(-2 * spins * target.local_fields(spins)).sum()) < 1
 
 
-def _warn(faults: list[str], who: str) -> None:
-    for fault in faults:
-        warnings.warn(f"Reads of {who}: {fault}.", RuntimeWarning, stacklevel=_STACK + 1)
+def _warn(faults: dict[str, str], who: str, told: set[str]) -> None:
+    for kind, fault in faults.items():
+        if kind not in told:
+            told.add(kind)
+            end = "" if fault.endswith("?") else "."
+            warnings.warn(f"Reads of {who}: {fault}{end}", RuntimeWarning, stacklevel=_STACK)
 
 
 def audit(
-    blocks: list[Reads], who: str, *, ancilla: bool = True, cold: bool = False
+    blocks: list[Reads],
+    who: str,
+    told: set[str],
+    *,
+    ancilla: bool = True,
+    cold: bool = False,
 ) -> dict[str, Any]:
     """Whether blocks of reads, one a call, could be independent draws; warns where not.
 
@@ -150,18 +170,20 @@ def audit(
     repeated = len(set(telling)) < len(telling)
     distinct = n_distinct(reads * reads[:, -1:] if ancilla else reads)
 
-    faults = []
+    faults = {}
     if cold:
         pass  # one state is all there is
     elif distinct == 1 and len(ids) > 1 and reads.shape[1] > 2:
-        faults.append(f"all {len(ids)} reads are the same state")
+        faults["one state"] = f"all {len(ids)} reads are the same state"
     elif sizes.max() > 1 and all((x == x[0]).all() for x in labels):
-        faults.append("each call returned one state only")
+        faults["one state a call"] = "each call returned one state only"
     if deduplicated:
-        faults.append("no state comes twice: the pool is de-duplicated, frequencies mean nothing")
+        faults["deduplicated"] = (
+            "no state comes twice: the pool is de-duplicated, frequencies mean nothing"
+        )
     if repeated:
-        faults.append("two calls returned the same reads")
-    _warn(faults, who)
+        faults["repeated"] = "two calls returned the same reads"
+    _warn(faults, who, told)
     return {"n_distinct": distinct, "deduplicated": deduplicated, "repeated": repeated}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import warnings
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -57,7 +58,7 @@ class SolveAdapter(Sampler):
         Times a failed or overdue call is repeated, after 1, 2, 4, ... 60 seconds. A task in a
         queue is not submitted again, but waited for again.
     budget
-        Calls answered in all; with a ``directory`` those of earlier processes count.
+        Calls in all, failed ones included; with a ``directory`` those of earlier processes count.
     directory
         Folder in which the answer to every call is kept, a file each, with the reads as they
         came. Equal calls (model, seed, number of samples) are answered from it. In training
@@ -71,6 +72,8 @@ class SolveAdapter(Sampler):
     ------
     TypeError
         If ``solver`` has neither ``solve`` nor ``submit`` and ``fetch``, and is no function.
+    ImportError
+        If a string names what cannot be imported.
     ValueError
         If a string is not ``"module:attribute"``, or an option is out of range. From ``sample``:
         no solver was given.
@@ -112,6 +115,7 @@ class SolveAdapter(Sampler):
         self.n_bits = n_bits if n_bits is None else positive_int(n_bits, "n_bits", 2)
         self.scale_beta = scale_beta
         self.max_solves = positive_int(max_solves, "max_solves")
+        self._told: set[str] = set()
 
     def _sample(
         self, ising: Ising, beta: float, n_samples: int, entropy: np.random.SeedSequence
@@ -127,6 +131,15 @@ class SolveAdapter(Sampler):
         told = {}
         if rounded is not None and _keyword(self.solver, "temperature"):
             told["temperature"] = rounded.gain
+        elif rounded is not None and self.scale_beta and "temperature" not in self._told:
+            self._told.add("temperature")
+            warnings.warn(
+                f"{who} gets integers of {self.n_bits} bits, which are the same at every "
+                "temperature, and its solve() takes no keyword `temperature`: its states have a "
+                "temperature of their own. See docs/kaiwu.md, pitfalls.",
+                RuntimeWarning,
+                stacklevel=3,
+            )
         rng = np.random.default_rng(entropy)
         blocks: list[Spins] = []
         n_kept = 0
@@ -142,7 +155,7 @@ class SolveAdapter(Sampler):
             answer = self.calls.ask(None if self.solver is None else who, name, handed, call)
             n_kept += answer.kept
             blocks.append(checked_reads(answer.reads, ising.n_spins + 1, who))
-        spins, report = states(blocks, matrix, ising, scale, n_samples, rng, who)
+        spins, report = states(blocks, matrix, ising, scale, n_samples, rng, who, self._told)
         return spins, {
             "n_solves": len(blocks),
             "n_kept": n_kept,
@@ -180,7 +193,13 @@ def _solver(solver: Any) -> Any:
         module, colon, attribute = solver.partition(":")
         if not colon:
             raise ValueError(f"`solver` must look like 'module:attribute', got {solver!r}.")
-        solver = getattr(import_module(module), attribute)
+        try:
+            solver = getattr(import_module(module), attribute)
+        except (ImportError, AttributeError) as error:
+            raise ImportError(
+                f"The solver {module}:{attribute} cannot be imported ({error}): install it, or "
+                "put its folder on PYTHONPATH. A saved model needs that as well."
+            ) from error
         if isinstance(solver, type) or not (hasattr(solver, "solve") or hasattr(solver, "submit")):
             solver = solver()
     if inspect.isroutine(solver):

@@ -143,6 +143,7 @@ class Kaiwu(Sampler):
         self.replay = None if replay is None else Path(replay)
         self._tape = None if replay is None else jobs.Replay(Path(replay))
         self.options = dict(optimizer_options or {})
+        self._told: set[str] = set()
         self._cloud = optimizer.partition(".")[0] == "cim"
 
     def keep_draws(self, directory: Path) -> None:
@@ -205,7 +206,7 @@ class Kaiwu(Sampler):
                 for k in range(len(job["tasks"]))
             ]
             rng = np.random.default_rng(entropy)
-            spins, report = states(blocks, matrix, ising, 1.0, n_samples, rng, who)
+            spins, report = states(blocks, matrix, ising, 1.0, n_samples, rng, who, self._told)
             told = {
                 "tasks": [task["name"] for task in job["tasks"]],
                 "seeded": self.optimizer in ("sa_sampler", "fake"),
