@@ -310,6 +310,15 @@ def test_fit_on_real_batches(shared_data, tmp_path, name):
     assert np.isfinite(anndata.read_h5ad(out).obsm["X_qbmvi"]).all()
 
 
+MACHINE = """
+import numpy as np
+
+class Machine:
+    def solve(self, matrix):
+        return np.random.default_rng().choice([-1, 1], (100, len(matrix)))
+"""
+
+
 def test_samplers_check(capsys, tmp_path, monkeypatch):
     assert main(["samplers", "check", "exact"]) == 0
     assert "conforms" in capsys.readouterr().out
@@ -326,6 +335,10 @@ def test_samplers_check(capsys, tmp_path, monkeypatch):
     )
     monkeypatch.chdir(tmp_path)
     assert main(["samplers", "check", "mylab:Mine"]) == 0
+    (tmp_path / "mymachine.py").write_text(MACHINE)
+    assert main(["samplers", "check", "mymachine:Machine", "--dry-run"]) == 0
+    option = ["--option", "solver=mymachine:Machine", "--max-calls", "2"]
+    assert main(["samplers", "check", "solve", *option]) == 1  # undecided
     assert "mine (exact): conforms" in capsys.readouterr().out
     for wrong, message in (
         (["nonsense"], "Unknown sampler"),
