@@ -48,7 +48,7 @@ def test_within_three_standard_errors_of_enumeration(method):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("beta", [1.0, 1.5])
+@pytest.mark.parametrize("beta", [pytest.param(1.0, marks=pytest.mark.slow), 1.5])
 def test_bar_and_ais_agree_at_256_spins(beta):
     rng = np.random.default_rng(3)
     upper = np.triu(rng.normal(size=(256, 256)) / 16, 1)

@@ -82,7 +82,11 @@ def script(Model, adata, query, folder):
     assert loaded.get_normalized_expression(indices=[0]).shape == (1, adata.n_vars)
 
 
-@pytest.mark.parametrize("Model", [scvi.model.SCVI, scvi_qbm.QBMVI], ids=lambda m: m.__name__)
+@pytest.mark.parametrize(
+    "Model",
+    [pytest.param(scvi.model.SCVI, marks=pytest.mark.slow), scvi_qbm.QBMVI],
+    ids=["SCVI", "QBMVI"],
+)
 def test_the_same_script_runs(Model, pbmc, tmp_path):
     scvi.settings.seed = 0
     query = pbmc[:100, 50:].copy()

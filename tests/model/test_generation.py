@@ -125,6 +125,7 @@ def test_round_trip(pbmc):
     assert np.mean(start == end) > by_chance + 0.2
 
 
+@pytest.mark.slow
 def test_generated_cells_are_nearer_to_real_ones_than_shuffled_genes(pbmc):
     """Right marginals are not enough: the codes carry the correlations."""
     model = fitted(pbmc, epochs=120, n_latent=48, n_hidden=128)

@@ -267,7 +267,7 @@ def most_markers(adata, shuffle=False):
             for name, genes in PBMC_MARKERS.items()}  # fmt: skip
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_units_have_markers_of_cell_types(pbmc):
     plain = pbmc.copy()
     model = fitted(plain, train={"max_epochs": None}, n_latent=None, n_hidden=None)
@@ -278,7 +278,7 @@ def test_units_have_markers_of_cell_types(pbmc):
     assert sum(most_markers(model.adata, shuffle=True).values()) < 10  # what chance gives
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_units_have_markers_of_cell_types_across_batches(shared_data):
     adata = anndata.read_h5ad(shared_data / "pbmc_10x_3techs.h5ad")
     model = fitted(

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from scvi_qbm.ising import Ising
-from scvi_qbm.samplers.base import Sampler
+from scvi_qbm.samplers.base import ChainSampler, Sampler
 from scvi_qbm.samplers.registry import conformance_options, get_sampler
 from scvi_qbm.samplers.simulated_annealing import SimulatedAnnealing
 
@@ -25,6 +25,7 @@ from . import basics, law
 __all__ = ["CheckResult", "SamplerReport", "check_sampler"]
 
 _SPENT = "the budget is spent"
+_FEW_CHAINS = 64
 
 CHECKS: dict[str, basics.Check] = {
     "interface": basics.check_interface,
@@ -197,7 +198,14 @@ class _Meter:
             ising: Ising, beta: float = 1.0, n_samples: int = 1000, seed: Any = None
         ) -> Any:
             self.count(ising, beta, n_samples)
-            return ask(ising, beta, n_samples, seed)
+            if not isinstance(sampler, ChainSampler):
+                return ask(ising, beta, n_samples, seed)
+            n_chains = sampler.n_chains  # thousands, for the law; not for a hundred reads
+            sampler.n_chains = min(n_chains, max(n_samples, _FEW_CHAINS))
+            try:
+                return ask(ising, beta, n_samples, seed)
+            finally:
+                sampler.n_chains = n_chains
 
         sampler.sample = sample  # type: ignore[method-assign]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 
 import numpy as np
@@ -64,9 +63,6 @@ def check_small_calls(sampler: Sampler, seed: int) -> Found:
     if sampler.law == "mcmc" and n_chains < _FEWEST:
         return Found(f"fewer than {_FEWEST} chains", "skipped")
     n_reads = min(_SMALL, n_chains) if sampler.law == "mcmc" else _SMALL
-    if isinstance(sampler, ChainSampler):  # not thousands of chains for each hundred reads
-        sampler = copy.copy(sampler)
-        sampler.n_chains = n_reads
     model, entropy = peaked_model(16, seed, 1.0), np.random.SeedSequence(seed)
     spins = [
         sampler.sample(model, 1.0, n_reads, seed=int(call)).spins
