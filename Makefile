@@ -20,7 +20,7 @@ KERNELS := $(wildcard src/scvi_qbm/samplers/engine/kernels.py src/scvi_qbm/sampl
 export NUMBA_CACHE_DIR ?= $(CURDIR)/$(VENV)/numba-$(shell cat $(KERNELS) | cksum | cut -d' ' -f1)
 
 .PHONY: help demo test test-fast test-slow test-peers test-next lint docs tutorials dist bench-train bench-negative \
-	bench-samplers bench-device bench-scale bench-sampling bench-landscape bench-labels bench-methods bench-metrics bench-pictures table clean
+	bench-samplers bench-device bench-scale bench-sampling bench-landscape bench-labels bench-machines bench-methods bench-metrics bench-pictures table clean
 
 help:
 	@echo "make demo        train QBMVI on 700 real cells, results in demo-output/"
@@ -40,6 +40,7 @@ help:
 	@echo "make bench-sampling  the paper's Figure 2: law, optima, time per sample (2 hours)"
 	@echo "make bench-landscape outliers, generated cells, attractors, beside SCVI (an hour)"
 	@echo "make bench-labels    label transfer and unknown types, beside scANVI (10 hours, resumable)"
+	@echo "make bench-machines  what a machine is worth in training: perfect, annealing, CIM, noise (an hour, resumable)"
 	@echo "make bench-methods   QBMVI and its variants beside 16 other methods on ../shared/data (30 hours of processor time, resumable)"
 	@echo "make bench-pictures  UMAPs, confusions, pseudotime, score by epoch: docs/benchmark/pictures.html (20 minutes)"
 	@echo "make bench-metrics   time and memory of the scores by number of cells (7 minutes)"
@@ -133,6 +134,9 @@ bench-landscape: $(STAMP)
 bench-labels: $(STAMP)
 	$(PIP) install -c constraints.txt -e ".[scpoli]" celltypist
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_labels.py
+
+bench-machines: $(STAMP)
+	OMP_NUM_THREADS=$(THREADS) NUMBA_NUM_THREADS=$(THREADS) $(BIN)/python benchmarks/bench_machines.py
 
 bench-methods: $(STAMP)
 	$(PIP) install -c constraints.txt -e ".[scanorama,scpoli]"
