@@ -95,8 +95,14 @@ def test_reads_of_earlier_calls_survive_a_later_failure(tmp_path):
     assert machine.n_calls == 4
 
 
-def test_replay_needs_no_machine(tmp_path):
-    first = SolveAdapter(Machine(), directory=tmp_path).sample(MODEL, n_samples=50, seed=3)
+class Seeded(Machine):
+    def solve(self, matrix, seed):
+        return super().solve(matrix)
+
+
+@pytest.mark.parametrize("machine", [Machine, Seeded])
+def test_replay_needs_no_machine(tmp_path, machine):
+    first = SolveAdapter(machine(), directory=tmp_path).sample(MODEL, n_samples=50, seed=3)
     player = SolveAdapter(directory=tmp_path, replay=True)
     np.testing.assert_array_equal(player.sample(MODEL, n_samples=50, seed=3).spins, first.spins)
     with pytest.raises(RuntimeError, match="replayed are not in"):
@@ -296,6 +302,8 @@ def test_dimod_keeps_replays_and_counts(tmp_path):
     assert len(asked) == 1 and (first.info["n_kept"], again.info["n_kept"]) == (0, 1)
     with pytest.raises(RuntimeError, match="`budget` is 1"):
         Dimod(Counting(), **options).sample(MODEL, n_samples=30, seed=6)
+    other = Dimod(Counting(), directory=tmp_path, parameters={"time_limit": 0.01})
+    assert other.sample(MODEL, n_samples=30, seed=5).info["n_kept"] == 0
     with pytest.raises(RuntimeError, match="replayed"):
         Dimod(Counting(), directory=tmp_path, replay=True).sample(MODEL, n_samples=30, seed=6)
 

@@ -72,7 +72,7 @@ class Dimod(Sampler):
         same way after a warning; with this option it costs neither the warning nor the probes.
     timeout, retries, budget, directory, replay
         As :class:`~scvi_qbm.samplers.adapters.solve.SolveAdapter`: seconds to wait for a call,
-        times to repeat it, calls answered in all, the folder that keeps every answer, and whether
+        times to repeat it, calls in all, the folder that keeps every answer, and whether
         to draw from that folder only.
 
     Notes
@@ -165,12 +165,13 @@ class Dimod(Sampler):
         rng = np.random.default_rng(entropy)
         first_seed = int(rng.integers(2**31))
         answers: list[Answer] = []
+        given = sorted(self.parameters.items())
 
         def read(n_reads: int) -> NDArray[np.int8]:
             n_calls = len(answers)
             # An odd stride visits every 31-bit number once: no seed comes twice.
             seed = (first_seed + n_calls * 0x9E3779B1) % 2**31
-            name = key(entropy, target.J, target.b, n_reads, n_calls, sorted(self.parameters))
+            name = key(entropy, target.J, target.b, n_reads, n_calls, given)
             answers.append(self._answer(who, name, target, model, n_reads, seed))
             return answers[-1].reads
 

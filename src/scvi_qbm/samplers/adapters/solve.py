@@ -149,7 +149,8 @@ class SolveAdapter(Sampler):
                     f"{who} gave {sum(map(len, blocks))} of {n_samples} reads in {len(blocks)} "
                     "calls; raise `max_solves`."
                 )
-            told |= {} if keyword is None else {keyword: int(rng.integers(2**31))}
+            seed = int(rng.integers(2**31))  # drawn in any case: a replay has no solver to ask
+            told |= {} if keyword is None else {keyword: seed}
             call = self._call(handed, told, who)
             name = key(entropy, handed, rounded and rounded.gain, n_samples, len(blocks))
             answer = self.calls.ask(None if self.solver is None else who, name, handed, call)
@@ -171,7 +172,7 @@ class SolveAdapter(Sampler):
         def answer(reads: Any) -> Answer:
             return Answer(checked_reads(reads, len(handed), who))
 
-        if not hasattr(solver, "submit"):
+        if not _has_queue(solver):
             return lambda: answer(solver.solve(handed.copy(), **told))
 
         def fetch(task: str) -> Answer | None:
@@ -200,14 +201,12 @@ def _solver(solver: Any) -> Any:
                 f"The solver {module}:{attribute} cannot be imported ({error}): install it, or "
                 "put its folder on PYTHONPATH. A saved model needs that as well."
             ) from error
-        if isinstance(solver, type) or not (hasattr(solver, "solve") or hasattr(solver, "submit")):
+        if isinstance(solver, type) or not (hasattr(solver, "solve") or _has_queue(solver)):
             solver = solver()
     if inspect.isroutine(solver):
         return SimpleNamespace(solve=solver, __name__=solver.__name__)
-    known = [
-        name for name in ("solve", "submit", "fetch") if callable(getattr(solver, name, None))
-    ]
-    if solver is not None and (isinstance(solver, type) or known in ([], ["submit"], ["fetch"])):
+    works = callable(getattr(solver, "solve", None)) or _has_queue(solver)
+    if solver is not None and (isinstance(solver, type) or not works):
         raise TypeError(
             "`solver` must be a function of a matrix, or an object with solve(matrix) or with "
             f"submit(matrix) and fetch(task), got {solver!r}."
@@ -215,9 +214,13 @@ def _solver(solver: Any) -> Any:
     return solver
 
 
+def _has_queue(solver: Any) -> bool:
+    return all(callable(getattr(solver, name, None)) for name in ("submit", "fetch"))
+
+
 def _keyword(solver: Any, *names: str) -> str | None:
     try:
-        asked = getattr(solver, "submit", None) or solver.solve
+        asked = solver.submit if _has_queue(solver) else solver.solve
         known = inspect.signature(asked).parameters
     except (AttributeError, TypeError, ValueError):  # none, or compiled without a signature
         return None
