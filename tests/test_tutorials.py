@@ -38,8 +38,15 @@ def shell(tmp_path, monkeypatch):
     return InteractiveShell(user_ns={}, config=Config(HistoryManager={"enabled": False}))
 
 
+SLOW = ("3_samplers", "5_benchmark", "6_million_cells")
+
+
 @pytest.mark.long
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(p, marks=pytest.mark.slow) if p.stem in SLOW else p for p in NOTEBOOKS],
+    ids=lambda p: p.stem,
+)
 def test_cells_run(path, shell):
     for cell in load_runner().read(path, quick=True).cells:
         if cell.cell_type == "code":

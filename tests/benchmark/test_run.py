@@ -238,6 +238,7 @@ def test_a_method_that_uses_labels_says_when_there_are_none(spec, tmp_path):
     assert row["reason"] == "ValueError: labels embedded needs a label column."
 
 
+@pytest.mark.slow
 def test_a_pseudotime_of_each_batch_is_a_choice(spec, tmp_path):
     rooted = replace(spec, root_key="cell_type", root_label="type_0")
     whole = prepared(rooted, tmp_path)[1].pseudotime
@@ -294,6 +295,7 @@ def test_looking_at_a_model_does_not_change_how_it_trains(spec, tmp_path):
         np.testing.assert_allclose(looked[3], alone.embedding, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_scores_by_epoch_are_kept(spec, tmp_path):
     config = Config(data=(spec,), seeds=1, max_epochs=3)
     frame = score_by_epoch(config, tmp_path, methods=["gaussian"], epochs=(1, 3, 9))
@@ -461,6 +463,7 @@ def test_a_method_of_the_users_own(spec, tmp_path, outside):
     assert (tmp_path / "run" / "embeddings" / "made" / "lab_methods.totals" / "0.npz").is_file()
 
 
+@pytest.mark.slow
 def test_a_named_method_of_the_users_own_may_return_an_array_too(spec, tmp_path, outside):
     config = Config(data=(spec,), methods=("lab_methods:named",), seeds=2, groups=GROUPS)
     rows = quiet(config, tmp_path / "run")
@@ -484,6 +487,7 @@ def test_what_cannot_be_a_method_is_said_before_anything_runs(spec, outside, nam
         Config(data=(spec,), methods=(name,))
 
 
+@pytest.mark.slow
 def test_other_scores_stay_when_some_are_computed_afresh(copied, config):
     before = {row["method"]: row for row in rows_of(copied)}
     kept = copied / "artifacts" / "made" / "pca" / "0.npz"
@@ -496,6 +500,7 @@ def test_other_scores_stay_when_some_are_computed_afresh(copied, config):
     assert set(np.load(kept)) >= pictures
 
 
+@pytest.mark.slow
 def test_scores_that_a_row_lacks_are_computed_and_no_model_is_fitted_for_them(copied, config):
     before = {row["method"]: row for row in rows_of(copied)}
     quiet(replace(config, groups=(*GROUPS, "local")), copied)

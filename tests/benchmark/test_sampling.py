@@ -122,6 +122,7 @@ def few(monkeypatch):
     monkeypatch.setattr(sampling, "SOLVERS", kept)
 
 
+@pytest.mark.slow
 def test_the_figure_from_end_to_end(tmp_path, few, capsys):
     run_sampling(tmp_path, parts=list(PARTS), quick=True, seed=0)
     for part in PARTS:

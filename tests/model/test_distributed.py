@@ -218,6 +218,7 @@ def test_ranks_agree_on_labels(ranks):
         np.testing.assert_array_equal(ranks[0][name], ranks[1][name], err_msg=name)
 
 
+@pytest.mark.slow
 def test_one_process_gets_as_far(ranks, folder):
     """As many steps of as many cells end within 12 nats.
 

@@ -121,7 +121,11 @@ def test_one_spin_and_free_spins(name, beta):
 @pytest.mark.long
 @pytest.mark.parametrize(
     "sampler",
-    [DWaveAnnealing(), DWaveAnnealing(schedule="linear", beta_range=(0, 1)), OpenJijAnnealing()],
+    [
+        DWaveAnnealing(),
+        DWaveAnnealing(schedule="linear", beta_range=(0, 1)),
+        pytest.param(OpenJijAnnealing(), marks=pytest.mark.slow),
+    ],
     ids=lambda s: f"{s.name}-{s.parameters.get('beta_schedule_type')}",
 )
 def test_slow_annealing_ends_near_the_law(sampler):
