@@ -160,7 +160,7 @@ def test_no_draw_is_paid_for_twice(tmp_path):
         except ConnectionError:
             continue  # and the same again
     n_draws = got["chains"]["draws"]["chains"]["corrected"]["numbers"]["n_draws"]
-    assert machine.n_answers == n_draws == len(list((tmp_path / "draws").glob("*.npz"))) > 20
+    assert machine.n_answers == n_draws == len(list((tmp_path / "draws").glob("*.npz"))) > 10
     again = made(**model(directory=tmp_path / "draws", replay=True))
     again.train(**QUIET | options)
     assert not different(got, result(again))

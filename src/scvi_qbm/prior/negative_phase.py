@@ -238,7 +238,7 @@ class NegativePhase:
         return *report, *total_variation(np.concatenate(kept), boltzmann_law(ising))
 
     def keep_draws(self, directory: Path) -> None:
-        """Keep what a machine answers, see :meth:`~scvi_qbm.samplers.Sampler.keep_draws`.
+        """Keep what a machine answers, see :meth:`~scvi_qbm.samplers.base.Sampler.keep_draws`.
 
         Parameters
         ----------
