@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import functools
+from collections.abc import Callable, Iterable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,8 @@ F64 = NDArray[np.float64]
 
 # A right sampler fails with this probability a seed and moment.
 _ALARM = 1e-4
+# Of the second look, which is for other seeds.
+_AGAIN, _OTHER = 1e-3, 7919
 _N_LAW = 4096
 _N_NOTED = 1024
 _N_JUDGED = 16_384
@@ -34,7 +37,25 @@ def peaked_model(n_spins: int, seed: int, beta: float) -> Ising:
     return random_model(n_spins, seed).scaled(1 / beta)
 
 
-def check_law(sampler: Sampler, seed: int) -> Found:
+def _confirmed(check: Callable[..., Found]) -> Callable[[Sampler, int], Found]:
+    """A small p-value is chance now and then: look again, at other models and states."""
+
+    @functools.wraps(check)
+    def checked(sampler: Sampler, seed: int) -> Found:
+        try:
+            return check(sampler, seed)
+        except AssertionError as error:
+            try:
+                found = check(sampler, seed + _OTHER, _AGAIN)
+            except AssertionError:
+                raise error from None
+            return Found(f"{found.detail}; a first look was worse by chance: {error}")
+
+    return checked
+
+
+@_confirmed
+def check_law(sampler: Sampler, seed: int, alarm: float = _ALARM) -> Found:
     """The enumerated law on peaked models; of a heuristic, how far it is from it."""
     if sampler.law == "heuristic":
         model = random_model(8, seed)
@@ -50,10 +71,12 @@ def check_law(sampler: Sampler, seed: int) -> Found:
             spins = sampler.sample(model, asked, _N_NOTED // 4, seed=seed).spins
             text += f"; effective beta {effective_beta(model, spins)[0]:.2f} for {asked:g}"
         return Found(text, "noted")
-    return judged(law_pvalues(sampler, seed + k, _N_JUDGED, beta) for k, beta in enumerate(_BETAS))
+    found = (law_pvalues(sampler, seed + k, _N_JUDGED, beta) for k, beta in enumerate(_BETAS))
+    return judged(found, alarm)
 
 
-def check_small_calls(sampler: Sampler, seed: int) -> Found:
+@_confirmed
+def check_small_calls(sampler: Sampler, seed: int, alarm: float = _ALARM) -> Found:
     """Few reads of 16 spins at a time follow the law as many do."""
     if sampler.law == "heuristic":
         return Found("a heuristic", "skipped")
@@ -68,10 +91,11 @@ def check_small_calls(sampler: Sampler, seed: int) -> Found:
         sampler.sample(model, 1.0, n_reads, seed=int(call)).spins
         for call in entropy.generate_state(_N_SMALL // n_reads)
     ]
-    return judged([pvalues(np.concatenate(spins), None, model, 1.0)])
+    return judged([pvalues(np.concatenate(spins), None, model, 1.0)], alarm)
 
 
-def check_chain_law(sampler: Sampler, seed: int) -> Found:
+@_confirmed
+def check_chain_law(sampler: Sampler, seed: int, alarm: float = _ALARM) -> Found:
     """The law along the path that training takes: ``init``, ``retarget``, ``adapt``, ``step``."""
     if not isinstance(sampler, ChainSampler):
         return Found("not a ChainSampler", "skipped")
@@ -90,15 +114,15 @@ def check_chain_law(sampler: Sampler, seed: int) -> Found:
             state = sampler.step(state)
             kept.append(np.array(sampler.spins(state)))
         found.append(pvalues(np.concatenate(kept), sampler.n_chains, model, beta))
-    return judged(found)
+    return judged(found, alarm)
 
 
-def judged(found: Iterable[dict[str, float]]) -> Found:
-    """The smallest p-value of all, which fails below 1 in 10,000."""
+def judged(found: Iterable[dict[str, float]], alarm: float) -> Found:
+    """The smallest p-value of all, which fails at ``alarm`` and below."""
     every = [(p, name) for of_model in found for name, p in of_model.items()]
     smallest, name = min(every)
     require(
-        smallest > _ALARM,
+        smallest > alarm,
         f"smallest of {len(every)} p-values is {smallest:.1e}, of the {name}: another law, or "
         "chains too short for these rugged models (give more sweeps)",
     )
@@ -143,23 +167,29 @@ def pvalues(
         series = values.reshape(n_rounds, n_chains).T
         return effective_sample_size(series) if n_rounds >= 4 else float(len(values))
 
-    def pvalue(values: F64, exact: float) -> float:
+    def pvalue(values: F64, exact: F64) -> float:
+        """Of the mean of a quantity, whose values in all states are ``exact``."""
         sizes.append(size_of(values))
-        error = values.std() / np.sqrt(sizes[-1])
-        return float(2 * stats.norm.sf(abs(values.mean() - exact) / error)) if error > 0 else 0.0
+        mean = float(law @ exact)
+        error = np.sqrt(law @ (exact - mean) ** 2 / sizes[-1])
+        return float(2 * stats.norm.sf(abs(values.mean() - mean) / error)) if error > 0 else 0.0
+
+    def pvalue_of_share(values: NDArray[np.bool_], share: float) -> float:
+        """Counts of what is rare are not normal."""
+        sizes.append(size_of(values.astype(float)))
+        n = max(round(sizes[-1]), 1) if np.isfinite(sizes[-1]) else 1
+        return float(stats.binomtest(round(float(values.mean()) * n), n, share).pvalue)
 
     energies = all_energies(model)
     found = {
-        "energy": pvalue(model.energy(seen), float(law @ energies)),
-        "fields' part": pvalue(seen @ model.b, float(law @ (states @ model.b))),
-        "couplings' part": pvalue(
-            _couplings_part(model, seen), float(law @ _couplings_part(model, states))
-        ),
+        "energy": pvalue(model.energy(seen), energies),
+        "fields' part": pvalue(seen @ model.b, states @ model.b),
+        "couplings' part": pvalue(_couplings_part(model, seen), _couplings_part(model, states)),
     }
     for i, j in ((0, 1), (2, 5), (6, 7)):
         agree = float(law @ (states[:, i] == states[:, j]))
         if min(agree, 1 - agree) * n_samples > _NORMAL:
-            found[f"pair {i}, {j}"] = pvalue(seen[:, i] * seen[:, j], 2 * agree - 1)
+            found[f"pair {i}, {j}"] = pvalue_of_share(seen[:, i] == seen[:, j], agree)
     require(np.isfinite(sizes).any(), "all states are the same: the chains are frozen")
     least = float(np.nanmin(sizes))
     thin = int(np.ceil(len(seen) / least - 0.2)) if n_rounds >= 4 else 1
@@ -169,10 +199,10 @@ def pvalues(
         "sampler more sweeps between samples.",
     )
     ground = energies <= energies.min() + 1e-9
-    at_ground = (model.energy(seen) <= energies.min() + 1e-9).astype(float)
+    at_ground = model.energy(seen) <= energies.min() + 1e-9
     share = float(law[ground].sum())
     if min(share, 1 - share) * least > _NORMAL:
-        found["ground state"] = pvalue(at_ground, share)
+        found["ground state"] = pvalue_of_share(at_ground, share)
     if n_rounds == 1 or n_rounds >= 8:
         found["order"] = _pvalue_of_order(model.energy(seen), n_rounds, n_chains)
     if n_spins == 8:
