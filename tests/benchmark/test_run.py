@@ -510,6 +510,7 @@ def test_scores_that_a_row_lacks_are_computed_and_no_model_is_fitted_for_them(co
         assert row["knn_f1"] == before[name]["knn_f1"]
 
 
+@pytest.mark.slow
 def test_scores_of_two_fits_are_not_mixed(copied, config):
     (copied / "embeddings" / "made" / "pca" / "0.npz").unlink()
     before = {row["method"]: row for row in rows_of(copied)}

@@ -481,6 +481,7 @@ def _write_with_a_limit(model, path, queue):
         queue.put(errno.errorcode[error.errno])
 
 
+@pytest.mark.slow
 def test_disk_full(models, tmp_path):
     """A real limit on the size of files, in a process of its own; the old file survives."""
     path = tmp_path / "latent.npy"

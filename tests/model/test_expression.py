@@ -239,6 +239,7 @@ def _likelihood_at_all(model, zs, cells):
         ]
 
 
+@pytest.mark.slow
 def test_log_normalised_values_change_by_their_difference(pbmc):
     model = fitted(pbmc, "normal", epochs=50)
     out = model.differential_expression(
