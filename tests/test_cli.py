@@ -201,7 +201,6 @@ def test_a_run_goes_on(h5ad, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ([], "not integers"),
         (["--layer", "raw"], "'raw' is not in adata.layers. Available: 'counts'"),
         (["--batch-key", "donor"], "'donor' is not in adata.obs"),
         (["--sampler", "qpu"], "Unknown sampler 'qpu'. Available: cim"),

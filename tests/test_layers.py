@@ -23,44 +23,46 @@ import pytest
 import scvi_qbm
 
 TABLE = """
-cli: __init__ _fit benchmark data recipes relaxations samplers | anndata torch
+cli: __init__ _files _fit benchmark data recipes relaxations samplers | anndata torch
 _fit: _checks _files _fit_report benchmark data model tl | anndata lightning scanpy scvi
 _fit_report: benchmark data model pl | anndata matplotlib scanpy scvi
 benchmark: __init__ _checks _files alignment data diagnostics distributions ising model module pl
     recipes runner samplers tl | anndata lightning matplotlib scanpy scvi sklearn torch
-tl: model | anndata scanpy
+tl: _numbers model | anndata scanpy
 hub: model | scvi
 __init__: ising model samplers
-model: _checks _files _signature alignment checkpoint data ising labelled_module labelled_plan
-    landscape logz module novelty plan prior recipes relaxations runner samplers | anndata scvi
-    torch
+model: _checks _files _numbers _signature alignment checkpoint data ising labelled_module
+    labelled_plan landscape logz module novelty plan prior recipes relaxations runner samplers |
+    anndata scvi torch
 labelled_plan: labelled_module plan | scvi torch
 plan: module prior recipes | scvi torch
 labelled_module: _signature module prior samplers | scvi torch
 module: _signature distributions encoders prior recipes relaxations samplers | scvi torch
 prior: diagnostics ising logz samplers | torch
-logz: diagnostics ising samplers
-samplers: _files diagnostics ising
-samplers/adapters/bifurcation.py: ising | simulated_bifurcation torch
-samplers/adapters/dimod.py: ising | dimod openjij
+logz: _numbers diagnostics ising samplers
+samplers: _files _jit _numbers diagnostics ising
+samplers/adapters/bifurcation.py: _numbers ising | simulated_bifurcation torch
+samplers/adapters/dimod.py: _numbers ising | dimod openjij
 samplers/adapters/kaiwu/worker.py:  | kaiwu
-samplers/adapters/to_dimod.py: ising | dimod
+samplers/adapters/to_dimod.py: _numbers ising | dimod
 samplers/engine/torch_chains.py: ising | torch
 samplers/engine/torch_kernels.py:  | torch
 samplers/torch_tempering.py: ising | torch
 encoders: relaxations | scvi torch
+pl: _numbers | anndata matplotlib scanpy
+data: _checks _jit _numbers | anndata scanpy scvi torch
+landscape: _jit ising
+runner: _files | lightning scvi torch
 checkpoint: _files | lightning scvi torch
-data: _checks | anndata scanpy scvi torch
-landscape: ising
 diagnostics: ising
 novelty:  | sklearn
 relaxations:  | torch
-runner:  | lightning scvi torch
 recipes:
 distributions:  | scvi torch
 alignment:  | sklearn torch
 _signature:
-pl:  | anndata matplotlib scanpy
+_numbers:
+_jit:
 _files:
 _checks:  | anndata
 ising:

@@ -120,7 +120,7 @@ def _programs(adata: AnnData) -> Html:
     rows = []
     for unit in kept["up"].index[:15]:
         up, down = (", ".join(kept[side].loc[unit].iloc[:8]) for side in ("up", "down"))
-        rows.append([unit, f"{kept['on'].loc[unit, 'share']:.0%}", up, down])
+        rows.append([unit, f"{kept['on'].loc['all cells', unit]:.0%}", up, down])
     head = ["unit", "on in", "genes up when it is on", "genes down"]
     words = "The genes that each of the strongest latent units switches, strongest first."
     return join([tag("p", words), table(head, rows)])

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from scvi_qbm._files import check_target
 from scvi_qbm.benchmark.commands import add_commands, positive, run_command
 
 __all__ = ["main"]
 
 _EPILOG = """\
 exit status: 0 success, 1 the data or an option's value cannot be used, 2 wrong usage,
-130 interrupted.
+130 interrupted, 143 terminated.
 """
 
 
@@ -199,6 +202,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         status = run[args.command](args)
     except (KeyboardInterrupt, SystemExit) as stop:
         # Lightning turns Ctrl-C into SystemExit(1).
+        if getattr(stop, "code", None) == 128 + signal.SIGTERM:
+            print("\nscvi-qbm: terminated; nothing was written", file=sys.stderr)
+            return 128 + signal.SIGTERM
         if not _interrupted(stop):
             raise
         print("\nscvi-qbm: interrupted", file=sys.stderr)
@@ -259,8 +265,6 @@ def _fit(args: argparse.Namespace) -> None:
 def _check_paths(args: argparse.Namespace) -> None:
     if not args.input.is_file():
         raise FileNotFoundError(f"no such file: {args.input}")
-    if not args.out.parent.is_dir():
-        raise FileNotFoundError(f"no such directory: {args.out.parent}")
     if args.out.exists() and args.out.samefile(args.input):
         raise ValueError("IN.h5ad and OUT.h5ad are the same file")
     if args.n_top_genes is not None and args.on_disk:
@@ -271,6 +275,20 @@ def _check_paths(args: argparse.Namespace) -> None:
     for path in (args.out, page, args.model_dir):
         if path is not None and path.exists() and not args.overwrite:
             raise ValueError(f"{path} exists; pass --overwrite to replace it")
+    # All before training, which may take hours.
+    folders = [path for path in (args.model_dir, args.checkpoint_dir) if path is not None]
+    targets = [check_target(path) for path in (args.out, page) if path is not None]
+    targets += [check_target(path, folder=True) for path in folders]
+    if len(set(targets)) < len(targets):
+        raise ValueError(
+            "OUT, its page, --model-dir and --checkpoint-dir must be different places"
+        )
+    free, needed = shutil.disk_usage(targets[0].parent).free, args.input.stat().st_size
+    if free < needed:
+        raise OSError(
+            f"{targets[0].parent} has {free / 1e6:.0f} MB left; OUT.h5ad needs about "
+            f"{needed / 1e6:.0f} MB"
+        )
 
 
 def _prepare(n_threads: int) -> None:
@@ -317,7 +335,7 @@ def _check(args: argparse.Namespace) -> int:
     return 0 if report.passed else 1
 
 
-def _benchmark(args: argparse.Namespace) -> None:
+def _benchmark(args: argparse.Namespace) -> int | None:
     if args.subject != "sampling":
         if args.subject == "curves":  # the others train in processes of their own, or not at all
             _prepare(args.threads)
@@ -326,6 +344,7 @@ def _benchmark(args: argparse.Namespace) -> None:
 
     run_sampling(args.out, parts=args.part or list(PARTS), quick=args.quick, seed=args.seed)
     print(f"{args.out}: {', '.join(sorted(os.listdir(args.out)))}")
+    return None
 
 
 def _samplers(args: argparse.Namespace) -> int:

@@ -13,18 +13,32 @@ binary state and of its spins :math:`s = 2z - 1` agree to rounding.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import issparse
 
 __all__ = ["Ising"]
 
 FloatArray = NDArray[np.float64]
 
 
+def _as_floats(values: Any, name: str) -> FloatArray:
+    """A contiguous float64 copy; a TypeError says of what numbers cannot be told from it."""
+    if issparse(values):
+        values = values.toarray()
+    if np.ma.isMaskedArray(values) and np.ma.is_masked(values):
+        raise TypeError(f"`{name}` has masked entries: fill them, with {name}.filled(0) say.")
+    array = np.asarray(values)
+    if array.dtype.kind not in "biufO":
+        raise TypeError(f"`{name}` must have real numbers, not {array.dtype}.")
+    return np.array(array, dtype=np.float64, order="C")
+
+
 def _square_symmetric(matrix: ArrayLike, name: str, *, zero_diagonal: bool = True) -> FloatArray:
     """Validate a coupling matrix and return it as a contiguous float64 copy."""
-    out: FloatArray = np.array(matrix, dtype=np.float64, order="C")
+    out = _as_floats(matrix, name)
     if out.ndim != 2 or out.shape[0] != out.shape[1]:
         raise ValueError(f"`{name}` must be a square matrix, got shape {out.shape}.")
     if out.shape[0] < 1:
@@ -53,7 +67,7 @@ def _square_symmetric(matrix: ArrayLike, name: str, *, zero_diagonal: bool = Tru
 
 def _vector(vector: ArrayLike, n: int, name: str) -> FloatArray:
     """Validate a linear term of length ``n`` and return it as a float64 copy."""
-    out: FloatArray = np.array(vector, dtype=np.float64)
+    out = _as_floats(vector, name)
     if out.shape != (n,):
         raise ValueError(f"`{name}` must have shape ({n},), got {out.shape}.")
     if not np.isfinite(out).all():
@@ -77,6 +91,8 @@ class Ising:
 
     Raises
     ------
+    TypeError
+        If an array is masked, or has no real numbers. Sparse ones are made dense.
     ValueError
         If a shape is wrong, an entry is not finite, or ``J`` is asymmetric or has a diagonal.
 

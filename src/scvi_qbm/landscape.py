@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import ArrayLike, NDArray
 
+from scvi_qbm._jit import kernel
 from scvi_qbm.ising import Ising
 
 __all__ = ["Attractors", "find_attractors"]
@@ -116,7 +116,7 @@ def _energies(W: F64, h: F64, z: F64) -> F64:
     return out
 
 
-@njit(cache=True, error_model="numpy")
+@kernel()
 def _field(W: F64, h: F64, state: F64) -> F64:
     field = h.copy()
     for i in range(h.shape[0]):
@@ -125,7 +125,7 @@ def _field(W: F64, h: F64, state: F64) -> F64:
     return field
 
 
-@njit(cache=True, error_model="numpy")
+@kernel()
 def _quench(W: F64, h: F64, z: F64) -> None:
     n = h.shape[0]
     for k in range(z.shape[0]):
@@ -156,7 +156,7 @@ def quench(machine: Machine, codes: ArrayLike) -> NDArray[np.int8]:
     return z.astype(np.int8)
 
 
-@njit(cache=True, error_model="numpy")
+@kernel()
 def _climb(W: F64, h: F64, a: F64, b: F64, energy: float) -> float:
     """Highest energy on the way from a to b that always takes the cheapest differing flip."""
     n = h.shape[0]
@@ -179,7 +179,7 @@ def _climb(W: F64, h: F64, a: F64, b: F64, energy: float) -> float:
         top = max(top, energy)
 
 
-@njit(cache=True, error_model="numpy")
+@kernel()
 def _lowest_passes(
     W: F64, h: F64, z: F64, energies: F64, states: F64, heights: F64
 ) -> NDArray[np.int64]:
@@ -195,7 +195,7 @@ def _lowest_passes(
     return out
 
 
-@njit(cache=True, error_model="numpy")
+@kernel()
 def _all_climbs(W: F64, h: F64, states: F64, energies: F64) -> F64:
     k = states.shape[0]
     out = np.empty((k, k))
@@ -222,7 +222,7 @@ def saddles(machine: Machine, states: ArrayLike) -> F64:
     out = _all_climbs(W, h, z, energies)
     order, heights = _spanning_tree(out)
     # Minimax over the list: the highest edge on the spanning tree's path.
-    best = np.full_like(out, -np.inf)
+    best: F64 = np.full_like(out, -np.inf)
     seen = [order[0][0]] if order else []
     for (parent, child), height in zip(order, heights, strict=True):
         best[child, seen] = best[seen, child] = np.maximum(best[parent, seen], height)

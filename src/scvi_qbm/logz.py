@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import xlogy
 
+from scvi_qbm._numbers import as_seed, positive_int
 from scvi_qbm.diagnostics import rhat_limit, split_rhat
 from scvi_qbm.ising import Ising
 from scvi_qbm.samplers import engine
 from scvi_qbm.samplers.chain import disagreement
-from scvi_qbm.samplers.checks import positive_int
 from scvi_qbm.samplers.exact import all_energies
 from scvi_qbm.samplers.parallel_tempering import ParallelTempering, blockades
 
@@ -301,6 +301,6 @@ def log_partition(
     target = ising.scaled(beta)
     if method == "exact":
         return LogPartition(float(np.logaddexp.reduce(-all_energies(target))), 0.0)
-    entropy = np.random.SeedSequence(seed)
+    entropy = np.random.SeedSequence(as_seed(seed))
     run = (_bar if method == "bar" else _ais)(target, entropy, n_sweeps)
     return _checked(run, target, entropy.spawn(1)[0])

@@ -102,10 +102,22 @@ class ExpressionVAE(VAE):
     @auto_move_data
     def generative(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         z = kwargs["z"] if "z" in kwargs else args[0]
-        with _unchecked(z.device):
-            out = super().generative(*args, **kwargs)
+        self._draws = len(z) if z.ndim == 3 else None
+        try:
+            with _unchecked(z.device):
+                out = super().generative(*args, **kwargs)
+        finally:
+            self._draws = None
         out[MODULE_KEYS.PX_KEY] = self._law(out[MODULE_KEYS.PX_KEY])
         return out
+
+    def compute_embedding(self, key: str, indices: Tensor) -> Tensor:
+        # Upstream joins it to codes as they are, which have a dimension more for several draws.
+        out = super().compute_embedding(key, indices)
+        return out if self._draws is None else out.expand(self._draws, *out.shape)
+
+    # Draws a cell of the codes that are being decoded.
+    _draws: int | None = None
 
     def _law(self, px: Any) -> Distribution:
         checks = None if px.scale.is_cpu else False

@@ -134,9 +134,10 @@ class QBMTrainingPlan(TrainingPlan):
         return out
 
     def _not_finite(self, batch: dict[str, torch.Tensor]) -> str | None:
-        x = batch[REGISTRY_KEYS.X_KEY]
-        if not torch.isfinite(x if x.layout == torch.strided else x.to_dense()).all():
-            return "The data have NaN or infinite values in this minibatch."
+        for key, x in batch.items():
+            if isinstance(x, torch.Tensor) and not torch.isfinite(_dense(x)).all():
+                what = "data" if key == REGISTRY_KEYS.X_KEY else f"covariates ({key!r})"
+                return f"The {what} have NaN or infinite values in this minibatch."
         if not all(torch.isfinite(p).all() for p in self.module.parameters()):
             return "Weights are not finite: an earlier step diverged."
         return None
@@ -251,3 +252,7 @@ class QBMTrainingPlan(TrainingPlan):
             UserWarning,
             stacklevel=2,
         )
+
+
+def _dense(x: torch.Tensor) -> torch.Tensor:
+    return x if x.layout == torch.strided else x.to_dense()

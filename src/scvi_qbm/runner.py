@@ -5,14 +5,18 @@ from __future__ import annotations
 import signal
 import threading
 import warnings
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import pandas as pd
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from scvi.dataloaders import DataSplitter
 from scvi.train import LoudEarlyStopping, TrainRunner
+
+from scvi_qbm._files import alone_in
 
 _MONITOR = "elbo_validation"
 
@@ -88,6 +92,7 @@ class QBMTrainRunner(TrainRunner):
     def __init__(self, model: Any, training_plan: Any, *args: Any, **kwargs: Any) -> None:
         self.checkpoint = checkpoint = kwargs.pop("checkpoint", None)
         self.best = KeepBest()
+        self.before: dict[str, torch.Tensor] = {}  # the weights of a model that is trained on
         callbacks = [*(kwargs.pop("callbacks", None) or []), self.best]
         if checkpoint is not None:
             callbacks.insert(0, checkpoint)
@@ -126,14 +131,23 @@ class QBMTrainRunner(TrainRunner):
     def __call__(self) -> None:
         in_main = threading.current_thread() is threading.main_thread()
         handler = signal.getsignal(signal.SIGINT) if in_main else None
+        if self.model.is_trained_:
+            state = self.model.module.state_dict()
+            self.before = {k: v.detach().to("cpu", copy=True) for k, v in state.items()}
+        alone: Any = nullcontext()
+        if self.checkpoint is not None and rank_zero_only.rank == 0:
+            alone = alone_in(self.checkpoint.path.parent, "training")
         try:
-            super().__call__()
+            with alone:
+                super().__call__()
         except (KeyboardInterrupt, SystemExit) as error:
             # Lightning turns Ctrl-C into exit(1), which would end a notebook's kernel, and goes on
             # to ignore further ones.
             if in_main:
                 signal.signal(signal.SIGINT, handler)
             left = self._left()
+            if isinstance(error, SIGTERMException):  # Lightning's, with which exit() says 0
+                raise SystemExit(128 + signal.SIGTERM) from error
             if isinstance(error, SystemExit) and not isinstance(
                 error.__context__, KeyboardInterrupt
             ):
@@ -183,9 +197,13 @@ class QBMTrainRunner(TrainRunner):
         restored = self.best.restore(model.module)
         self._in_single_precision()
         model.module.eval()
+        if not (restored or self.trainer.global_step):
+            if self.before:  # a step that fails has moved the statistics of batch norm already
+                model.module.load_state_dict(self.before)
+            model.to_device(self.device)
+            return "No step was taken, and the model is as it was."
         model.trainer = self.trainer
-        if not (restored or self.trainer.global_step or model.is_trained_):
-            return "No step was taken."
+        model._forget_fits()
         finite = all(torch.isfinite(p).all() for p in model.module.parameters())
         if not finite:
             return "No validation came before it, and the model's weights are not finite."

@@ -179,7 +179,7 @@ def test_two_runs_at_once_are_refused(copied, config):
     fcntl = pytest.importorskip("fcntl")
     with (copied / ".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(BlockingIOError, match="Another run is at work"):
+        with pytest.raises(BlockingIOError, match="Another process is benchmarking"):
             quiet(config, copied)
 
 

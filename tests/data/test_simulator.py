@@ -205,9 +205,9 @@ def test_layout(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"n_cells": 0}, "n_cells must be an integer of at least 1"),
-        ({"n_types": 2.5}, "n_types must be an integer"),
-        ({"n_programs": -1}, "n_programs must be an integer of at least 0"),
+        ({"n_cells": 0}, "`n_cells` must be at least 1"),
+        ({"n_types": 2.5}, "`n_types` must be a whole number"),
+        ({"n_programs": -1}, "`n_programs` must be at least 0"),
         ({"branching": 1.5}, r"branching must lie in \[0, 1\]"),
         ({"continuity": np.nan}, "continuity must lie"),
         ({"batch_shift": -0.1}, "batch_shift must be finite and not negative"),
@@ -218,5 +218,5 @@ def test_layout(tmp_path):
     ],
 )
 def test_bad_arguments(arguments, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         simulate(**arguments)

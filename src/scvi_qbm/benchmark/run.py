@@ -7,14 +7,13 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from scvi_qbm._files import replacing
+from scvi_qbm._files import alone_in, read_json, replacing
 from scvi_qbm.benchmark.data import describe, download
 from scvi_qbm.benchmark.data.specs import resolve
 from scvi_qbm.benchmark.pool import work_through
@@ -91,7 +90,7 @@ def run_benchmark(
     specs = {spec.name: resolve(spec) for spec in config.data}
     out = Path(out).resolve()
     out.mkdir(parents=True, exist_ok=True)
-    with _alone(out):
+    with alone_in(out, "benchmarking"):
         _write_config(config, specs, out)
         rows = Rows(out, "rows")
         before = {task: rows.find(task._asdict()) for task in config.tasks()}
@@ -216,7 +215,9 @@ def _write_config(config: Config, specs: Any, out: Path) -> None:
 
     path = out / "config.json"
     data = {name: dict(vars(spec)) | _titles(spec) for name, spec in specs.items()}
-    before = json.loads(path.read_text()) if path.exists() else {"data": {}}
+    before = {"data": {}}
+    if path.exists():
+        before = read_json(path, "Put a copy of it back, or choose another directory.")
     for name, spec in specs.items():
         known = before["data"].get(name, {})
         if any(known.get(key, value) != value for key, value in vars(spec).items()):
@@ -252,22 +253,6 @@ def _titles(spec: DataSpec) -> dict[str, Any]:
         info = describe(spec.name)
         out |= {"title": info.title, "citation": info.citation}
     return out
-
-
-@contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """Hold a lock that the system gives back even if we are killed."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    with (out / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise BlockingIOError(f"Another run is at work in {out}.") from error
-        yield
 
 
 def _shown(results: Any, total: int, progress: bool) -> Iterator[tuple[Task, dict[str, Any]]]:

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numba import njit
 from numpy.typing import NDArray
 from scipy import sparse
 from scvi import REGISTRY_KEYS, settings
@@ -19,6 +18,7 @@ from scvi.dataloaders import DataSplitter
 from torch import Tensor
 
 from scvi_qbm._checks import as_positions
+from scvi_qbm._jit import kernel
 from scvi_qbm.data.rows import RowReader, is_on_disk
 
 Positions = NDArray[np.int64]
@@ -67,7 +67,7 @@ class _Rows(NamedTuple):
         return _Rows(self.x, self.rows[of])
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel(nogil=True)
 def add_rows(data, indices, indptr, rows, out):  # type: ignore[no-untyped-def]
     """Add rows of a CSR matrix to a dense one; columns must be in range, they are not checked."""
     for i, row in enumerate(rows):
@@ -239,7 +239,25 @@ class OnDiskDataLoader:
                     future.cancel()
 
 
-class OnDiskDataSplitter(DataSplitter):
+class Splitter(DataSplitter):
+    """scvi-tools' splitter; in training a last minibatch of one cell is left out.
+
+    Batch normalisation cannot take it. Cells are shuffled, so it is another one in each epoch.
+    """
+
+    def __init__(self, adata_manager: AnnDataManager, **kwargs: Any) -> None:
+        super().__init__(adata_manager, **kwargs)
+        if self.n_train < 2:
+            raise ValueError(
+                f"{self.n_train} cells to train on, of {adata_manager.adata.n_obs}: at least 2 "
+                "are needed. With few cells pass train_size=1.0."
+            )
+        size = self.data_loader_kwargs.get("batch_size") or settings.batch_size
+        if self.drop_last is False and self.n_train % size == 1 and self.n_train > 1:
+            self.drop_last = True
+
+
+class OnDiskDataSplitter(Splitter):
     """scvi-tools' splitter for data on disk; cells are held out by blocks of neighbours.
 
     Single cells at random would have to be read with all their neighbours.

@@ -10,6 +10,7 @@ from anndata import AnnData
 from numpy.typing import NDArray
 from scipy import sparse
 
+from scvi_qbm._numbers import as_seed, positive_int
 from scvi_qbm.data.normalise import log_cp10k
 
 __all__ = ["simulate"]
@@ -124,7 +125,7 @@ def simulate(
     ((200, 100), ['type_0', 'type_1', 'type_2', 'type_3'])
     """
     _check(locals())
-    streams = np.random.SeedSequence(seed).spawn(5)
+    streams = np.random.SeedSequence(as_seed(seed)).spawn(5)
     tree_rng, gene_rng, batch_rng, cell_rng, count_rng = map(np.random.default_rng, streams)
     tree = _grow(n_types, branching, tree_rng)
     n_codes = n_types - 1 + n_programs
@@ -254,9 +255,7 @@ def _check(arguments: dict[str, float]) -> None:
     """Raise ValueError where an argument of ``simulate`` is out of range."""
     lowest = {"n_cells": 1, "n_genes": 1, "n_types": 1, "n_batches": 1, "n_programs": 0}
     for name, low in lowest.items():
-        value = arguments[name]
-        if value != int(value) or value < low:
-            raise ValueError(f"{name} must be an integer of at least {low}, not {value}.")
+        positive_int(arguments[name], name, low)
     for name in ("branching", "continuity"):
         if not 0 <= arguments[name] <= 1:
             raise ValueError(f"{name} must lie in [0, 1], not {arguments[name]}.")

@@ -63,6 +63,8 @@ class AlignmentMixin:
         """Posteriors and minibatches of at most so many cells, of the model's data by default."""
         if loader is None:
             cells = np.arange(self.adata.n_obs) if indices is None else np.asarray(indices)
+            if not len(cells):
+                return
             chosen = np.random.default_rng(0).permutation(cells)[:limit]
             loader = self._make_data_loader(self.adata, indices=np.sort(chosen))
         n_seen = 0

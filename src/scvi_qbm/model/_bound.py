@@ -11,6 +11,8 @@ from anndata import AnnData
 from scvi.utils import unsupported_if_adata_minified
 from torch import Tensor
 
+from scvi_qbm._numbers import positive_int
+
 
 class BoundMixin:
     """:meth:`get_elbo`."""
@@ -63,7 +65,7 @@ class BoundMixin:
             If there are fewer draws than the result needs, or ``return_error`` is asked for
             single cells.
         """
-        if n_samples < 1 + return_error:
+        if positive_int(n_samples, "n_samples") < 1 + return_error:
             raise ValueError(
                 f"`n_samples` is {n_samples}: at least 1, or 2 for an error, are needed."
             )

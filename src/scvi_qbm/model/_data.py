@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from scvi.data._utils import _validate_adata_dataloader_input
+from scvi.data._utils import _get_adata_minify_type, _validate_adata_dataloader_input
+from scvi.model import SCVI
+from scvi.model.base._save_load import _load_saved_files
 
+from scvi_qbm._checks import as_positions, check_columns, check_kinds
+from scvi_qbm._numbers import positive_int
 from scvi_qbm.data import OnDiskDataLoader, reads_from_disk
 
 
@@ -47,18 +53,24 @@ class DataMixin:
         OSError
             If the disk is full, for example; the directory is as it was then.
         """
-        target = Path(dir_path)
+        target = Path(os.path.realpath(dir_path))
         if target.exists() and not overwrite:
             raise ValueError(
                 f"{dir_path} already exists. Pass overwrite=True, or another directory."
             )
+        self._check_own_genes()
         target.parent.mkdir(parents=True, exist_ok=True)
+        # Within the directory if it is there: it may be a disk of its own, or its parent closed.
+        beside = target if target.is_dir() else target.parent
         try:
             with tempfile.TemporaryDirectory(
-                prefix=f".{target.name}-", suffix=".tmp", dir=target.parent
+                prefix=f".{target.name}-", suffix=".tmp", dir=beside
             ) as folder:
                 super().save(folder, prefix, True, *args, **kwargs)  # type: ignore[misc]
                 target.mkdir(exist_ok=True)
+                if kwargs.get("save_anndata"):
+                    # Last to come back: killed in between, nothing loads with other data.
+                    (target / f"{prefix or ''}model.pt").unlink(missing_ok=True)
                 for file in sorted(Path(folder).iterdir()):
                     with file.open("rb+") as written:
                         os.fsync(written.fileno())
@@ -129,37 +141,116 @@ class DataMixin:
         super().minify_adata(minified_data_type, use_latent_qzm_key, use_latent_qzv_key)
 
     def _validate_anndata(self, adata: AnnData | None = None, **kwargs: Any) -> AnnData:
+        self._check_own_genes()
         if adata is not None and adata is not self.adata:
-            _check_order(adata, self.get_var_names())
-        try:
-            return super()._validate_anndata(adata, **kwargs)
-        except ValueError as error:
-            if "not found in source registry" not in str(error):
-                raise
+            self._check_other(adata)
+        with _unseen_explained(type(self).__name__):
+            adata = super()._validate_anndata(adata, **kwargs)
+        self._check_data(adata)
+        return adata
+
+    def _check_other(self, adata: AnnData) -> None:
+        """Raise where data that the model was not made with do not fit it."""
+        if not isinstance(adata, AnnData):
+            return  # scvi-tools says so
+        names = self.get_var_names() if self._genes is None else self._genes
+        _check_order(adata, names)
+        check_columns(adata, self.registry_["setup_args"])
+        check_kinds(adata, self.registry_)
+        if self.minified_data_type is not None and _get_adata_minify_type(adata) is None:
             raise ValueError(
-                f"{str(error).split(' Cannot transfer')[0]} The model has not seen this batch or "
-                f"covariate. Map the data onto it: query = {type(self).__name__}.load_query_data("
-                "adata, model), then query.train()."
-            ) from error
+                "The model's data are minified, and these are not. For cells with their counts "
+                f"load the model with them: {type(self).__name__}.load(directory, adata=adata)."
+            )
+
+    # Names of the genes that the network's inputs stand for.
+    _genes: pd.Index | None = None
+
+    def _check_own_genes(self) -> None:
+        """Raise if the genes of the model's own data were moved or dropped since."""
+        adata = self.adata
+        if adata is None or self._genes is None or adata.var_names is self._genes:
+            return
+        if not adata.var_names.equals(self._genes):
+            raise ValueError(
+                "The genes of the model's data were subset or reordered in place after set-up, "
+                "and the model reads them by position. Load the model with the data as they were."
+            )
+
+    @classmethod
+    def load(
+        cls,
+        dir_path: str | os.PathLike[str],
+        adata: AnnData | None = None,
+        *args: Any,
+        prefix: str | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Load a model that :meth:`save` wrote.
+
+        Parameters
+        ----------
+        dir_path, adata, *args, prefix, **kwargs
+            As :meth:`scvi.model.SCVI.load`.
+
+        Returns
+        -------
+        QBMVI
+            The model.
+
+        Raises
+        ------
+        ValueError
+            If there is no model, or ``adata`` has other batches, or its genes stand elsewhere.
+        """
+        if isinstance(adata, AnnData):
+            url = kwargs.get("backup_url")
+            saved = _load_saved_files(dir_path, False, prefix, "cpu", url)
+            _check_order(adata, saved[1])
+            check_columns(adata, saved[0]["registry_"].get("setup_args", {}))
+            check_kinds(adata, saved[0]["registry_"])
+        with _unseen_explained(cls.__name__):
+            model = super().load(dir_path, adata, *args, prefix=prefix, **kwargs)  # type: ignore[misc]
+        return model
 
     def _make_data_loader(
-        self, adata: AnnData, *args: Any, data_loader_class: Any = None, **kwargs: Any
+        self,
+        adata: AnnData,
+        indices: Any = None,
+        *args: Any,
+        data_loader_class: Any = None,
+        **kwargs: Any,
     ) -> Any:
+        if kwargs.get("batch_size") is not None:
+            kwargs["batch_size"] = positive_int(kwargs["batch_size"], "batch_size")
         manager = self.get_anndata_manager(adata)
+        if manager is not None:
+            indices = as_positions(indices, adata.n_obs)
+            if not len(indices):
+                raise ValueError("`indices` has no cells.")
         if data_loader_class is None and manager is not None and reads_from_disk(manager):
             data_loader_class = OnDiskDataLoader
         return super()._make_data_loader(
-            adata, *args, data_loader_class=data_loader_class, **kwargs
+            adata, indices, *args, data_loader_class=data_loader_class, **kwargs
         )
 
     def _minibatches(
-        self, adata: Any, indices: Any, batch_size: int | None, dataloader: Any, **kwargs: Any
+        self,
+        adata: Any,
+        indices: Any,
+        batch_size: int | None,
+        dataloader: Any,
+        *,
+        empty_is_fine: bool = False,
+        **kwargs: Any,
     ) -> Any:
         """The caller's loader, or one of some cells: scvi-tools' methods take either."""
         _validate_adata_dataloader_input(self, adata, dataloader)
         if dataloader is not None:
             return dataloader
         adata = self._validate_anndata(adata)
+        if empty_is_fine and indices is not None and not len(as_positions(indices, adata.n_obs)):
+            return []
         return self._make_data_loader(
             adata=adata, indices=indices, batch_size=batch_size, **kwargs
         )
@@ -171,6 +262,41 @@ class DataMixin:
         n_categories = module.decoder.px_decoder.n_cat_list
         one_hot = module.batch_representation != "embedding"
         return tuple(n_categories[1:] if one_hot else n_categories) or None
+
+    @staticmethod
+    def prepare_query_anndata(adata: Any, reference_model: Any, *args: Any, **kwargs: Any) -> Any:
+        """Bring genes into the reference's order, missing ones as zeros.
+
+        Parameters
+        ----------
+        adata, reference_model, *args, **kwargs
+            As :meth:`scvi.model.SCVI.prepare_query_anndata`.
+
+        Returns
+        -------
+        anndata.AnnData | pandas.Index | None
+            As there.
+
+        Raises
+        ------
+        ValueError
+            If names of genes or cells are not unique, or there is no ``X``.
+        """
+        if isinstance(reference_model, os.PathLike):
+            reference_model = os.fspath(reference_model)
+        if isinstance(adata, AnnData) and adata.X is None:
+            raise ValueError(
+                "The query has no X, which scvi-tools pads with zeros for missing genes: "
+                "adata.X = adata.layers['counts'] first."
+            )
+        if isinstance(adata, AnnData) and not adata.obs_names.is_unique:
+            raise ValueError("Names of cells are not unique: adata.obs_names_make_unique() first.")
+        if isinstance(adata, AnnData) and not adata.var_names.is_unique:
+            raise ValueError(
+                f"Gene {adata.var_names[adata.var_names.duplicated()][0]!r} is there twice: which "
+                "one is the reference's? First: adata.var_names_make_unique(), or drop one."
+            )
+        return SCVI.prepare_query_anndata(adata, reference_model, *args, **kwargs)
 
     @classmethod
     def load_query_data(
@@ -194,6 +320,11 @@ class DataMixin:
         ValueError
             If genes are missing or in another order.
         """
+        if isinstance(reference_model, os.PathLike):
+            reference_model = os.fspath(reference_model)
+        if isinstance(adata, AnnData) and isinstance(reference_model, cls):
+            check_columns(adata, reference_model.registry_["setup_args"])
+            check_kinds(adata, reference_model.registry_)
         if isinstance(adata, AnnData) and not (
             kwargs.get("inplace_subset_query_vars") or any(args[1:2])
         ):
@@ -217,6 +348,25 @@ class DataMixin:
                     )
                 _check_order(adata, names)
         return super().load_query_data(adata, reference_model, *args, **kwargs)
+
+
+@contextlib.contextmanager
+def _unseen_explained(name: str) -> Iterator[None]:
+    """Categories that a model has not seen, in words."""
+    try:
+        yield
+    except ValueError as error:
+        said = str(error)
+        if "not found in source registry" in said:
+            said = said.split(" Cannot transfer")[0]
+        elif "categorical failed. Expected categories" in said:
+            said = said.removeprefix("Making ").replace(" categorical failed. Expected", ": known")
+        else:
+            raise
+        raise ValueError(
+            f"{said} The model has not seen this batch or covariate. Map the data onto it: query "
+            f"= {name}.load_query_data(adata, model), then query.train()."
+        ) from error
 
 
 def _check_order(adata: AnnData, names: Any) -> None:

@@ -19,14 +19,26 @@ from torch.distributions import Distribution
 from torch.nn.functional import logsigmoid
 
 from scvi_qbm._checks import as_positions
+from scvi_qbm._numbers import positive, positive_int
 
 
-def _difference(x: NDArray[Any], y: NDArray[Any], pseudocounts: float) -> NDArray[Any]:
-    # Values are natural logarithms already, so their difference is a fold change in base e.
-    return (x - y) / np.log(2.0)
+def _genes(var_names: pd.Index, names: Any) -> list[str] | None:
+    """Names of genes as a list; a ValueError says which are not there."""
+    if names is None:
+        return None
+    genes = [names] if isinstance(names, str) else list(names)
+    missing = [gene for gene in genes if gene not in var_names]
+    if missing or not genes:
+        raise ValueError(
+            f"Not among the genes (adata.var_names): {', '.join(map(repr, missing[:5]))}"
+            f"{' ...' if len(missing) > 5 else ''}."
+            if genes
+            else "`gene_list` names no gene."
+        )
+    return genes
 
 
-def _by_name(method: Any, args: tuple[Any, ...]) -> dict[str, Any]:
+def by_name(method: Any, args: tuple[Any, ...]) -> dict[str, Any]:
     """Positional arguments under the names that this version of scvi-tools gives them."""
     names = list(inspect.signature(method).parameters)[1:]
     if len(args) > len(names):
@@ -58,98 +70,48 @@ class ExpressionMixin:
         TypeError
             If there are more arguments than upstream takes.
         ValueError
-            If ``library_size`` is given for ``gene_likelihood="normal"``, or samples are weighted
-            by importance and there are none.
+            If ``library_size`` is not positive, or given for ``gene_likelihood="normal"``; if a
+            gene of ``gene_list`` is not there; if samples are weighted by importance and there are
+            none.
         """
-        kwargs |= _by_name(SCVI.get_normalized_expression, args)
+        kwargs |= by_name(SCVI.get_normalized_expression, args)
+        adata = None
+        if kwargs.get("dataloader") is None:
+            adata = self._validate_anndata(kwargs.get("adata"))
+            # Upstream uses them for more than its loader.
+            kwargs["indices"] = as_positions(kwargs.get("indices"), adata.n_obs)
         library_size = kwargs.get("library_size", 1)
         if self.module.gene_likelihood == "normal" and library_size not in (1, "latent"):
             raise ValueError(
                 "gene_likelihood='normal' models log-normalised values, which have no library "
                 f"size: leave out library_size={library_size!r}."
             )
-        if kwargs.get("weights") == "importance" and library_size not in (1, "latent"):
-            # Upstream scales the very tensor that the weights are computed from.
-            return (
-                super().get_normalized_expression(**(kwargs | {"library_size": 1})) * library_size
-            )
-        return super().get_normalized_expression(**kwargs)
-
-    def differential_expression(self, *args: Any, **kwargs: Any) -> pd.DataFrame:
-        """Differential expression, see :meth:`scvi.model.SCVI.differential_expression`.
-
-        ``weights="importance"`` uses this model's prior (:meth:`get_importance_weights`). With
-        ``gene_likelihood="normal"``, ``mode="change"`` takes differences of the log-normalised
-        values as log fold changes, in base 2 (they must be natural logarithms, ``sc.pp.log1p``),
-        and the columns ``raw_normalized_mean``, which assume counts, are left out.
-
-        Parameters
-        ----------
-        *args, **kwargs
-            As there.
-
-        Returns
-        -------
-        pandas.DataFrame
-            As there, a row a gene and comparison.
-
-        Raises
-        ------
-        TypeError
-            If there are more arguments than upstream takes.
-        KeyError
-            If ``groupby`` is no column of ``obs``.
-        ValueError
-            If a group has no cells, or no other cells are left to compare it with.
-        """
-        kwargs |= _by_name(SCVI.differential_expression, args)
-        kwargs |= self._groups(**kwargs)
-        if self.module.gene_likelihood != "normal":
-            return super().differential_expression(**kwargs)
-        if kwargs.get("mode") == "change" and kwargs.get("change_fn") in (None, "log-fold"):
-            kwargs |= {"change_fn": _difference, "pseudocounts": 0.0}
-        out = super().differential_expression(**kwargs)
-        return out.drop(columns=[c for c in out if c.startswith("raw_normalized_mean")])
-
-    def _groups(
-        self,
-        adata: AnnData | None = None,
-        groupby: str | None = None,
-        group1: Any = None,
-        group2: Any = None,
-        **_: Any,
-    ) -> dict[str, Any]:
-        """The groups as ``obs`` has them: the cluster "0" for the number 0."""
-        if groupby is None:
-            return {}
-        obs = self._validate_anndata(adata).obs
-        if groupby not in obs:
-            raise KeyError(
-                f"groupby={groupby!r} is not in adata.obs. Available: "
-                f"{', '.join(map(repr, obs.columns))}."
-            )
-        names = {str(value): value for value in obs[groupby].dropna().unique()}
-
-        def named(group: Any) -> Any:
-            if str(group) not in names:
-                raise ValueError(
-                    f"No cells of group {group!r} in obs[{groupby!r}]. Available: "
-                    f"{', '.join(map(repr, names))}."
-                )
-            return names[str(group)]
-
-        found: dict[str, Any] = {}
-        if group1 is not None:
-            several = pd.api.types.is_list_like(group1)
-            found["group1"] = [named(group) for group in (group1 if several else [group1])]
-        if group2 is not None:
-            found["group2"] = named(group2)
-        elif len(names) < 2:
-            raise ValueError(
-                f"obs[{groupby!r}] has one group only, {next(iter(names))!r}: there is nothing to "
-                "compare it with."
-            )
-        return found
+        if library_size != "latent":
+            positive(library_size, "library_size")
+        if np.size(kwargs.get("transform_batch", 1)) == 0:
+            raise ValueError("`transform_batch` names no batch.")
+        var_names = pd.Index(self.get_var_names())
+        genes = _genes(var_names, kwargs.get("gene_list"))
+        kwargs["gene_list"] = genes
+        # Upstream names the rows after cells, which samples of a population are not.
+        pooled = kwargs.get("n_samples_overall") is not None and not kwargs.get("return_numpy")
+        if pooled:
+            kwargs["return_numpy"] = True
+        # Upstream scales the very tensor that importance weights are computed from.
+        afterwards = kwargs.get("weights") == "importance" and library_size not in (1, "latent")
+        if afterwards:
+            kwargs["library_size"] = 1
+        out = super().get_normalized_expression(**kwargs)
+        if afterwards:
+            out = out * library_size
+        if genes is None:
+            return pd.DataFrame(out, columns=var_names) if pooled else out
+        # As asked for; upstream's order is the data's.
+        there = var_names[var_names.isin(genes)]
+        place = there.get_indexer(genes) if there.is_unique else np.arange(len(there))
+        if pooled:
+            out = pd.DataFrame(out, columns=there)
+        return out.iloc[:, place] if isinstance(out, pd.DataFrame) else out[..., place]
 
     @torch.inference_mode()
     def get_importance_weights(
@@ -208,8 +170,7 @@ class ExpressionMixin:
             ("n_mc_samples", n_mc_samples),
             ("n_mc_samples_per_pass", n_mc_samples_per_pass),
         ):
-            if value < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {value}.")
+            positive_int(value, name)
         adata, device = self._validate_anndata(adata), self.device
         indices = as_positions(indices, adata.n_obs)
         anchors = np.arange(len(indices))
@@ -334,8 +295,7 @@ class ExpressionMixin:
         ValueError
             If ``n_samples`` < 1.
         """
-        if n_samples < 1:
-            raise ValueError(f"`n_samples` must be at least 1, got {n_samples}.")
+        positive_int(n_samples, "n_samples")
         loader = self._minibatches(adata, indices, batch_size, dataloader, **data_loader_kwargs)
         names = {
             "nb": {"mean": "mu", "dispersions": "theta"},
@@ -382,5 +342,6 @@ class ExpressionMixin:
 
 
 # What scvi-tools documents is what help() and editors show.
-for _name in ("get_normalized_expression", "differential_expression"):
-    getattr(ExpressionMixin, _name).__signature__ = inspect.signature(getattr(SCVI, _name))
+ExpressionMixin.get_normalized_expression.__signature__ = inspect.signature(  # type: ignore[attr-defined]
+    SCVI.get_normalized_expression
+)

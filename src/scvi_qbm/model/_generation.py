@@ -17,6 +17,7 @@ from scvi.module._constants import MODULE_KEYS
 from scvi.utils import track
 from torch.nn.functional import logsigmoid
 
+from scvi_qbm._numbers import as_seed, positive, positive_int
 from scvi_qbm.prior.negative_phase import correct
 from scvi_qbm.samplers import Sampler, get_sampler
 
@@ -153,11 +154,11 @@ class GenerationMixin:
         seed: int | None,
         **label: Any,
     ) -> AnnData:
+        n_cells, seed = positive_int(n_cells, "n_cells"), as_seed(seed)
         adata = self._validate_anndata(adata)
         module = self.module
         if library_size is not None:
-            if library_size <= 0:
-                raise ValueError(f"`library_size` must be positive, got {library_size}.")
+            positive(library_size, "library_size")
             if (
                 module.gene_likelihood == "normal"
                 or module.use_size_factor_key
@@ -183,7 +184,9 @@ class GenerationMixin:
                 rows.append(csr_matrix(self._decode(tensors, part, library_size)))
         energy = module.prior.energy(z.to(self.device)).cpu().double().numpy()
         obs = adata.obs.iloc[templates][keys].reset_index(drop=True)
-        obs = pd.DataFrame(obs).assign(energy=energy, **labels)
+        obs = pd.DataFrame(obs)
+        for column, values in {"energy": energy, **labels}.items():
+            obs[column] = values
         obs.index = [f"generated_{i}" for i in range(n_cells)]
         made = AnnData(vstack(rows, format="csr"), obs, adata.var.copy(), obsm={"code": codes})
         if (layer := self.registry_["setup_args"].get("layer")) is not None:

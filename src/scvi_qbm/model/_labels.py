@@ -81,7 +81,8 @@ class LabelsMixin:
 
     def _forget_fits(self) -> None:
         super()._forget_fits()  # type: ignore[misc]
-        self._label_shares_ = self._known_types_ = None
+        if not self.module.prior.is_frozen:
+            self._label_shares_ = self._known_types_ = None
 
     def _n_fitted_labels(self) -> int:
         return len({label for row in self._label_shares_ or {} for label in row})
@@ -260,7 +261,7 @@ class LabelsMixin:
         adapt_proportions: bool = False,
     ) -> tuple[Any, pd.DataFrame]:
         """Labels and their probabilities, as :meth:`predict` returns them."""
-        if not 0 <= threshold <= 1:
+        if isinstance(threshold, str) or not 0 <= threshold <= 1:
             raise ValueError(f"`threshold` must be from 0 to 1, got {threshold}.")
         p = self._probabilities(*cells, draw=draw)
         if adapt_proportions:
@@ -366,7 +367,7 @@ class LabelsMixin:
             pull = self._parameters_of_prior()
             self._fit_labels(None)  # training was cut short
             self._pull_ = self._pull_ or pull
-        loader = self._minibatches(adata, indices, batch_size, dataloader)
+        loader = self._minibatches(adata, indices, batch_size, dataloader, empty_is_fine=True)
         q = torch.zeros(0, self.module.n_latent)
         q = torch.cat([q, *(qz.probs.cpu() for qz, _ in self._posteriors(loader, limit=_ALL))])
         if draw:

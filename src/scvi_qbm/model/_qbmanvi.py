@@ -12,7 +12,7 @@ from scvi.data._constants import ADATA_MINIFY_TYPE
 from scvi.data._utils import _is_minified
 from torch import Tensor
 
-from scvi_qbm._checks import check_setup_keys
+from scvi_qbm._checks import as_keys, check_setup_keys
 from scvi_qbm._signature import full_signature
 from scvi_qbm.labelled_module import QBMANVAE
 from scvi_qbm.labelled_plan import QBMANTrainingPlan
@@ -133,6 +133,8 @@ class QBMANVI(LabelsMixin, LabelMachineMixin, QBMVI):
         ValueError
             If a label is missing (NaN), or there is no column or category to look for.
         """
+        categorical_covariate_keys = as_keys(categorical_covariate_keys, "categorical covariates")
+        continuous_covariate_keys = as_keys(continuous_covariate_keys, "continuous covariates")
         setup_method_args = cls._get_setup_method_args(**locals())
         keys = [labels_key] if isinstance(labels_key, str) else list(labels_key or [])
         if not keys or len(set(keys)) < len(keys):
@@ -148,7 +150,10 @@ class QBMANVI(LabelsMixin, LabelMachineMixin, QBMVI):
             )
         if kwargs.get("source_registry") is None:
             check_setup_keys(adata, layer, {"labels_key": keys})
-            if not (adata.obs[keys] == unlabeled_category).to_numpy().any():
+            given = adata.obs[keys].astype(object)
+            if not given.isna().to_numpy().any() and not (given == unlabeled_category).any(
+                axis=None
+            ):
                 warnings.warn(
                     f"No cell is {unlabeled_category!r} in {', '.join(keys)}: all count as "
                     "labelled.",

@@ -23,8 +23,10 @@ from scvi.data.fields import (
 )
 from scvi.model import SCVI
 
-from scvi_qbm._checks import check_expression, check_setup_keys
+from scvi_qbm._checks import as_keys, check_expression, check_setup_keys, glimpse
+from scvi_qbm._numbers import positive, positive_int
 from scvi_qbm._signature import full_signature
+from scvi_qbm.data.rows import is_on_disk
 from scvi_qbm.module import QBMVAE
 from scvi_qbm.recipes import get_recipe
 from scvi_qbm.relaxations import get_relaxation
@@ -33,6 +35,7 @@ from scvi_qbm.samplers import Sampler
 from ._alignment import AlignmentMixin
 from ._bound import BoundMixin
 from ._data import DataMixin
+from ._differential import DifferentialMixin
 from ._expression import ExpressionMixin
 from ._generation import GenerationMixin
 from ._landscape import LandscapeMixin
@@ -62,6 +65,7 @@ class QBMVI(
     AlignmentMixin,
     RepresentationMixin,
     BoundMixin,
+    DifferentialMixin,
     ExpressionMixin,
     LandscapeMixin,
     ProgramsMixin,
@@ -177,7 +181,9 @@ class QBMVI(
                 "each batch: leave it out with a data module, or pass adata."
             )
         super().__init__(adata, registry, **arguments)
-        self._check_data(empty_is_fine=True)
+        self._genes = None if self.adata is None else self.adata.var_names
+        self._pool_library_sizes()
+        self._check_data(self.adata, empty_is_fine=True)
         said = ", ".join(f"{k}: {arguments[k]}" for k in _SAID)
         self._model_summary_string = (
             f"{type(self).__name__} model with the following parameters: \n{said}, "
@@ -186,6 +192,20 @@ class QBMVI(
         self.recipe_ = recipe
         # By name, as load() builds modules from these names.
         self.init_params_ = {"kwargs": {}, "non_kwargs": {"recipe": recipe, **arguments}}
+
+    def _pool_library_sizes(self) -> None:
+        """The mean of the others' variance for a batch whose cells do not tell it."""
+        variances = getattr(self.module, "library_log_vars", None)
+        if variances is None or (variances > 0).all():
+            return
+        known = variances[variances > 0]
+        variances[variances <= 0] = known.mean() if len(known) else 1.0
+        warnings.warn(
+            "In some batches library sizes do not vary, as in one of a single cell. Their prior "
+            f"gets the mean variance of the others, {float(variances.max()):.2g}.",
+            UserWarning,
+            stacklevel=3,
+        )
 
     def summary(self, *, silent: bool = False) -> pd.Series:
         """What the model is, what it was trained on, and how that went, in one table.
@@ -216,8 +236,12 @@ class QBMVI(
             show(out)
         return out
 
-    def _check_data(self, *, empty_is_fine: bool = False) -> None:
-        if self.adata is None or self.minified_data_type is not None:
+    # What was checked last: data, number and a few of their values, which normalising changes.
+    _checked: tuple[Any, ...] | None = None
+
+    def _check_data(self, adata: AnnData | None, *, empty_is_fine: bool = False) -> None:
+        """Raise where data that the model is to read cannot be modelled."""
+        if adata is None or _get_adata_minify_type(adata) is not None:
             return
         gene_likelihood = self.module.gene_likelihood
         arguments = self.registry_["setup_args"]
@@ -233,10 +257,16 @@ class QBMVI(
             )
         layer = arguments.get("layer")
         where = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
-        x = self.adata_manager.get_from_registry(REGISTRY_KEYS.X_KEY)
+        x = self.get_anndata_manager(adata, required=True).get_from_registry(REGISTRY_KEYS.X_KEY)
         if empty_is_fine and getattr(x, "nnz", 1) == 0:
             return  # what is left of minified data; to be minified again before any use
-        check_expression(x, likelihood=gene_likelihood, where=where)
+        seen = (id(x), glimpse(x))
+        if seen == self._checked:
+            return
+        # A pass over a file takes long: after the first, its beginning must do.
+        most = 8192 if is_on_disk(x) and self._checked is not None else None
+        check_expression(x, likelihood=gene_likelihood, where=where, most=most)
+        self._checked = seen
 
     @classmethod
     def setup_anndata(
@@ -278,6 +308,8 @@ class QBMVI(
         KeyError
             If the layer or a key is not there; nothing is registered then.
         """
+        categorical_covariate_keys = as_keys(categorical_covariate_keys, "categorical covariates")
+        continuous_covariate_keys = as_keys(continuous_covariate_keys, "continuous covariates")
         setup_method_args = cls._get_setup_method_args(**locals())
         check_setup_keys(adata, layer, {"labels_key": labels_key})
         labels = CategoricalObsField(REGISTRY_KEYS.LABELS_KEY, labels_key)
@@ -334,10 +366,9 @@ def _check_arguments(arguments: dict[str, Any]) -> None:
     for name, known in _KNOWN.items():
         if arguments[name] not in known:
             raise ValueError(f"Unknown {name} {arguments[name]!r}. Available: {', '.join(known)}.")
-    if arguments["relaxation_beta"] <= 0:
-        raise ValueError(
-            f"`relaxation_beta` must be positive, got {arguments['relaxation_beta']}."
-        )
+    for name in ("n_latent", "n_hidden", "n_layers"):
+        positive_int(arguments[name], name, {"n_latent": 2, "n_hidden": 1, "n_layers": 0}[name])
+    positive(arguments["relaxation_beta"], "relaxation_beta")
 
 
 QBMVI.__signature__ = full_signature(QBMVI)  # type: ignore[attr-defined]

@@ -20,7 +20,7 @@ from torch.distributions import Bernoulli, Categorical, Independent, MixtureSame
 from torch.nn.functional import logsigmoid
 
 from scvi_qbm._checks import as_positions
-from scvi_qbm._files import replacing
+from scvi_qbm._files import check_target, replacing
 
 Representation = Literal["aligned", "probabilities", "logits", "zeta", "binary", "evidence"]
 
@@ -95,7 +95,9 @@ class RepresentationMixin:
         """
         _check_representation(representation)
         self._check_if_trained(warn=False)
-        loader = self._minibatches(adata, indices, batch_size, dataloader, **data_loader_kwargs)
+        loader = self._minibatches(
+            adata, indices, batch_size, dataloader, empty_is_fine=True, **data_loader_kwargs
+        )
         means, variances = [], []
         for tensors in loader:
             outputs = self.module.inference(**self.module._get_inference_input(tensors))
@@ -148,6 +150,7 @@ class RepresentationMixin:
         _check_representation(representation)
         if Path(path).suffix != ".npy":
             raise ValueError(f"The file is numpy's: call it .npy, not {Path(path).name!r}.")
+        check_target(path)
         self._check_if_trained(warn=False)
         adata = self._validate_anndata(adata)
         indices = as_positions(indices, adata.n_obs)
@@ -203,9 +206,14 @@ class RepresentationMixin:
         torch.distributions.MixtureSameFamily
             Product laws with equal weights, one a cell; ``log_prob`` takes codes, 0 and
             1, shape ``(..., n_latent)``, and gives nats.
+
+        Raises
+        ------
+        ValueError
+            If ``indices`` is empty.
         """
-        if indices is not None and len(np.atleast_1d(indices)) == 0:
-            indices = None
+        if indices is not None and not np.size(indices):
+            raise ValueError("`indices` has no cells, and a mixture of none is no distribution.")
         cells = {"indices": indices, "batch_size": batch_size}
         logits = self.get_latent_representation(adata, representation="logits", **cells)
         law = Bernoulli(logits=torch.from_numpy(logits).to(self.device))
@@ -273,7 +281,7 @@ class RepresentationMixin:
             queries = self._log_density(adata_sub, batch_size)[0]
             places = adata.obs_names.get_indexer(adata_sub.obs_names)
         samples = adata.obs[sample_key]
-        names = samples.dropna().unique()
+        codes, names = pd.factorize(samples)
         if samples.isna().any():
             warnings.warn(
                 f"{samples.isna().sum()} cells have no {sample_key!r} and belong to no sample.",
@@ -281,8 +289,8 @@ class RepresentationMixin:
                 stacklevel=2,
             )
         out = np.empty((adata_sub.n_obs, len(names)))
-        for column, name in enumerate(track(names, description="Abundance")):
-            members = np.flatnonzero((samples == name).to_numpy())
+        for column in track(range(len(names)), description="Abundance"):
+            members = np.flatnonzero(codes == column)
             if num_cells_posterior is not None and num_cells_posterior < len(members):
                 members = np.random.choice(members, num_cells_posterior, replace=False)
             out[:, column] = _log_mixture(

@@ -105,7 +105,8 @@ def _training(model: Any, history: dict[str, pd.DataFrame]) -> dict[str, Any]:
     cells = {"cells": model.train_indices, "cells_held_out": model.validation_indices}
     return {
         "trained": bool(model.is_trained),
-        "epochs": len(history.get("elbo_train", ())),
+        # Without a logger nothing is recorded.
+        "epochs": None if model.is_trained and not history else len(history.get("elbo_train", ())),
         "best_epoch": _best_epoch(history),
         **{name: None if of is None else len(of) for name, of in cells.items()},
         "device": str(model.device),

@@ -8,12 +8,12 @@ from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
-from scvi.dataloaders import DataSplitter
 from scvi.model._utils import get_max_epochs_heuristic
 from scvi.train._config import merge_kwargs
 
+from scvi_qbm._numbers import positive_int
 from scvi_qbm.checkpoint import TrainingCheckpoint, run_settings
-from scvi_qbm.data import OnDiskDataSplitter, reads_from_disk
+from scvi_qbm.data.on_disk import OnDiskDataSplitter, Splitter, reads_from_disk
 from scvi_qbm.plan import QBMTrainingPlan
 from scvi_qbm.recipes import get_recipe, resolve_plan
 from scvi_qbm.runner import QBMTrainRunner
@@ -28,9 +28,9 @@ class TrainingMixin:
     _train_runner_cls = QBMTrainRunner
 
     @property
-    def _data_splitter_cls(self) -> type[DataSplitter]:
+    def _data_splitter_cls(self) -> type[Splitter]:
         on_disk = self.adata is not None and reads_from_disk(self.adata_manager)
-        return OnDiskDataSplitter if on_disk else DataSplitter
+        return OnDiskDataSplitter if on_disk else Splitter
 
     def train(  # type: ignore[override]
         self,
@@ -60,7 +60,8 @@ class TrainingMixin:
             Cells per step. The recipe's (128; paper: 256) if None.
         early_stopping
             On by default wherever cells are held out (not with a ``datamodule``), with the
-            recipe's patience of 10, watching from the end of the KL warm-up on.
+            recipe's patience of 10, watching from the end of the KL warm-up on. Off with
+            ``max_steps`` and without validation.
         datasplitter_kwargs
             As :meth:`scvi.model.SCVI.train`.
         plan_config, plan_kwargs
@@ -115,10 +116,16 @@ class TrainingMixin:
         max_epochs = from_config[0] if max_epochs is None else max_epochs
         if max_epochs is None:
             max_epochs = self._default_epochs(datamodule)
+        if max_epochs is not None:
+            max_epochs = positive_int(max_epochs, "max_epochs", -1)  # Lightning: without an end
         early_stopping = from_config[1] if early_stopping is None else early_stopping
         if early_stopping is None:
-            early_stopping = datamodule is None and self._holds_out(
-                train_size, validation_size, datasplitter_kwargs
+            # With fewer steps than an epoch, or none for validation, there is nothing to watch.
+            cut = kwargs.get("max_steps", -1) != -1 or kwargs.get("limit_val_batches") == 0
+            early_stopping = (
+                datamodule is None
+                and not cut
+                and self._holds_out(train_size, validation_size, datasplitter_kwargs)
             )
         given = merge_kwargs(_changed(plan_config), plan_kwargs, name="plan")
         plan = resolve_plan(self.recipe_, self._plan_defaults() | given, max_epochs)
@@ -127,7 +134,7 @@ class TrainingMixin:
             kwargs.setdefault("early_stopping_patience", patience)
             warmup = plan.get("n_epochs_kl_warmup") or 0
             kwargs.setdefault("early_stopping_warmup_epochs", warmup)
-        self._check_data()
+        self._check_data(self.adata)
         if self.minified_data_type is not None:
             warnings.warn(
                 "The data are minified: latents of its cells stay as they were stored, whatever "
@@ -151,9 +158,14 @@ class TrainingMixin:
             kwargs["checkpoint"] = TrainingCheckpoint(checkpoint_dir, settings)
             if self.module.negative_phase is not None:
                 self.module.negative_phase.keep_draws(Path(checkpoint_dir) / "draws")
-        if not self.module.prior.is_frozen:
-            self._forget_fits()  # a query keeps its reference's
-        super().train(datamodule=datamodule, **arguments, **kwargs)
+        try:
+            super().train(datamodule=datamodule, **arguments, **kwargs)
+        except BaseException:
+            # Of a call that fails before its first step the model must not show a trace; the
+            # training plan has turned dropout on.
+            self.module.eval()
+            raise
+        self._forget_fits()
         loader = getattr(datamodule, "inference_dataloader", None)
         if datamodule is not None and loader is None:
             return
@@ -162,8 +174,9 @@ class TrainingMixin:
         self._fit_alignment(loader and loader())
 
     def _forget_fits(self) -> None:
-        """Drop what was fitted to an encoder that is to move on."""
-        self._alignment_ = self._attractors_ = self._pull_ = None
+        """Drop what was fitted to an encoder that has moved on; a query keeps its reference's."""
+        if not self.module.prior.is_frozen:
+            self._alignment_ = self._attractors_ = self._pull_ = None
 
     def _plan_defaults(self) -> dict[str, Any]:
         """What the training plan is told beside the recipe, where the user says nothing."""

@@ -8,8 +8,9 @@ from anndata import AnnData
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
+from scvi_qbm._numbers import positive_int
 from scvi_qbm.pl.model import _kept
-from scvi_qbm.pl.style import PALETTE, axes_or_new
+from scvi_qbm.pl.style import PALETTE, axes_or_new, plain
 
 __all__ = ["confusion", "reliability"]
 
@@ -86,8 +87,8 @@ def confusion(
     ax = axes_or_new(ax, (2.6 + 0.28 * n_columns, 1.8 + 0.24 * n_rows))
     image = ax.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     ax.figure.colorbar(image, ax=ax, label="share of the known label's cells")
-    ax.set_xticks(range(n_columns), columns, rotation=90, fontsize=7)
-    ax.set_yticks(range(n_rows), shares.index, fontsize=7)
+    ax.set_xticks(range(n_columns), map(plain, columns), rotation=90, fontsize=7)
+    ax.set_yticks(range(n_rows), map(plain, shares.index), fontsize=7)
     if n_columns <= 20:
         for (i, j), share in np.ndenumerate(shares.to_numpy()):
             if share >= 0.005:
@@ -95,7 +96,7 @@ def confusion(
                 text = f"{share:.2f}".lstrip("0")
                 ax.text(j, i, text, ha="center", va="center", fontsize=6, color=color)
     ax.set_xlabel("predicted")
-    ax.set_ylabel(f"known ({labels_key})")
+    ax.set_ylabel(f"known ({plain(labels_key)})")
     ax.tick_params(length=2)
     return ax
 
@@ -145,8 +146,7 @@ def reliability(
     ----------
     Guo et al. (2017), On calibration of modern neural networks, ICML.
     """
-    if n_bins < 1:
-        raise ValueError(f"`n_bins` must be at least 1, got {n_bins}.")
+    positive_int(n_bins, "n_bins")
     known, predicted, probability = _known_and_predicted(adata, labels_key, key)
     right = (known == predicted).to_numpy()
     bins = np.clip((probability * n_bins).astype(int), 0, n_bins - 1)

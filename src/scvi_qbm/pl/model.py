@@ -15,7 +15,8 @@ from matplotlib.path import Path
 from numpy.typing import NDArray
 from scipy.cluster.hierarchy import dendrogram, leaves_list, linkage
 
-from scvi_qbm.pl.style import PALETTE, axes_or_new
+from scvi_qbm._numbers import positive_int
+from scvi_qbm.pl.style import PALETTE, axes_or_new, plain
 
 __all__ = [
     "attractors",
@@ -144,7 +145,7 @@ def attractors(
     names = [str(g) for g in group]
     if labels_key is not None:
         common = most_frequent(adata, key, labels_key)
-        names = [f"{g} {common[g]}" if g in common else g for g in names]
+        names = [plain(f"{g} {common[g]}") if g in common else g for g in names]
     ax = axes_or_new(ax, (max(4.0, 0.22 * min(len(names), 60)), 3.2))
     height = list(np.asarray(kept["energies"]) - np.min(kept["energies"]))
     if len(names) == 1:
@@ -210,6 +211,7 @@ def programs(
         If there are no programs.
     """
     _kept(adata, key, "programs")
+    positive_int(n_units, "n_units"), positive_int(n_genes, "n_genes")
     change = adata.varm[key].T.iloc[:n_units].fillna(0)
     genes: list[str] = []
     for _, row in change.iterrows():
@@ -219,7 +221,7 @@ def programs(
     ax = axes_or_new(ax, (1.6 + 0.12 * len(genes), 1.0 + 0.13 * len(shown)))
     image = ax.imshow(shown, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
     ax.figure.colorbar(image, ax=ax, label="log fold change, unit on against off")
-    ax.set_xticks(range(len(genes)), genes, rotation=90, fontsize=6.5)
+    ax.set_xticks(range(len(genes)), map(plain, genes), rotation=90, fontsize=6.5)
     ax.set_yticks(range(len(shown)), shown.index, fontsize=6.5)
     ax.tick_params(length=2)
     return ax
@@ -302,6 +304,7 @@ def coupling_graph(
         If all couplings are 0.
     """
     couplings = _kept(adata, key, "couplings")["pairs"]
+    positive_int(n_edges, "n_edges")
     edges = couplings[couplings["coupling"] != 0]
     edges = edges.loc[edges["coupling"].abs().nlargest(n_edges).index]
     if edges.empty:
@@ -330,7 +333,7 @@ def coupling_graph(
     names = labels or {}
     for unit, (x, y), turn in zip(units, xy, np.degrees(angle), strict=True):
         upright = turn if x >= 0 else turn + 180
-        ax.text(1.07 * x, 1.07 * y, names.get(int(unit), str(unit)), fontsize=7,
+        ax.text(1.07 * x, 1.07 * y, plain(names.get(int(unit), unit)), fontsize=7,
                 rotation=upright, rotation_mode="anchor", va="center",
                 ha="left" if x >= 0 else "right")  # fmt: skip
     lines = [

@@ -18,3 +18,8 @@ MARKERS = "os^Dv<>ph*XP"
 def axes_or_new(ax: Axes | None, size: tuple[float, float]) -> Axes:
     """The axes given, or those of a new figure of this size in inches."""
     return plt.subplots(figsize=size, layout="constrained")[1] if ax is None else ax
+
+
+def plain(name: object) -> str:
+    """A name as text to be drawn: Matplotlib takes what stands between dollars for mathematics."""
+    return str(name).replace("$", r"\$")

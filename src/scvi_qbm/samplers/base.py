@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import abc
-import operator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -11,6 +10,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from scvi_qbm._numbers import as_seed, positive_int
 from scvi_qbm.ising import Ising
 
 __all__ = ["ChainSampler", "Law", "SampleSet", "Sampler"]
@@ -112,10 +112,11 @@ class Sampler(abc.ABC):
         Raises
         ------
         TypeError
-            If ``ising`` is not an :class:`~scvi_qbm.ising.Ising`.
+            If ``ising`` is not an :class:`~scvi_qbm.ising.Ising`, or ``n_samples`` or ``seed`` is
+            no whole number.
         ValueError
-            If ``beta`` is negative, not finite or too large for single precision, or
-            ``n_samples`` < 1.
+            If ``beta`` is negative, not finite or too large for single precision, ``n_samples``
+            < 1, or ``seed`` < 0.
         RuntimeError
             If a back end returns states of the wrong shape, or entries other than -1 and +1.
         """
@@ -133,10 +134,8 @@ class Sampler(abc.ABC):
                 f"beta times the largest possible field is {beta * largest:.1e}: too large for "
                 "single precision. Above 1e3 it makes no difference: spins are frozen."
             )
-        n_samples = operator.index(n_samples)
-        if n_samples < 1:
-            raise ValueError(f"`n_samples` must be at least 1, got {n_samples}.")
-        entropy = np.random.SeedSequence(None if seed is None else operator.index(seed))
+        n_samples = positive_int(n_samples, "n_samples")
+        entropy = np.random.SeedSequence(as_seed(seed))
         spins, info = self._sample(ising, beta, n_samples, entropy)
         wrong = np.asarray(spins)[np.abs(spins) != 1]
         if wrong.size:

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from scvi_qbm._numbers import as_seed, positive_int
 from scvi_qbm.ising import Ising
 from scvi_qbm.samplers import engine
 
 from .base import ChainSampler
-from .checks import positive_int
 
 # States looked at in the second half of the burn-in, by which small runs are judged.
 _LOOKS = 8
@@ -41,7 +41,7 @@ class LadderSampler(ChainSampler):
     def init(self, ising: Ising, beta: float = 1.0, seed: int | None = None) -> Any:
         target = ising.scaled(beta)
         _check_precision(target, self.name)
-        return self._start(target, np.random.SeedSequence(seed))
+        return self._start(target, np.random.SeedSequence(as_seed(seed)))
 
     def step(self, state: Any, n_sweeps: int | None = None) -> Any:
         self._run(state, self.n_sweeps if n_sweeps is None else n_sweeps)

@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from .checks import positive
+from scvi_qbm._numbers import positive
+
 from .cim_base import CIM, F32, Couple, Noise, ramp
 
 __all__ = [

@@ -18,11 +18,11 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from scvi_qbm._numbers import one_of, positive, positive_int
 from scvi_qbm.ising import Ising
 from scvi_qbm.samplers import engine
 
 from .base import Law, Sampler
-from .checks import one_of, positive, positive_int
 
 F32 = NDArray[np.float32]
 Couple = Callable[[F32], F32]

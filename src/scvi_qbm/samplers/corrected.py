@@ -11,13 +11,13 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from scvi_qbm._numbers import positive_int
 from scvi_qbm.diagnostics import effective_beta
 from scvi_qbm.ising import Ising
 from scvi_qbm.samplers import engine
 
 from .base import Sampler
 from .chain import LadderSampler, disagreement
-from .checks import positive_int
 from .registry import get_sampler
 
 __all__ = ["Corrected"]

@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from scvi_qbm._numbers import positive_int
 from scvi_qbm.ising import Ising
 
 from .base import Law, Sampler
-from .checks import positive_int
 from .registry import get_sampler
 
 __all__ = ["Gauged"]

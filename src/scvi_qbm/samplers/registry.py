@@ -124,8 +124,8 @@ def get_sampler(name: str | Sampler, **options: Any) -> Sampler:
     ValueError
         If no sampler has that name; the message lists those there are.
     TypeError
-        If the sampler does not know an option (the message lists its options), or options come
-        with an instance.
+        If the sampler does not know an option or lacks one that it needs (the message says which),
+        or options come with an instance.
 
     Examples
     --------
@@ -146,7 +146,22 @@ def get_sampler(name: str | Sampler, **options: Any) -> Sampler:
             f"Sampler {name!r} has no option {', '.join(map(repr, unknown))}. "
             f"Its options: {', '.join(known) or 'none'}."
         )
+    missing = [option for option in _required(factory) if option not in options]
+    if missing:
+        raise TypeError(
+            f"Sampler {name!r} needs the option {', '.join(map(repr, missing))}: "
+            f"get_sampler({name!r}, {missing[0]}=...), or sampler_options="
+            f"{{{missing[0]!r}: ...}} in a model. help({factory.__module__}.{factory.__name__}) "
+            "says what it may be."
+        )
     return factory(**options)
+
+
+def _required(factory: Callable[..., Sampler]) -> list[str]:
+    """Options that a sampler cannot be made without."""
+    plain = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    parameters = inspect.signature(factory).parameters.items()
+    return [name for name, p in parameters if p.default is p.empty and p.kind in plain]
 
 
 def is_sampler(name: str) -> bool:
@@ -194,8 +209,8 @@ def describe_samplers() -> list[SamplerDescription]:
         except Exception as error:  # noqa: BLE001 - a broken plugin must not break the listing
             rows.append(SamplerDescription(name, "-", f"cannot be loaded: {error}"))
             continue
-        lines = (inspect.getdoc(target) or "").splitlines()
-        rows.append(
-            SamplerDescription(name, getattr(target, "law", "?"), lines[0] if lines else "")
-        )
+        summary = next(iter((inspect.getdoc(target) or "").splitlines()), "")
+        if needed := _required(target):
+            summary += f" (needs {', '.join(needed)}=)"
+        rows.append(SamplerDescription(name, getattr(target, "law", "?"), summary))
     return rows

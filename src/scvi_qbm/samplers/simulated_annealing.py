@@ -7,11 +7,11 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from scvi_qbm._numbers import one_of, positive_int
 from scvi_qbm.ising import Ising
 from scvi_qbm.samplers import engine
 
 from .base import Law, Sampler
-from .checks import one_of, positive_int
 
 __all__ = ["SimulatedAnnealing"]
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import warnings
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,7 +39,7 @@ DEFAULT_KEYS: dict[str, tuple[str | None, str]] = {
 
 
 def target(
-    model: QBMVI, adata: AnnData | None, copy: bool, *, tool: str, key_added: str
+    model: QBMVI, adata: AnnData | None, copy: bool, *, tool: str, key_added: str, **beside: Any
 ) -> AnnData:
     """The data to write into: ``adata`` or the model's, or a copy of them."""
     if isinstance(model, AnnData):
@@ -49,20 +51,43 @@ def target(
         raise ValueError("The model was made without data: pass adata=.")
     if not isinstance(chosen, AnnData):
         raise TypeError(f"tl.{tool}: `adata` is a {type(chosen).__name__}. Give keys by name.")
-    return writable(chosen, copy, tool=tool, key_added=key_added)
+    return writable(chosen, copy, tool=tool, key_added=key_added, **beside)
 
 
-def writable(adata: AnnData, copy: bool, *, tool: str, key_added: str) -> AnnData:
-    """``adata`` or a copy, if nothing that others wrote is at ``key_added``."""
+def writable(
+    adata: AnnData,
+    copy: bool,
+    *,
+    tool: str,
+    key_added: str,
+    beside: Sequence[tuple[str, str]] = (),
+) -> AnnData:
+    """``adata`` or a copy, if nothing that others wrote is at ``key_added``.
+
+    ``beside``: slots and keys that the tool writes as well. At its default key, a column that it
+    did not write is replaced with a warning: notes of earlier results get lost in concatenation.
+    """
+    if not isinstance(key_added, str):
+        raise TypeError(f"`key_added` is a name, not {key_added!r}.")
+    notes = adata.uns.get("qbm", {})
+    if not isinstance(notes, Mapping):
+        raise ValueError("adata.uns['qbm'] is no dictionary; tl keeps its notes there: rename it.")
     slot, default = DEFAULT_KEYS[tool]
-    author = adata.uns.get("qbm", {}).get(key_added, {}).get("tool")
-    there = slot is not None and key_added in getattr(adata, slot)
-    taken = there and author is None and key_added != default
-    if taken or author not in (None, tool):
-        whose = f"adata.{slot}[{key_added!r}]" if taken else f"A result of tl.{author}"
+    author = notes.get(key_added, {}).get("tool")
+    keys = [*beside] if slot is None else [(slot, key_added), *beside]
+    there = [f"adata.{s}[{key!r}]" for s, key in keys if key in getattr(adata, s)]
+    if (there and author is None and key_added != default) or author not in (None, tool):
+        whose = ", ".join(there) if author is None else f"A result of tl.{author}"
         raise ValueError(
             f"{whose} is there already, and tl.{tool} did not write it. Choose another key_added "
             f"than {key_added!r}."
+        )
+    if there and author is None:
+        warnings.warn(
+            f"tl.{tool} replaces {', '.join(there)}, which it did not write. To keep both, pass "
+            "another key_added.",
+            UserWarning,
+            stacklevel=4,
         )
     return adata.copy() if copy else adata
 
@@ -250,7 +275,7 @@ def attractors(
     ----------
     Becker and Karplus (1997), J. Chem. Phys. 106, 1495 (doi:10.1063/1.473299).
     """
-    if not depth >= 0:
+    if isinstance(depth, str) or not depth >= 0:
         raise ValueError(f"`depth` must be at least 0 nats, got {depth}.")
     adata = target(model, adata, copy, tool="attractors", key_added=key_added)
     found = model.get_attractors(adata)

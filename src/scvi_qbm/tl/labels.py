@@ -53,17 +53,27 @@ def predict(
     """
     if not isinstance(model, QBMANVI) and not isinstance(model, AnnData):
         raise TypeError(f"tl.predict needs a QBMANVI model, not a {type(model).__name__}.")
-    adata = target(model, adata, copy, tool="predict", key_added=key_added)
+    levels = getattr(model, "label_keys_", [""])
+    names = [key_added] if len(levels) == 1 else [f"{key_added}_{level}" for level in levels]
+    beside = [("obs", f"{name}_probability") for name in names]
+    beside += [("obs", name) for name in names if name != key_added]
+    beside += [("obsm", f"{key_added}_probabilities")]
+    adata = target(model, adata, copy, tool="predict", key_added=key_added, beside=beside)
     options = {"threshold": threshold, "adapt_proportions": adapt_proportions}
     hard, soft = model._hard_and_soft(adata, None, None, None, **options)
-    levels = model.label_keys_
     if len(levels) == 1:
         parts = {key_added: (hard, soft)}
     else:
-        parts = {f"{key_added}_{level}": (hard[level].to_numpy(), soft[level]) for level in levels}
+        parts = {
+            name: (hard[level].to_numpy(), soft[level])
+            for name, level in zip(names, levels, strict=True)
+        }
         soft.columns = [f"{level}: {name}" for level, name in soft.columns]
     for key, (labels, probabilities) in parts.items():
-        adata.obs[key] = pd.Categorical(labels)
+        written = pd.Categorical(labels)
+        if len({type(label) for label in written.categories}) > 1:  # h5ad takes one type
+            written = pd.Categorical(labels.astype(str))
+        adata.obs[key] = written
         place = probabilities.columns.get_indexer(labels)
         values = probabilities.to_numpy()
         best = values.max(axis=1)

@@ -10,6 +10,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 
+from scvi_qbm._numbers import positive_int
+
 from .cells import logger, note, writable
 
 #: scanpy takes eigenvalues from here on for those of separate pieces.
@@ -73,6 +75,7 @@ def dpt(
     """
     if not isinstance(adata, AnnData):
         raise TypeError(f"tl.dpt takes the cells alone, not a {type(adata).__name__}.")
+    n_components = positive_int(n_components, "n_components", 2)
     adata = writable(adata, copy, tool="dpt", key_added=key_added)
     key = "neighbors" if neighbors_key is None else neighbors_key
     if key not in adata.uns:
@@ -130,7 +133,9 @@ def _root(adata: AnnData, root: str | int | None) -> int:
         if root not in adata.obs_names:
             raise KeyError(f"No cell is called {root!r}.")
         return int(np.flatnonzero(adata.obs_names == root)[0])
-    if not 0 <= int(root) < adata.n_obs:
+    if isinstance(root, bool | np.bool_) or not isinstance(root, int | np.integer):
+        raise TypeError(f"`root` is the name or the number of one cell, not {root!r}.")
+    if not 0 <= root < adata.n_obs:
         raise ValueError(f"`root` is {root}: a cell from 0 to {adata.n_obs - 1}.")
     return int(root)
 

@@ -8,6 +8,8 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from scvi_qbm._numbers import positive_int
+
 from .cells import LARGE, logger, note, target
 
 if TYPE_CHECKING:
@@ -37,7 +39,7 @@ def programs(
     min_share
         Leave out genes that fewer than this share of the cells express.
     labels_key
-        Column of ``obs``, such as cell types or clusters: ``on`` then has a column for each.
+        Column of ``obs``, such as cell types or clusters: ``on`` then has a row for each.
     key_added
         Key of ``varm`` for the result.
     copy
@@ -49,8 +51,8 @@ def programs(
         ``varm[key_added]``: data frame, genes by units, the log fold change when the unit
         switches on, see :meth:`QBMVI.get_gene_programs`.
         ``uns["qbm"][key_added]``: ``up`` and ``down``, data frames with the strongest genes of
-        each unit, strongest unit first; ``on``, a data frame with the ``share`` of cells that
-        have the unit on, of all cells and of each label's; the parameters.
+        each unit, strongest unit first; ``on``, a data frame with the share of cells that have
+        each unit on: of ``"all cells"``, and of each label's in further rows; the parameters.
 
     Raises
     ------
@@ -62,19 +64,25 @@ def programs(
         If ``n_genes`` is not positive, ``min_share`` not in [0, 1), or ``key_added`` holds
         something else.
     """
-    if n_genes < 1:
-        raise ValueError(f"`n_genes` must be at least 1, got {n_genes}.")
+    positive_int(n_genes, "n_genes")
     adata = target(model, adata, copy, tool="programs", key_added=key_added)
+    if labels_key is not None and not isinstance(labels_key, str):
+        raise TypeError(f"`labels_key` is a column of obs, not {labels_key!r}.")
     if labels_key is not None and labels_key not in adata.obs:
         raise KeyError(
             f"{labels_key!r} is not in adata.obs. Available: {', '.join(map(repr, adata.obs))}."
         )
     change = model.get_gene_programs(adata, min_share=min_share, silent=adata.n_obs <= LARGE)
     codes = model.get_latent_representation(adata, representation="binary")
-    on = pd.DataFrame({"share": codes.mean(0)}, index=change.index)
+    on = pd.DataFrame(codes.mean(0)[None], ["all cells"], change.index)
     if labels_key is not None:
-        labels = adata.obs[labels_key].astype(str).to_numpy()
-        on = on.join(pd.DataFrame(codes, columns=change.index).groupby(labels).mean().T)
+        # Labels name rows: as columns, h5ad would take a slash in one for a folder.
+        labels = adata.obs[labels_key].dropna().astype(str)
+        rows = adata.obs[labels_key].notna().to_numpy()
+        by_label = (
+            pd.DataFrame(codes[rows], columns=change.index).groupby(labels.to_numpy()).mean()
+        )
+        on = pd.concat([on, by_label])
     strength = change.pow(2).sum(axis=1)
     change = change.loc[strength.sort_values(ascending=False, kind="stable").index]
     adata.varm[key_added] = change.T
@@ -86,7 +94,7 @@ def programs(
         min_share=min_share,
         up=_strongest(change, n_genes),
         down=_strongest(-change, n_genes),
-        on=on.loc[change.index],
+        on=on[change.index],
     )
     rare = int(change.isna().all().sum())
     if rare:

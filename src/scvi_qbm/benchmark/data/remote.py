@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from scvi_qbm._files import read_json, replacing
+
 # Shows the bytes that are here, and how many there will be.
 _Show = Callable[[int, int | None], None]
 _CHUNK = 1 << 20
@@ -115,13 +117,18 @@ def _record_path(path: Path) -> Path:
 
 def _recorded(path: Path) -> str | None:
     record = _record_path(path)
-    return json.loads(record.read_text())["sha256"] if record.exists() else None
+    if not record.exists():
+        return None
+    said = read_json(record, "Delete it, if you trust the file beside it.")
+    return str(said["sha256"])
 
 
 def _record(path: Path, url: str | None) -> None:
     record = _record_path(path)
     digest = _digest(path)
-    record.write_text(json.dumps({"file": path.name, "sha256": digest, "url": url}, indent=1))
+    with replacing(record) as temporary:
+        said = {"file": path.name, "sha256": digest, "url": url}
+        temporary.write_text(json.dumps(said, indent=1))
     warnings.warn(
         f"No SHA-256 is published for {path.name}. That of this copy ({digest}) is recorded in "
         f"{record.name}, and later uses are checked against it.",
@@ -192,7 +199,10 @@ class _Part:
 
     def _resume_headers(self) -> dict[str, str]:
         """Headers that ask for the rest of the part, if there is one of this address."""
-        note = json.loads(self.note.read_text()) if self.note.exists() else {}
+        try:
+            note = json.loads(self.note.read_text())
+        except (FileNotFoundError, json.JSONDecodeError):
+            note = {}  # from the beginning
         validator = note.get("validator")
         if self._size() == 0 or note.get("url") != self.url or not (validator or self.verified):
             return {}

@@ -68,7 +68,7 @@ def load_data(spec: DataSpec) -> AnnData:
     if chosen is not None:
         data = data[chosen].copy()
     where = f"{spec.name}: {'X' if layer is None else layer}"
-    check_expression(data.X, likelihood="nb", where=where)
+    check_expression(data.X, likelihood="nb", where=where, strict=True)
     data.X = data.X.astype(np.float32)
     if spec.n_top_genes is not None and spec.n_top_genes < data.n_vars:
         logged = data.copy()

@@ -19,6 +19,7 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 from rich.progress import track
 
+from scvi_qbm._files import alone_in, replacing
 from scvi_qbm.benchmark.rows import Rows
 from scvi_qbm.benchmark.sampling.instances import sherrington_kirkpatrick
 from scvi_qbm.benchmark.sampling.optimum import optimum
@@ -72,7 +73,8 @@ def trained_machine(directory: Path, n_latent: int, seed: int) -> Ising:
         model = QBMVI(adata, n_latent=n_latent)
         model.train(enable_progress_bar=False)
         W, h = model.module.prior.parameters_numpy()
-        np.savez(path, W=W, h=h)
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, W=W, h=h)
     with np.load(path) as stored:
         return Ising.from_boltzmann(stored["W"], stored["h"])
 
@@ -281,6 +283,11 @@ PARTS: dict[str, tuple[Callable[..., pd.DataFrame], Callable[..., Sequence[Axes]
 
 def run_sampling(directory: Path, *, parts: list[str], quick: bool, seed: int) -> None:
     """Measure parts, or go on with them, and write tables and pictures."""
+    with alone_in(directory, "benchmarking"):
+        _run_parts(directory, parts, quick=quick, seed=seed)
+
+
+def _run_parts(directory: Path, parts: list[str], *, quick: bool, seed: int) -> None:
     for part in parts:
         measure, draw = PARTS[part]
         frame = measure(directory, quick=quick, seed=seed)

@@ -10,9 +10,9 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from scvi_qbm._numbers import one_of, positive, positive_int
 from scvi_qbm.ising import Ising
 from scvi_qbm.samplers.base import Law, Sampler
-from scvi_qbm.samplers.checks import one_of, positive, positive_int
 
 from .reads import energy_scale, n_distinct
 

@@ -23,7 +23,7 @@ import tenacity
 from numpy.typing import NDArray
 
 from scvi_qbm._files import replacing
-from scvi_qbm.samplers.checks import positive, positive_int
+from scvi_qbm._numbers import positive, positive_int
 
 __all__ = ["Answer", "Calls", "Queued"]
 

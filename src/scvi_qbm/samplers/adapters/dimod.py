@@ -18,9 +18,9 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from scvi_qbm._numbers import one_of, positive_int
 from scvi_qbm.ising import Ising
 from scvi_qbm.samplers.base import Law, Sampler
-from scvi_qbm.samplers.checks import one_of, positive_int
 
 from .calls import Answer, Calls, key
 from .reads import audit, audit_law, energy_scale, is_cold
@@ -222,6 +222,8 @@ class Dimod(Sampler):
     def _read(self, target: Ising, model: Any, n_reads: int, seed: int, who: str) -> Answer:
         """States of one call, their energies checked, one row an occurrence."""
         answer = self.child.sample(model, **self._arguments(target.n_spins, n_reads, seed))
+        if not hasattr(answer, "record"):
+            raise TypeError(f"{who} returned a {type(answer).__name__}, not a dimod.SampleSet.")
         record, order = answer.record, list(answer.variables)
         counts = np.asarray(record.num_occurrences, dtype=np.int64)
         if counts.sum() == 0:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from scvi_qbm.samplers.checks import positive_int
+from scvi_qbm._numbers import positive_int
 
 __all__ = ["Quantised", "quantise"]
 

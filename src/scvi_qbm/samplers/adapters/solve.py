@@ -14,9 +14,9 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from scvi_qbm._numbers import positive_int
 from scvi_qbm.ising import Ising
 from scvi_qbm.samplers.base import Law, Sampler
-from scvi_qbm.samplers.checks import positive_int
 
 from .calls import Answer, Calls, Queued, key
 from .kaiwu.worker import checked_reads, heat_bath

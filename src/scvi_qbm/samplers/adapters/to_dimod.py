@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from scvi_qbm._numbers import positive_int
 from scvi_qbm.ising import Ising
 from scvi_qbm.samplers.base import Sampler, SampleSet
-from scvi_qbm.samplers.checks import positive_int
 from scvi_qbm.samplers.registry import get_sampler
 
 from .dimod import require

@@ -16,8 +16,9 @@ registers. A sweep is thus an exact sequential heat bath (or Metropolis), at the
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from scvi_qbm._jit import kernel
 
 from .rng import fill_symmetric, next_uniform
 from .simd import LANE, TILE, add_rows, add_rows_narrow, add_rows_wide, heat_bath
@@ -32,7 +33,7 @@ BLOCK = 32
 _REFRESH_ROWS = 128
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel(nogil=True)
 def _scratch(n_rows: int, width: int) -> F32:
     """Zeros that start at a cache line."""
     raw = np.zeros(n_rows * width + 16, dtype=np.float32)
@@ -40,7 +41,7 @@ def _scratch(n_rows: int, width: int) -> F32:
     return raw[first : first + n_rows * width].reshape((n_rows, width))
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=True)
+@kernel(nogil=True, fastmath=True)
 def sweep_chunk(
     J: F32,
     base: F32,
@@ -121,7 +122,7 @@ def sweep_chunk(
         energy[r] += delta[r]
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=True)
+@kernel(nogil=True, fastmath=True)
 def refresh_chunk(J: F32, linear: F32, spins: F32, fields: F32, energy: F64, used: int) -> None:
     """Fields and energies of the first ``used`` lanes anew from their spins, in place."""
     n = spins.shape[0]
@@ -153,7 +154,7 @@ def refresh_chunk(J: F32, linear: F32, spins: F32, fields: F32, energy: F64, use
         energy[r] = -0.5 * total
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel(nogil=True)
 def anneal_chunk(
     J: F32,
     base: F32,
@@ -176,7 +177,7 @@ def anneal_chunk(
             refresh_chunk(J, linear, spins, fields, energy, used)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel(nogil=True)
 def swap_levels(
     ladder: F64,
     parity: int,
@@ -205,7 +206,7 @@ def swap_levels(
                 lam[b] = np.float32(ladder[k])
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel(nogil=True)
 def _count_round_trips(lane_at: I64, heading: I64) -> int:
     """Round trips hot -> cold -> hot that end now. ``heading``: 0 unknown, 1 to cold, 2 to hot."""
     trips = 0
@@ -220,7 +221,7 @@ def _count_round_trips(lane_at: I64, heading: I64) -> int:
     return trips
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel(nogil=True)
 def run_chunk(
     J: F32,
     base: F32,

@@ -7,8 +7,9 @@ grouped into chunks or spread over threads.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from scvi_qbm._jit import kernel
 
 U32 = NDArray[np.uint32]
 F32 = NDArray[np.float32]
@@ -25,7 +26,7 @@ def lane_states(seed: int | np.random.SeedSequence, n_lanes: int) -> U32:
     return np.ascontiguousarray(words.T)
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=True)
+@kernel(nogil=True, fastmath=True)
 def fill_symmetric(state: U32, n_rows: int, out: F32) -> None:
     """Fill ``out[:n_rows]`` with uniforms on [-1, 1), one xoshiro128+ step a row and lane."""
     s0, s1, s2, s3 = state[0], state[1], state[2], state[3]
@@ -45,7 +46,7 @@ def fill_symmetric(state: U32, n_rows: int, out: F32) -> None:
             s3[r] = np.uint32(d << np.uint32(11)) | np.uint32(d >> np.uint32(21))
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel(nogil=True)
 def next_uniform(state: U32, lane: int) -> float:
     """One uniform on [0, 1) from a single lane's state."""
     a, b, c, d = state[0, lane], state[1, lane], state[2, lane], state[3, lane]

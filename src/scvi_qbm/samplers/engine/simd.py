@@ -12,9 +12,11 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
 from numpy.typing import DTypeLike, NDArray
+
+from scvi_qbm._jit import kernel
 
 LANE = 16
 # Floats that ``add_rows_wide`` adds to: four vectors, which AVX2 still has registers for.
@@ -181,7 +183,7 @@ heat_bath = _decision(False)
 metropolis = _decision(True)
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=True)
+@kernel(nogil=True, fastmath=True)
 def add_rows(
     f: NDArray[np.float32],
     A: NDArray[np.float32],

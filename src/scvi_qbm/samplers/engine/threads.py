@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from threadpoolctl import threadpool_limits
 
-from scvi_qbm.samplers.checks import positive_int
+from scvi_qbm._numbers import positive_int
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -11,11 +11,11 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from scvi_qbm._numbers import positive_int
 from scvi_qbm.ising import Ising
 from scvi_qbm.samplers.adapters.quantise import Quantised, quantise
 from scvi_qbm.samplers.adapters.reads import machine_matrix, states
 from scvi_qbm.samplers.base import Law, Sampler
-from scvi_qbm.samplers.checks import positive_int
 
 from . import jobs, worker
 

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import filelock
 import numpy as np
 from numpy.typing import NDArray
 
@@ -245,12 +246,13 @@ def _label(request: Mapping[str, Any]) -> str:
 
 def append(path: Path, request: dict[str, Any], spins: Reads, info: dict[str, Any]) -> None:
     """Add a sample to a recording, which is whole at any moment."""
-    arrays: dict[str, Any] = {"index": "[]"}
-    if path.exists():
-        with np.load(path, allow_pickle=False) as tape:
-            arrays = dict(tape)
-    index = json.loads(str(arrays["index"]))
-    arrays[f"spins_{len(index):05d}"] = spins
-    index.append({"request": request, "info": info})
     path.parent.mkdir(parents=True, exist_ok=True)
-    worker.write_arrays(path, **{**arrays, "index": np.array(json.dumps(index))})
+    with filelock.FileLock(path.with_name(f".{path.name}.lock")):  # several may record at once
+        arrays: dict[str, Any] = {"index": "[]"}
+        if path.exists():
+            with np.load(path, allow_pickle=False) as tape:
+                arrays = dict(tape)
+        index = json.loads(str(arrays["index"]))
+        arrays[f"spins_{len(index):05d}"] = spins
+        index.append({"request": request, "info": info})
+        worker.write_arrays(path, **{**arrays, "index": np.array(json.dumps(index))})

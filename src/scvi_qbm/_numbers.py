@@ -1,4 +1,4 @@
-"""Checks of samplers' options; an error names the option and says what it may be."""
+"""Checks of numbers that are given as options; an error names the option and what it may be."""
 
 from __future__ import annotations
 
@@ -11,10 +11,16 @@ def positive_int(value: int, name: str, minimum: int = 1) -> int:
     try:
         out = operator.index(value)
     except TypeError:
-        raise TypeError(f"`{name}` must be a whole number, got {value!r}.") from None
+        hint = f": {name}={int(value)}" if isinstance(value, float) and value == value // 1 else ""
+        raise TypeError(f"`{name}` must be a whole number, got {value!r}{hint}.") from None
     if out < minimum:
         raise ValueError(f"`{name}` must be at least {minimum}, got {out}.")
     return out
+
+
+def as_seed(seed: int | None) -> int | None:
+    """``seed`` as a whole number of at least 0; None stays."""
+    return None if seed is None else positive_int(seed, "seed", 0)
 
 
 def positive(value: float, name: str) -> float:
