@@ -187,16 +187,24 @@ def _listed(names: Any) -> str:
 
 
 def check_expression(
-    x: Any, *, likelihood: str, where: str, most: int | None = None, strict: bool = False
+    x: Any,
+    *,
+    likelihood: str,
+    where: str,
+    most: int | None = None,
+    strict: bool = False,
+    only_read: bool = False,
 ) -> None:
     """Raise ValueError where expression values cannot be modelled; warn where they are no counts.
 
     ``x``, called ``where`` in messages, is an array, a sparse matrix, or anything backed that
     slices by rows. ``likelihood="normal"`` takes any non-negative values, the others counts.
     ``most``: look at so many rows only. ``strict``: raise for values that are not integers.
+    ``only_read``: of a trained model; cells may have no counts, and values of a normal
+    distribution be negative, as generated ones are.
     """
     counts = likelihood != "normal"
-    empty: list[int] = []
+    nothing: list[int] = []
     # A CollectionAdapter's layer passes for a sparse matrix, but only slices.
     collection = getattr(x, "collection", None)
     n_rows = x.shape[0] if collection is None else len(collection)
@@ -207,9 +215,7 @@ def check_expression(
     step = n_rows if whole else _ROWS
     largest, fraction = 0.0, None
     for start in range(0, n_rows, max(step, 1)):
-        block = x if whole else x[start : min(start + step, n_rows)]
-        if hasattr(block, "compute"):
-            block = block.compute()
+        block = x if whole else _rows(x, start, min(start + step, n_rows), where)
         if sparse.issparse(block) and not whole:
             check_structure(block, where)
         values = block.data if sparse.issparse(block) else np.asarray(block)
@@ -220,7 +226,7 @@ def check_expression(
             raise ValueError(
                 f"{where} has {n_bad} NaN or infinite values. Remove or replace them first."
             )
-        if values.size and values.min() < 0:
+        if values.size and values.min() < 0 and (counts or not only_read):
             hint = (
                 "For gene_likelihood='normal' pass log-normalised values, not scaled ones."
                 if not counts
@@ -232,13 +238,13 @@ def check_expression(
             broken = values != np.rint(values)
             fraction = float(values[broken][0]) if broken.any() else None
         totals = np.asarray(block.sum(axis=1)).ravel()
-        empty.extend((start + np.nonzero(totals == 0)[0]).tolist())
+        nothing.extend((start + np.nonzero(totals == 0)[0]).tolist())
     if largest > _LARGEST:
         raise ValueError(f"{where} has a value of {largest:g}, too large to compute with.")
-    if empty:
+    if nothing and not only_read:
         raise ValueError(
-            f"{len(empty)} cells have no expression at all in {where} (the first is number "
-            f"{empty[0]}). Remove them: sc.pp.filter_cells(adata, min_counts=1), or "
+            f"{len(nothing)} cells have no expression at all in {where} (the first is number "
+            f"{nothing[0]}). Remove them: sc.pp.filter_cells(adata, min_counts=1), or "
             "adata = adata[adata.X.sum(1) > 0].copy(), and run setup_anndata again."
         )
     if fraction is not None:
@@ -258,9 +264,20 @@ def glimpse(x: Any) -> bytes:
     """A few of the values, by which changed data are told from those seen before."""
     if sparse.issparse(x) and not hasattr(x, "collection"):
         return np.asarray(x.data[:64]).tobytes()
-    block = x[:2]
-    block = block.compute() if hasattr(block, "compute") else block
+    block = _rows(x, 0, 2, "The matrix")
     return np.asarray(block.data if sparse.issparse(block) else block).tobytes()
+
+
+def _rows(x: Any, start: int, stop: int, where: str) -> Any:
+    """Some rows in memory."""
+    try:
+        block = x[start:stop]
+        return block.compute() if hasattr(block, "compute") else block
+    except Exception as error:  # whatever h5py, zarr and SciPy raise of an odd file
+        raise ValueError(
+            f"{where} cannot be read: {error}. Its file is damaged, or has values of a type that "
+            "SciPy cannot compute with; write them as float32."
+        ) from error
 
 
 def check_structure(x: Any, where: str) -> None:
@@ -276,7 +293,7 @@ def check_structure(x: Any, where: str) -> None:
         if hasattr(x, "indptr") and x.indptr[-1] < len(x.data):
             raise ValueError(f"rows end at value {x.indptr[-1]} of {len(x.data)}")
         x.check_format(full_check=True)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(
             f"{where} is damaged: {error}. Its file may be incomplete; read it anew."
         ) from error

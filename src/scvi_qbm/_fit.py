@@ -71,9 +71,13 @@ def _fit(adata: AnnData, args: argparse.Namespace, source: BinaryIO | None) -> N
         checkpoint_dir=args.checkpoint_dir,
     )
     seconds = time.perf_counter() - started
+    failed = None
     if args.model_dir is not None:
         # First: should the disk be full, the model is what took long.
-        model.save(args.model_dir, overwrite=args.overwrite)
+        try:
+            model.save(args.model_dir, overwrite=args.overwrite)
+        except OSError as error:
+            failed = error  # told when the rest is written
     results = _results(model, args)
     if chosen is not None:
         results[f"var/highly_variable_{_OURS}"] = chosen
@@ -99,6 +103,8 @@ def _fit(adata: AnnData, args: argparse.Namespace, source: BinaryIO | None) -> N
                 temporary, model, summary,
                 labels_key=args.labels_key, genes_were_chosen=chosen is not None,
             )  # fmt: skip
+    if failed is not None:
+        raise OSError(f"{args.out} was written, but not the model: {failed}") from failed
     print("wrote " + ", ".join(str(path) for path in written if path is not None))
 
 

@@ -146,7 +146,7 @@ class DataMixin:
             self._check_other(adata)
         with _unseen_explained(type(self).__name__):
             adata = super()._validate_anndata(adata, **kwargs)
-        self._check_data(adata)
+        self._check_data(adata, to_train=False)
         return adata
 
     def _check_other(self, adata: AnnData) -> None:

@@ -183,7 +183,7 @@ class QBMVI(
         super().__init__(adata, registry, **arguments)
         self._genes = None if self.adata is None else self.adata.var_names
         self._pool_library_sizes()
-        self._check_data(self.adata, empty_is_fine=True)
+        self._check_data(self.adata)
         said = ", ".join(f"{k}: {arguments[k]}" for k in _SAID)
         self._model_summary_string = (
             f"{type(self).__name__} model with the following parameters: \n{said}, "
@@ -239,7 +239,7 @@ class QBMVI(
     # What was checked last: data, number and a few of their values, which normalising changes.
     _checked: tuple[Any, ...] | None = None
 
-    def _check_data(self, adata: AnnData | None, *, empty_is_fine: bool = False) -> None:
+    def _check_data(self, adata: AnnData | None, *, to_train: bool = True) -> None:
         """Raise where data that the model is to read cannot be modelled."""
         if adata is None or _get_adata_minify_type(adata) is not None:
             return
@@ -258,14 +258,16 @@ class QBMVI(
         layer = arguments.get("layer")
         where = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
         x = self.get_anndata_manager(adata, required=True).get_from_registry(REGISTRY_KEYS.X_KEY)
-        if empty_is_fine and getattr(x, "nnz", 1) == 0:
+        if getattr(x, "nnz", 1) == 0:
             return  # what is left of minified data; to be minified again before any use
-        seen = (id(x), glimpse(x))
+        seen = (id(x), glimpse(x), to_train)
         if seen == self._checked:
             return
         # A pass over a file takes long: after the first, its beginning must do.
         most = 8192 if is_on_disk(x) and self._checked is not None else None
-        check_expression(x, likelihood=gene_likelihood, where=where, most=most)
+        check_expression(
+            x, likelihood=gene_likelihood, where=where, most=most, only_read=not to_train
+        )
         self._checked = seen
 
     @classmethod

@@ -225,9 +225,10 @@ class Calls:
 
         def before_sleep(state: tenacity.RetryCallState) -> None:
             error = state.outcome and state.outcome.exception()
+            left = self.retries + 1 - state.attempt_number
             warnings.warn(
                 f"{who} failed ({type(error).__name__}: {error}); it is asked again, "
-                f"{self.retries + 1 - state.attempt_number} times at most.",
+                f"{'once' if left == 1 else f'{left} times'} at most.",
                 RuntimeWarning,
                 stacklevel=2,
             )
