@@ -15,8 +15,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from numpy.typing import ArrayLike, NDArray
 
-from scvi_qbm.benchmark.pictures.scores import _plain, _quiet, _short
-from scvi_qbm.pl.style import PALETTE
+from scvi_qbm.benchmark.pictures.scores import _quiet, _short
+from scvi_qbm.pl.style import PALETTE, plain
 
 
 def embedding_grid(
@@ -79,7 +79,7 @@ def embedding_grid(
             ax.set(xticks=[], yticks=[])
             ax.spines[:].set_color("0.85")
             if j == 0:
-                ax.set_ylabel(fill(_plain(method), 28), fontsize=8)
+                ax.set_ylabel(fill(plain(method), 28), fontsize=8)
                 _number(ax, xy, index, len(names[title]))
             if i == 0:
                 ax.set_title(title, fontsize=9)
@@ -129,7 +129,7 @@ def confusion_matrix(
         _write_shares(ax, share, 6.5)
     ax.set_xlabel("predicted type", fontsize=8)
     ax.set_ylabel("true type", fontsize=8)
-    ax.set_title(_plain(title), fontsize=9)
+    ax.set_title(plain(title), fontsize=9)
     _small_bar(ax.figure, image, ax, "share of the true type's cells (numbers in %)")
     return ax
 
@@ -207,7 +207,7 @@ def confusion_zoom(confusions: Mapping[str, ArrayLike], labels: Sequence[str]) -
             sizes = [f"{n} ({counts[k]:,})" for n, k in zip(names, group, strict=True)]
             ax.set_yticks(range(len(group)), sizes if j == 0 else [""] * len(group), fontsize=7.5)
             right = float((np.diag(inside) * counts[group]).sum() / counts[group].sum())
-            ax.set_title(f"{_plain(method)}: {right:.1%} right", fontsize=8.5)
+            ax.set_title(f"{plain(method)}: {right:.1%} right", fontsize=8.5)
         grid[i, 0].set_ylabel("true type (cells)", fontsize=8)
     for ax in grid[-1]:
         ax.set_xlabel("predicted type", fontsize=8)
@@ -252,7 +252,7 @@ def pseudotime_comparison(
         rho = both["x"].corr(both["y"], method="spearman")
         bins.append(ax.hexbin(both["x"], both["y"], gridsize=32, bins="log", mincnt=1, lw=0,
                               cmap="Blues"))  # fmt: skip
-        name = fill(_plain(name), 24)
+        name = fill(plain(name), 24)
         ax.set_title(f"{name}\nSpearman {rho:.3f} ({on.sum():,} cells)", fontsize=8)
         ax.set_xlabel("reference pseudotime (no unit)", fontsize=7.5)
         _quiet(ax)

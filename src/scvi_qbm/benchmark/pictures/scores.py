@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from scvi_qbm.pl.style import PALETTE
+from scvi_qbm.pl.style import PALETTE, plain
 
 BLOCK_COLOURS = {"unsupervised": PALETTE[0], "supervised": PALETTE[3], "control": "0.45"}
 _INK = "0.25"
@@ -141,7 +141,7 @@ def paired_differences(
     ]
     _block_legend(grid[0].figure, handles, blocks, methods)
     grid[0].figure.supxlabel(
-        f"difference in score (95 % interval); right of zero: {_plain(reference_label)} is better",
+        f"difference in score (95 % interval); right of zero: {plain(reference_label)} is better",
         fontsize=8,
     )
     return grid
@@ -191,7 +191,7 @@ def score_by_epoch(
                 continue
             mean, sd = table.mean(axis=1), table.std(axis=1)
             whole = table.notna().all(axis=1)
-            name = f"{_plain(methods[method])} ({table.shape[1]} seed{'s'[: table.shape[1] > 1]})"
+            name = f"{plain(methods[method])} ({table.shape[1]} seed{'s'[: table.shape[1] > 1]})"
             style = {"color": PALETTE[k % len(PALETTE)], "lw": 1.4}
             ax.plot(mean.where(whole), marker="os^D"[k % 4], ms=2.5, label=name, **style)
             # From the last whole epoch on, so that the line has no gap.
@@ -200,7 +200,7 @@ def score_by_epoch(
             band = (mean - sd).where(whole), (mean + sd).where(whole)
             ax.fill_between(mean.index, *band, color=style["color"], alpha=0.18, lw=0)
         ax.set_xlabel("epoch", fontsize=8)
-        ax.set_ylabel(fill(_plain(label), 30), fontsize=8)
+        ax.set_ylabel(fill(plain(label), 30), fontsize=8)
         _quiet(ax)
     for ax in grid.flat[len(metrics) :]:
         ax.set_axis_off()
@@ -302,7 +302,7 @@ def _panels(
     figure.get_layout_engine().set(wspace=0.03, hspace=0.04)
     keys = list(methods)
     for ax, title in zip(grid.flat, titles, strict=False):
-        ax.set_title(fill(_plain(title), 20), fontsize=8)
+        ax.set_title(fill(plain(title), 20), fontsize=8)
         for y in range(1, len(keys)):
             if blocks.get(keys[y]) != blocks.get(keys[y - 1]):
                 ax.axhline(y - 0.5, color="0.75", lw=0.8)
@@ -353,14 +353,9 @@ def _quiet(ax: Axes) -> None:
     ax.tick_params(labelsize=7, color="0.7")
 
 
-def _plain(text: str) -> str:
-    """A dollar sign in a name is no mathematics."""
-    return str(text).replace("$", r"\$")
-
-
 def _short(name: str, length: int = 32) -> str:
     name = str(name)
-    return _plain(name if len(name) <= length else name[: length - 1] + "…")
+    return plain(name if len(name) <= length else name[: length - 1] + "…")
 
 
 def _every_label(axes: Sequence[Axes]) -> tuple[list[object], list[str]]:
