@@ -40,8 +40,8 @@ def as_positions(indices: Any, n_obs: int) -> NDArray[np.int64]:
         kinds = {type(value) for value in out.ravel()}
         if kinds <= {bool, np.bool_}:
             out = out.astype(bool)
-        elif all(issubclass(kind, int | np.integer) for kind in kinds - {bool, np.bool_}):
-            out = out.astype(np.int64) if not kinds & {bool, np.bool_} else out
+        elif bool not in kinds and all(issubclass(kind, int | np.integer) for kind in kinds):
+            out = out.astype(np.int64)
     if out.ndim != 1:
         raise ValueError(
             f"`indices` must be a list of positions or a mask, not of shape {out.shape}."
@@ -159,7 +159,7 @@ def as_keys(keys: Any, argument: str) -> list[str] | None:
 
 def check_kinds(adata: AnnData, registry: Any) -> None:
     """Raise ValueError where a column has numbers and the model's categories are text, or so."""
-    fields = registry["field_registries"]
+    fields = registry.get("field_registries", {})
     known: dict[str, Any] = {}
     for field in ("batch", "extra_categorical_covs"):
         state = fields.get(field, {}).get("state_registry", {})

@@ -362,6 +362,14 @@ def test_genes_moved_in_place_are_noticed(adata, tmp_path):
     assert not (tmp_path / "m").exists()
 
 
+def test_genes_may_be_renamed(adata):
+    own = trained(adata.copy())
+    latent = own.get_latent_representation()
+    own.adata.var_names = [f"ENSG{i}" for i in range(60)]
+    np.testing.assert_array_equal(own.get_latent_representation(), latent)
+    np.testing.assert_array_equal(own.get_latent_representation(own.adata.copy()), latent)
+
+
 def test_genes_asked_for(model):
     names = list(model.adata.var_names[[5, 2, 9]])
 

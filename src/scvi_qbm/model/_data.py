@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from numpy.typing import NDArray
 from scvi.data._utils import _get_adata_minify_type, _validate_adata_dataloader_input
 from scvi.model import SCVI
 from scvi.model.base._save_load import _load_saved_files
@@ -155,7 +156,7 @@ class DataMixin:
             return  # scvi-tools says so
         names = self.get_var_names() if self._genes is None else self._genes
         _check_order(adata, names)
-        check_columns(adata, self.registry_["setup_args"])
+        check_columns(adata, self.registry_.get("setup_args", {}))
         check_kinds(adata, self.registry_)
         if self.minified_data_type is not None and _get_adata_minify_type(adata) is None:
             raise ValueError(
@@ -171,11 +172,12 @@ class DataMixin:
         adata = self.adata
         if adata is None or self._genes is None or adata.var_names is self._genes:
             return
-        if not adata.var_names.equals(self._genes):
+        if adata.n_vars != len(self._genes) or _moved(adata.var_names, self._genes).any():
             raise ValueError(
                 "The genes of the model's data were subset or reordered in place after set-up, "
                 "and the model reads them by position. Load the model with the data as they were."
             )
+        self._genes = adata.var_names  # other names for the same genes
 
     @classmethod
     def load(
@@ -380,8 +382,7 @@ def _check_order(adata: AnnData, names: Any) -> None:
         )
     if adata.var_names.equals(names):
         return
-    places = names.get_indexer(adata.var_names) if names.is_unique else np.arange(len(names))
-    moved = (places >= 0) & (places != np.arange(len(names)))
+    moved = _moved(adata.var_names, names)
     if moved.any():
         raise ValueError(
             f"adata has {moved.sum()} of the model's genes in another order (the first: "
@@ -389,10 +390,18 @@ def _check_order(adata: AnnData, names: Any) -> None:
             "adata[:, model.get_var_names()].copy(), or prepare_query_anndata where genes are "
             "missing."
         )
-    if (places < 0).any():
+    if unknown := int((~adata.var_names.isin(names)).sum()):
         warnings.warn(
-            f"{(places < 0).sum()} genes of adata are not among the model's; they are read by "
-            "position.",
+            f"{unknown} genes of adata are not among the model's; they are read by position.",
             UserWarning,
             stacklevel=4,
         )
+
+
+def _moved(names: pd.Index, wanted: pd.Index) -> NDArray[np.bool_]:
+    """Which names stand elsewhere among those wanted."""
+    if not wanted.is_unique:
+        return np.zeros(len(names), dtype=bool)
+    places = wanted.get_indexer(names)
+    out: NDArray[np.bool_] = (places >= 0) & (places != np.arange(len(names)))
+    return out

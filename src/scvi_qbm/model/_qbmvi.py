@@ -260,7 +260,7 @@ class QBMVI(
         x = self.get_anndata_manager(adata, required=True).get_from_registry(REGISTRY_KEYS.X_KEY)
         if getattr(x, "nnz", 1) == 0:
             return  # what is left of minified data; to be minified again before any use
-        seen = (id(x), glimpse(x), to_train)
+        seen = (id(adata), adata.n_obs, glimpse(x), to_train)
         if seen == self._checked:
             return
         # A pass over a file takes long: after the first, its beginning must do.
