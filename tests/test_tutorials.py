@@ -54,7 +54,10 @@ def test_cells_run(path, shell):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("name", "root"), [("pbmc_10x_3techs", "HSC"), ("paul15_myeloid", "MEP")])
+@pytest.mark.parametrize(
+    ("name", "root"),
+    [("pbmc_10x_3techs", "HSC"), pytest.param("paul15_myeloid", "MEP", marks=pytest.mark.slow)],
+)
 def test_first_analysis_of_real_data(name, root, shell, shared_data):
     """Tutorial 1 on data with batches, to the end, without a warning of ours."""
     values = {"path": str(shared_data / f"{name}.h5ad"), "root_label": root, "max_epochs": 8}

@@ -333,9 +333,8 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize(
-    "how", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_run_that_is_killed_goes_on(how, h5ad, tmp_path):
     script, out = tmp_path / "run.py", tmp_path / "out"
     script.write_text(COMMAND)

@@ -12,6 +12,7 @@ from inspect import signature
 from typing import NamedTuple
 
 from scvi_qbm.benchmark.methods.common import MethodResult, aligned, completed, imported
+from scvi_qbm.benchmark.methods.learned_prior import learned_prior_twin
 from scvi_qbm.benchmark.methods.linear import harmony, labels_embedded, pca, scanorama, shuffled
 from scvi_qbm.benchmark.methods.scvi_tools import (
     autozi,
@@ -80,6 +81,15 @@ METHODS: dict[str, Method] = {
         gaussian_twin, "Gaussian twin",
         "Its twin with N(0, I): scVI with 64 latents and QBMVI's optimiser and stopping.",
         "unsupervised", _NB, True,
+    ),
+    "gaussian_mixture": Method(
+        partial(learned_prior_twin, prior="mixture"), "Gaussian twin, mixture",
+        "The Gaussian twin with a learned prior: a mixture of 64 Gaussians.", "unsupervised", _NB,
+    ),
+    "gaussian_vamp": Method(
+        partial(learned_prior_twin, prior="vamp"), "Gaussian twin, VampPrior",
+        "The Gaussian twin with a learned prior: posteriors of 64 pseudo-inputs.",
+        "unsupervised", _NB,
     ),
     "qbmvi_probabilities": Method(
         partial(qbmvi, representation="probabilities"), "QBMVI, not aligned",

@@ -77,6 +77,8 @@ def gaussian_twin(
     recipe: str = "default",
     train_kwargs: dict[str, Any] | None = None,
     on_model: Callable[[Any], None] | None = None,
+    model_cls: type[GaussianTwin] = GaussianTwin,
+    **model_kwargs: Any,
 ) -> MethodResult:
     """The Gaussian VAE of QBMVI's size, likelihood, optimiser, budget and stopping rule."""
     scvi.settings.seed = seed
@@ -86,13 +88,13 @@ def gaussian_twin(
     kwargs["log_variational"] = kwargs["gene_likelihood"] != "normal"
     data = _input(adata, batch_key, kwargs["gene_likelihood"])
     started = time.perf_counter()
-    GaussianTwin.setup_anndata(data, batch_key=batch_key)
+    model_cls.setup_anndata(data, batch_key=batch_key)
     plan = resolve_plan(recipe, {}, max_epochs)
     plan.pop("bm_lr", None)
     warmup = plan["n_epochs_kl_warmup"]
     stopping = {"early_stopping": True, "early_stopping_warmup_epochs": warmup or 0}
     return fit(
-        GaussianTwin(data, **kwargs),
+        model_cls(data, **kwargs, **model_kwargs),
         started,
         on_model=on_model,
         max_epochs=max_epochs,
