@@ -87,6 +87,8 @@ def test_wrong_cells(model, getter, wrong):
 def test_no_cells(model, getter):
     if getter in ("get_latent_representation", "get_energy", "get_outlier_scores"):
         assert len(getattr(model, getter)(indices=[])) == 0
+    elif getter == "get_aggregated_posterior":  # as upstream
+        assert model.get_aggregated_posterior(indices=[]).mixture_distribution.logits.shape[0] > 1
     elif getter == "get_attractors":
         assert len(model.get_attractors(indices=[]).labels) == 0
     else:

@@ -31,7 +31,7 @@ class BoundMixin:
         n_samples: int = 5,
         return_error: bool = False,
         **kwargs: Any,
-    ) -> float | Tensor | tuple[float, float]:
+    ) -> Tensor | tuple[float, float]:
         """Evidence lower bound, log Z included: nats a cell, higher is better.
 
         ``history["elbo_validation"]`` is scvi-tools' and has the other sign (lower is better); it
@@ -55,8 +55,8 @@ class BoundMixin:
 
         Returns
         -------
-        float | torch.Tensor | tuple[float, float]
-            The mean; ``(n_cells,)`` without ``return_mean``; mean and error with
+        torch.Tensor | tuple[float, float]
+            The mean, of shape ``()``; ``(n_cells,)`` without ``return_mean``; mean and error with
             ``return_error``.
 
         Raises
@@ -89,6 +89,6 @@ class BoundMixin:
             return draws.mean(0).float()
         means = draws.mean(1)
         if not return_error:
-            return float(means.mean())
+            return means.mean()
         variance = float(means.var()) / n_samples + float(self.module.prior.log_z_se) ** 2
         return float(means.mean()), math.sqrt(variance)

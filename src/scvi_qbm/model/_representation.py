@@ -197,7 +197,7 @@ class RepresentationMixin:
         Parameters
         ----------
         adata, indices, batch_size
-            As :meth:`scvi.model.SCVI.get_aggregated_posterior`.
+            As :meth:`scvi.model.SCVI.get_aggregated_posterior`; all cells if ``indices`` is empty.
         dof
             Not used: binary codes have no tails to fatten.
 
@@ -206,14 +206,9 @@ class RepresentationMixin:
         torch.distributions.MixtureSameFamily
             Product laws with equal weights, one a cell; ``log_prob`` takes codes, 0 and
             1, shape ``(..., n_latent)``, and gives nats.
-
-        Raises
-        ------
-        ValueError
-            If ``indices`` is empty.
         """
         if indices is not None and not np.size(indices):
-            raise ValueError("`indices` has no cells, and a mixture of none is no distribution.")
+            indices = None  # as upstream
         cells = {"indices": indices, "batch_size": batch_size}
         logits = self.get_latent_representation(adata, representation="logits", **cells)
         law = Bernoulli(logits=torch.from_numpy(logits).to(self.device))
