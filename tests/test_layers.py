@@ -37,7 +37,7 @@ model: _checks _files _numbers _signature alignment checkpoint data ising labell
 labelled_plan: labelled_module plan | scvi torch
 plan: module prior recipes | scvi torch
 labelled_module: _signature module prior samplers | scvi torch
-module: _signature distributions encoders prior recipes relaxations samplers | scvi torch
+module: _numbers _signature distributions encoders prior recipes relaxations samplers | scvi torch
 prior: diagnostics ising logz samplers | torch
 logz: _numbers diagnostics ising samplers
 samplers: _files _jit _numbers diagnostics ising

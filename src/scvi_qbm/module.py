@@ -16,6 +16,7 @@ from scvi.utils import unsupported_if_adata_minified
 from torch import Tensor, nn
 from torch.distributions import Distribution, Normal
 
+from scvi_qbm._numbers import positive_int
 from scvi_qbm._signature import full_signature
 from scvi_qbm.distributions import (
     FreeNormal,
@@ -353,25 +354,21 @@ class QBMVAE(ExpressionVAE):
         Raises
         ------
         ValueError
-            If ``n_mc_samples`` < 1.
+            If ``n_mc_samples`` or ``n_mc_samples_per_pass`` is below 1.
 
         References
         ----------
         Burda et al. (2016), Importance Weighted Autoencoders, arXiv:1509.00519, equation 8.
         """
-        if n_mc_samples < 1:
-            raise ValueError(f"`n_mc_samples` must be at least 1, got {n_mc_samples}.")
+        left = positive_int(n_mc_samples, "n_mc_samples")
+        at_once = positive_int(n_mc_samples_per_pass, "n_mc_samples_per_pass")
         inference = self.inference(**self._get_inference_input(tensors, full_forward_pass=True))
         qz, ql = inference[MODULE_KEYS.QZ_KEY], inference[MODULE_KEYS.QL_KEY]
         x, batch_index = tensors[REGISTRY_KEYS.X_KEY], tensors[REGISTRY_KEYS.BATCH_KEY]
         labels = self._labels_of(tensors)
         log_weights = []
-        left = n_mc_samples
-        # scvi-tools' batch embedding takes no sample axis.
-        embedded = self.batch_representation == "embedding"
-        n_mc_samples_per_pass = 1 if embedded else n_mc_samples_per_pass
         while left > 0:
-            size = min(n_mc_samples_per_pass, left)
+            size = min(at_once, left)
             left -= size
             z, zeta = qz.sample_joint((size,))
             log_weight = self.prior.log_prob(z, **labels) - qz.binary_log_prob(z).sum(-1)
@@ -381,8 +378,6 @@ class QBMVAE(ExpressionVAE):
                 mean, variance = self._compute_local_library_params(batch_index)
                 p_l = Normal(mean, variance.sqrt()).log_prob(library)
                 log_weight = log_weight + (p_l - ql.log_prob(library)).sum(-1)
-            if embedded:
-                zeta, library = zeta[0], library[0]
             outputs = inference | {MODULE_KEYS.Z_KEY: zeta, MODULE_KEYS.LIBRARY_KEY: library}
             px = self.generative(**self._get_generative_input(tensors, outputs))
             log_weights.append(log_weight + px[MODULE_KEYS.PX_KEY].log_prob(x).sum(-1))

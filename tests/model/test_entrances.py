@@ -418,6 +418,7 @@ def test_samples_of_the_population(model):
         lambda m: m.get_latent_representation(batch_size=0),
         lambda m: m.get_elbo(batch_size=2.5),
         lambda m: m.get_gene_programs(n_cells=0),
+        lambda m: m.get_marginal_ll(n_mc_samples_per_pass=0),
         lambda m: m.get_normalized_expression(transform_batch=[]),
         lambda m: QBMVI(m.adata, n_latent=10.5),
         lambda m: QBMVI(m.adata, n_hidden="16"),

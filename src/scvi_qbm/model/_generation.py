@@ -119,7 +119,7 @@ class GenerationMixin:
         batch_size
             Cells decoded at once.
         seed
-            As :meth:`sample_prior`; it also decides cells and counts.
+            As :meth:`sample_prior`; it also decides cells and counts, these with ``batch_size``.
 
         Returns
         -------

@@ -391,7 +391,7 @@ class LabelsMixin:
 
         Returns
         -------
-        float | torch.Tensor | tuple[float, float]
+        torch.Tensor | tuple[float, float]
             As :meth:`QBMVI.get_elbo`.
 
         Raises
