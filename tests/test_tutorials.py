@@ -38,7 +38,7 @@ def shell(tmp_path, monkeypatch):
     return InteractiveShell(user_ns={}, config=Config(HistoryManager={"enabled": False}))
 
 
-SLOW = ("3_samplers", "5_benchmark", "6_million_cells")
+SLOW = ("3_samplers", "4_ising_machines", "5_benchmark", "6_million_cells")
 
 
 @pytest.mark.long
