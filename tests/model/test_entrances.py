@@ -364,6 +364,19 @@ def test_genes_moved_in_place_are_noticed(adata, tmp_path):
     assert not (tmp_path / "m").exists()
 
 
+def test_genes_dropped_before_training(model, adata):
+    early = adata.copy()
+    QBMVI.setup_anndata(early)
+    own = QBMVI(early, n_latent=6, n_hidden=16)
+    early._inplace_subset_var(early.var_names[:50])
+    with pytest.raises(ValueError, match="subset or reordered in place"):
+        own.train(**QUIET, max_epochs=1)
+    with pytest.raises(ValueError, match="has 50 genes, but was set up with 60"):
+        QBMVI(early)
+    with pytest.raises(TypeError, match="`adata` is an AnnData, not a str"):
+        model.get_elbo("cells.h5ad")
+
+
 def test_genes_may_be_renamed(adata):
     own = trained(adata.copy())
     latent = own.get_latent_representation()
@@ -424,6 +437,7 @@ def test_samples_of_the_population(model):
         lambda m: QBMVI(m.adata, n_hidden="16"),
         lambda m: QBMVI(m.adata, relaxation_beta=np.nan),
         lambda m: m.train(max_epochs=2.0),
+        lambda m: m.train(batch_size=1),
         lambda m: tl.attractors(m, depth="2"),
         lambda m: tl.programs(m, n_genes=2.5),
         lambda m: tl.energy(m, key_added=5),

@@ -153,7 +153,9 @@ class DataMixin:
     def _check_other(self, adata: AnnData) -> None:
         """Raise where data that the model was not made with do not fit it."""
         if not isinstance(adata, AnnData):
-            return  # scvi-tools says so
+            if not hasattr(adata, "obs"):
+                raise TypeError(f"`adata` is an AnnData, not a {type(adata).__name__}.")
+            return  # a collection
         names = self.get_var_names() if self._genes is None else self._genes
         _check_order(adata, names)
         check_columns(adata, self.registry_.get("setup_args", {}))

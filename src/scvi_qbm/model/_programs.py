@@ -16,7 +16,7 @@ from scvi.module._constants import MODULE_KEYS
 from scvi.utils import track
 
 from scvi_qbm._checks import as_positions
-from scvi_qbm._numbers import positive_int
+from scvi_qbm._numbers import as_seed, positive_int
 
 F64 = NDArray[np.float64]
 
@@ -80,7 +80,8 @@ class ProgramsMixin:
             If ``min_share`` is not in [0, 1).
         """
         positive_int(n_cells, "n_cells")
-        if not 0 <= min_share < 1:
+        seed = as_seed(seed)
+        if isinstance(min_share, str) or not 0 <= min_share < 1:
             raise ValueError(f"`min_share` must be from 0 to below 1, got {min_share}.")
         adata = self._validate_anndata(adata)
         cells = as_positions(indices, adata.n_obs)

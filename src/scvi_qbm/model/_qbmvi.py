@@ -181,7 +181,13 @@ class QBMVI(
                 "each batch: leave it out with a data module, or pass adata."
             )
         super().__init__(adata, registry, **arguments)
-        self._genes = None if self.adata is None else self.adata.var_names
+        if self.adata is not None:
+            self._genes = self.adata.var_names
+            if self.summary_stats.n_vars != self.adata.n_vars:
+                raise ValueError(
+                    f"adata has {self.adata.n_vars} genes, but was set up with "
+                    f"{self.summary_stats.n_vars}. Run setup_anndata again."
+                )
         self._pool_library_sizes()
         self._check_data(self.adata)
         said = ", ".join(f"{k}: {arguments[k]}" for k in _SAID)

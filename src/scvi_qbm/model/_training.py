@@ -134,6 +134,7 @@ class TrainingMixin:
             kwargs.setdefault("early_stopping_patience", patience)
             warmup = plan.get("n_epochs_kl_warmup") or 0
             kwargs.setdefault("early_stopping_warmup_epochs", warmup)
+        self._check_own_genes()
         self._check_data(self.adata)
         if self.minified_data_type is not None:
             warnings.warn(
@@ -146,7 +147,8 @@ class TrainingMixin:
             "max_epochs": max_epochs,
             "train_size": train_size,
             "validation_size": validation_size,
-            "batch_size": batch_size or recipe.train["batch_size"],
+            # Batch normalisation takes no single cells.
+            "batch_size": positive_int(batch_size or recipe.train["batch_size"], "batch_size", 2),
             "early_stopping": early_stopping,
             "datasplitter_kwargs": datasplitter_kwargs or {},
             "plan_kwargs": plan,

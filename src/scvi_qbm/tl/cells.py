@@ -73,7 +73,8 @@ def writable(
     if not isinstance(notes, Mapping):
         raise ValueError("adata.uns['qbm'] is no dictionary; tl keeps its notes there: rename it.")
     slot, default = DEFAULT_KEYS[tool]
-    author = notes.get(key_added, {}).get("tool")
+    kept = notes.get(key_added, {})
+    author = kept.get("tool") if isinstance(kept, Mapping) else "another package"
     keys = [*beside] if slot is None else [(slot, key_added), *beside]
     there = [f"adata.{s}[{key!r}]" for s, key in keys if key in getattr(adata, s)]
     if (there and author is None and key_added != default) or author not in (None, tool):
