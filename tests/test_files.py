@@ -233,3 +233,16 @@ def test_a_benchmark_without_results_fails(tmp_path, monkeypatch):
     monkeypatch.setattr("scvi_qbm.benchmark.run.run_benchmark", lambda *a, **k: failed)
     args = ["benchmark", "run", "--data", "pbmc68k", "--out", str(tmp_path)]
     assert main(args) == 1
+
+
+def test_a_damaged_job_is_named(tmp_path):
+    from scvi_qbm.samplers.adapters.kaiwu import jobs
+
+    (tmp_path / "job-1").mkdir()
+    (tmp_path / "job-1" / "job.json").write_text("")
+    request = {"matrix": "x", "seed": None}
+    with pytest.raises(ValueError, match=r"job\.json is damaged .*Remove its folder"):
+        with jobs.open_job(
+            tmp_path, request, np.zeros((1, 2)), "t", {}, [], resume=True, check=lambda: None
+        ):
+            pass

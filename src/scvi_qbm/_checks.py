@@ -83,7 +83,7 @@ def check_setup_keys(
             f"layer={layer!r} is not in adata.layers. Available: {_listed(_layers(adata))}."
         )
     for argument, keys in obs_keys.items():
-        for key in [keys] if isinstance(keys, str) else keys or []:
+        for key in _each(keys):
             if key not in adata.obs:
                 raise KeyError(
                     f"{argument}: {key!r} is not in adata.obs. Available: {_listed(adata.obs)}."
@@ -92,6 +92,10 @@ def check_setup_keys(
     values = getattr(adata, "X", None) if layer is None else adata.layers[layer]
     if sparse.issparse(values) and not hasattr(values, "collection"):
         check_structure(values, "adata.X" if layer is None else f"adata.layers[{layer!r}]")
+
+
+def _each(keys: str | list[str] | None) -> list[str]:
+    return [keys] if isinstance(keys, str) else keys or []
 
 
 def _layers(adata: Any) -> list[str]:
@@ -109,7 +113,7 @@ def check_columns(adata: AnnData, obs_keys: dict[str, str | list[str] | None]) -
         rule = _RULES.get(argument)
         if rule is None:
             continue
-        for key in [keys] if isinstance(keys, str) else keys or []:
+        for key in _each(keys):
             if key not in adata.obs:
                 continue
             column = adata.obs[key]
@@ -157,8 +161,12 @@ def as_keys(keys: Any, argument: str) -> list[str] | None:
     return out
 
 
-def check_kinds(adata: AnnData, registry: Any) -> None:
-    """Raise ValueError where a column has numbers and the model's categories are text, or so."""
+def check_registered(adata: AnnData, registry: Any) -> None:
+    """Raise ValueError where columns do not fit the registry of a model's data.
+
+    Values are of no use, or numbers where the model's categories are text, or the reverse.
+    """
+    check_columns(adata, registry.get("setup_args", {}))
     fields = registry.get("field_registries", {})
     known: dict[str, Any] = {}
     for field in ("batch", "extra_categorical_covs"):

@@ -92,4 +92,4 @@ def read_json(path: Path, remedy: str) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is damaged ({error}). {remedy}") from error
+        raise ValueError(f"{path} is damaged (it is not JSON: {error}). {remedy}") from error

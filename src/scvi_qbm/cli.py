@@ -203,7 +203,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, SystemExit) as stop:
         # Lightning turns Ctrl-C into SystemExit(1).
         if getattr(stop, "code", None) == 128 + signal.SIGTERM:
-            print("\nscvi-qbm: terminated; nothing was written", file=sys.stderr)
+            print("\nscvi-qbm: terminated", file=sys.stderr)
             return 128 + signal.SIGTERM
         if not _interrupted(stop):
             raise

@@ -21,6 +21,11 @@ from scvi_qbm._files import alone_in
 _MONITOR = "elbo_validation"
 
 
+def _copied(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The weights as they are now, in the computer's memory."""
+    return {k: v.detach().to("cpu", copy=True) for k, v in module.state_dict().items()}
+
+
 class KeepBest(Callback):
     """Keep the weights of the best held-out ELBO in memory, and leave the model with them.
 
@@ -45,8 +50,7 @@ class KeepBest(Callback):
         self.epoch, self.score = int(trainer.current_epoch), score
         self._is_warm = is_warm
         # torch.compile wraps the module, and renames its weights.
-        state = getattr(pl_module.module, "_orig_mod", pl_module.module).state_dict()
-        self._state = {k: v.detach().to("cpu", copy=True) for k, v in state.items()}
+        self._state = _copied(getattr(pl_module.module, "_orig_mod", pl_module.module))
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Before the plan's own, which brings log Z and chains to the weights that are left."""
@@ -132,8 +136,7 @@ class QBMTrainRunner(TrainRunner):
         in_main = threading.current_thread() is threading.main_thread()
         handler = signal.getsignal(signal.SIGINT) if in_main else None
         if self.model.is_trained_:
-            state = self.model.module.state_dict()
-            self.before = {k: v.detach().to("cpu", copy=True) for k, v in state.items()}
+            self.before = _copied(self.model.module)
         alone: Any = nullcontext()
         if self.checkpoint is not None and rank_zero_only.rank == 0:
             alone = alone_in(self.checkpoint.path.parent, "training")

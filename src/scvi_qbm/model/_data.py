@@ -18,7 +18,7 @@ from scvi.data._utils import _get_adata_minify_type, _validate_adata_dataloader_
 from scvi.model import SCVI
 from scvi.model.base._save_load import _load_saved_files
 
-from scvi_qbm._checks import as_positions, check_columns, check_kinds
+from scvi_qbm._checks import as_positions, check_registered
 from scvi_qbm._numbers import positive_int
 from scvi_qbm.data import OnDiskDataLoader, reads_from_disk
 
@@ -158,8 +158,7 @@ class DataMixin:
             return  # a collection
         names = self.get_var_names() if self._genes is None else self._genes
         _check_order(adata, names)
-        check_columns(adata, self.registry_.get("setup_args", {}))
-        check_kinds(adata, self.registry_)
+        check_registered(adata, self.registry_)
         if self.minified_data_type is not None and _get_adata_minify_type(adata) is None:
             raise ValueError(
                 "The model's data are minified, and these are not. For cells with their counts "
@@ -211,8 +210,7 @@ class DataMixin:
             url = kwargs.get("backup_url")
             saved = _load_saved_files(dir_path, False, prefix, "cpu", url)
             _check_order(adata, saved[1])
-            check_columns(adata, saved[0]["registry_"].get("setup_args", {}))
-            check_kinds(adata, saved[0]["registry_"])
+            check_registered(adata, saved[0]["registry_"])
         with _unseen_explained(cls.__name__):
             model = super().load(dir_path, adata, *args, prefix=prefix, **kwargs)  # type: ignore[misc]
         return model
@@ -327,8 +325,7 @@ class DataMixin:
         if isinstance(reference_model, os.PathLike):
             reference_model = os.fspath(reference_model)
         if isinstance(adata, AnnData) and isinstance(reference_model, cls):
-            check_columns(adata, reference_model.registry_["setup_args"])
-            check_kinds(adata, reference_model.registry_)
+            check_registered(adata, reference_model.registry_)
         if isinstance(adata, AnnData) and not (
             kwargs.get("inplace_subset_query_vars") or any(args[1:2])
         ):

@@ -75,11 +75,10 @@ class ExpressionMixin:
             none.
         """
         kwargs |= by_name(SCVI.get_normalized_expression, args)
-        adata = None
         if kwargs.get("dataloader") is None:
-            adata = self._validate_anndata(kwargs.get("adata"))
             # Upstream uses them for more than its loader.
-            kwargs["indices"] = as_positions(kwargs.get("indices"), adata.n_obs)
+            n_obs = self._validate_anndata(kwargs.get("adata")).n_obs
+            kwargs["indices"] = as_positions(kwargs.get("indices"), n_obs)
         library_size = kwargs.get("library_size", 1)
         if self.module.gene_likelihood == "normal" and library_size not in (1, "latent"):
             raise ValueError(

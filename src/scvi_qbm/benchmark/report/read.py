@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from scvi_qbm._files import read_json
 from scvi_qbm.benchmark.metrics.groups import Metric
 from scvi_qbm.benchmark.rows import Rows
 from scvi_qbm.benchmark.scores import METRICS
@@ -156,10 +156,7 @@ def read_report(directory: Path | str, *, reference: str = "qbmvi") -> Report:
 def _config(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
-    try:
-        config = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
+    config = read_json(path, "Put a copy of it back, or remove it.")
     if not isinstance(config, dict):
         raise ValueError(f"{path} must hold an object, not a {type(config).__name__}.")
     return config

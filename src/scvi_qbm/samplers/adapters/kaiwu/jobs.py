@@ -23,6 +23,8 @@ import filelock
 import numpy as np
 from numpy.typing import NDArray
 
+from scvi_qbm._files import read_json
+
 from . import worker
 
 PYTHON_VARIABLE = "SCVI_QBM_KAIWU_PYTHON"
@@ -72,7 +74,7 @@ def open_job(
             root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kaiwu-")))
         wanted = json.loads(json.dumps(request))
         for path in sorted(root.glob("job-*/job.json")) if resume else []:
-            if worker.read_json(path)["request"] != wanted:
+            if read_json(path, "Remove its folder: that task is lost.")["request"] != wanted:
                 continue
             # Without a seed, two equal samples are two: it may have been handed out until we had
             # the lock.
