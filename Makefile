@@ -20,7 +20,7 @@ KERNELS := $(wildcard src/scvi_qbm/samplers/engine/kernels.py src/scvi_qbm/sampl
 export NUMBA_CACHE_DIR ?= $(CURDIR)/$(VENV)/numba-$(shell cat $(KERNELS) | cksum | cut -d' ' -f1)
 
 .PHONY: help demo test test-fast test-slow test-peers test-next lint docs tutorials dist bench-train bench-negative \
-	bench-samplers bench-device bench-scale bench-sampling bench-landscape bench-labels bench-machines bench-priors bench-methods bench-metrics bench-pictures table clean
+	bench-samplers bench-device bench-scale bench-sampling bench-landscape bench-labels bench-machines bench-priors bench-bound bench-methods bench-metrics bench-pictures table clean
 
 help:
 	@echo "make demo        train QBMVI on 700 real cells, results in demo-output/"
@@ -42,6 +42,7 @@ help:
 	@echo "make bench-labels    label transfer and unknown types, beside scANVI (10 hours, resumable)"
 	@echo "make bench-machines  what a machine is worth in training: perfect, annealing, CIM, noise (an hour, resumable)"
 	@echo "make bench-priors    the Boltzmann prior beside other learned priors (a day, resumable)"
+	@echo "make bench-bound     what the relaxation's noise costs in nats (an hour, resumable)"
 	@echo "make bench-methods   QBMVI and its variants beside 16 other methods on ../shared/data (30 hours of processor time, resumable)"
 	@echo "make bench-pictures  UMAPs, confusions, pseudotime, score by epoch: docs/benchmark/pictures.html (20 minutes)"
 	@echo "make bench-metrics   time and memory of the scores by number of cells (7 minutes)"
@@ -143,6 +144,9 @@ bench-priors: $(STAMP)
 	SCVI_QBM_DATA_DIR=$${SCVI_QBM_DATA_DIR:-../shared/data} $(BIN)/scvi-qbm benchmark run \
 		benchmarks/priors.toml --workers 2 --out bench-priors-output
 
+bench-bound: $(STAMP)
+	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/python benchmarks/bench_bound.py
+
 bench-methods: $(STAMP)
 	$(PIP) install -c constraints.txt -e ".[scanorama,scpoli]"
 	SCVI_QBM_DATA_DIR=$${SCVI_QBM_DATA_DIR:-../shared/data} $(BIN)/scvi-qbm benchmark run \
@@ -165,5 +169,5 @@ table: $(STAMP)
 	$(BIN)/python benchmarks/fit_all.py ../shared/data docs/fits.csv
 
 clean:
-	rm -rf $(VENV) $(NEXT_VENV) demo-output bench-output sampling-output landscape-output bench-methods-output bench-priors-output bench-pictures-output kaiwu-jobs \
+	rm -rf $(VENV) $(NEXT_VENV) demo-output bench-output sampling-output landscape-output bench-methods-output bench-priors-output bound-output bench-pictures-output kaiwu-jobs \
 		docs/_build docs/tutorials docs/api/generated dist

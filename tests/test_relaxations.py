@@ -5,6 +5,7 @@ import torch
 from scvi_qbm.relaxations import (
     BinaryRelaxation,
     SpikeExponential,
+    TwoLevel,
     get_relaxation,
     list_relaxations,
     register_relaxation,
@@ -128,3 +129,34 @@ def test_names(monkeypatch):
 def test_bad_beta():
     with pytest.raises(ValueError, match="beta"):
         SpikeExponential(torch.zeros(3), -1.0)
+
+
+def test_settled_codes_are_the_means_given_the_bits(make):
+    """Without the noise: the same law of z, two values of zeta, the same mean, less variance."""
+    torch.manual_seed(0)
+    noisy = make([-1.0, 0.0, 2.0])
+    dist = noisy.settled()
+    on, off = noisy.moments(1)
+    assert isinstance(dist, TwoLevel) and torch.equal(dist.probs, noisy.probs)
+    n = 100_000
+    z, joint = dist.sample_joint((n,))
+    torch.testing.assert_close(joint, z * on + (1 - z) * off)
+    assert torch.equal(dist.sample_binary(joint), z)
+    for draws in (joint, dist.rsample((n,))):
+        assert ((draws == on) | (draws == off)).all()
+        torch.testing.assert_close(draws.mean(0), noisy.mean, atol=0.006, rtol=0)
+        torch.testing.assert_close(draws.var(0), dist.variance, atol=0.006, rtol=0)
+    torch.testing.assert_close(dist.mean, noisy.mean)
+    assert (dist.variance < noisy.variance).all()
+    torch.testing.assert_close(dist.log_prob(joint), noisy.binary_log_prob(z))
+    wide = dist.expand((5, 3))
+    assert wide.sample_given(torch.ones(5, 3)).shape == wide.rsample().shape == (5, 3)
+    assert torch.equal(wide.sample_given(torch.ones(5, 3)), on.expand(5, 3))
+
+
+def test_settled_codes_of_minified_cells():
+    """The probabilities that were kept, to the bit."""
+    p = torch.tensor([1e-6, 0.3, 1.0])
+    dist = SpikeExponential.from_moments(p, p * (1 - p)).settled()
+    assert torch.equal(dist.probs, p) and torch.equal(dist.expand((2, 3)).probs[1], p)
+    assert (dist.sample((100,))[:, 2] > 0).all()

@@ -40,15 +40,18 @@ class BinaryEncoder(nn.Module):
         self.relaxation_beta = relaxation_beta
 
     def posterior(self, logits: Tensor) -> BinaryRelaxation:
-        """The relaxed posterior with these logits, in float32 at least."""
-        return self.relaxation(_full_precision(logits), self.relaxation_beta)
+        """The posterior with these logits, in float32 at least; relaxed while training."""
+        return self._settle(self.relaxation(_full_precision(logits), self.relaxation_beta))
+
+    def _settle(self, qz: BinaryRelaxation) -> BinaryRelaxation:
+        return qz if self.training else qz.settled()
 
     def from_moments(self, mean: Tensor, variance: Tensor) -> BinaryRelaxation:
         """The posterior whose binary units have these moments, as minified data keep them."""
-        return self.relaxation.from_moments(mean, variance, self.relaxation_beta)
+        return self._settle(self.relaxation.from_moments(mean, variance, self.relaxation_beta))
 
     def forward(self, x: Tensor, *cat_list: Tensor) -> tuple[BinaryRelaxation, Tensor]:
-        """Posterior and one reparametrised draw of the continuous code, in [0, 1].
+        """Posterior and one draw of the continuous code, in [0, 1], reparametrised in training.
 
         ``cat_list`` holds the categories of each covariate, ``(n_cells, 1)`` each.
         """

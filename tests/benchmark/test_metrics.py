@@ -16,6 +16,7 @@ from scvi_qbm.benchmark.metrics.classify import (
     xgboost_scores,
 )
 from scvi_qbm.benchmark.metrics.clustering import RESOLUTIONS, LeidenSweep, leiden_sweep
+from scvi_qbm.benchmark.metrics.disentanglement import disentanglement_scores
 from scvi_qbm.benchmark.metrics.neighbors import (
     check_embedding,
     knn_label_entropy,
@@ -362,6 +363,27 @@ def test_cluster_scores_by_hand():
     assert best.table["nmi"].tolist() == pytest.approx([0, 0.8, 0])
 
 
+def test_disentanglement_by_hand():
+    rng = np.random.default_rng(0)
+    labels = np.repeat(["a", "b", "c", "tiny"], [60, 60, 60, 4])
+    noise = rng.normal(size=(len(labels), 4))
+    own = np.c_[[labels == t for t in "abc"]].T.astype(float)
+    before = np.random.get_state()[1].copy()
+    found = disentanglement_scores(np.hstack([noise, own]), labels)
+    assert (np.random.get_state()[1] == before).all()
+    for name in ("lms_smi", "lms_spn", "msas_smi", "msas_spn"):
+        assert found[name] == pytest.approx(1.0), name
+    six = [v for k, v in found.items() if k != "disentanglement"]
+    assert len(six) == 6 and found["disentanglement"] == pytest.approx(np.mean(six))
+    # Said twice, no dimension leads; noise says nothing; two dimensions match two of three types.
+    twice = disentanglement_scores(np.hstack([own, own]), labels)
+    assert twice["msas_smi"] == pytest.approx(1.0) and twice["msgs_smi"] == pytest.approx(0.0)
+    assert disentanglement_scores(noise, labels)["disentanglement"] < 0.2
+    assert disentanglement_scores(own[:, :2], labels)["lms_smi"] < 0.8
+    with pytest.raises(ValueError, match="10 cells"):
+        disentanglement_scores(own[:64], labels[:64][::-1])
+
+
 def test_scgraph_scores_by_hand():
     at = np.array([0.0, 1.0, 3.0, 7.0])
     distances = np.abs(at[:, None] - at)
@@ -507,7 +529,7 @@ def test_a_missing_package_names_the_extra(monkeypatch, package, call):
 
 
 def test_nothing_optional_is_imported_with_the_modules():
-    optional = {"scib_metrics", "scgraph", "xgboost", "igraph", "scib", "jax", "umap"}
+    optional = {"drvi", "scib_metrics", "scgraph", "xgboost", "igraph", "scib", "jax", "umap"}
     for path in Path(scvi_qbm.benchmark.metrics.__file__).parent.glob("*.py"):
         for node in ast.parse(path.read_text()).body:  # the top level only
             names = [alias.name for alias in getattr(node, "names", [])]

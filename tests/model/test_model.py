@@ -10,6 +10,7 @@ from support.models import FAST, fitted, prior_of_training
 import scvi_qbm
 from scvi_qbm.alignment import Alignment, align
 from scvi_qbm.recipes import RECIPES
+from scvi_qbm.relaxations import SpikeExponential
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +140,36 @@ def test_elbo_is_below_the_importance_weighted_bound(trained):
     ]
     assert bounds[0] == pytest.approx(elbo, abs=3.0)
     assert elbo < bounds[1] < bounds[2] < elbo + 60
+
+
+def test_mean_marginal_likelihood_is_over_cells(trained):
+    """Upstream's is over minibatches, so a small last one counts as much as a full one."""
+    found = []
+    for mean in (True, False):
+        torch.manual_seed(0)
+        found.append(
+            trained.get_marginal_ll(
+                indices=range(21), n_mc_samples=5, batch_size=20, return_mean=mean
+            )
+        )
+    assert found[0] == pytest.approx(float(found[1].double().mean()), abs=1e-4)
+    assert isinstance(found[0], float) and found[1].shape == (21,)
+
+
+def test_a_trained_model_decodes_bits(trained):
+    """The relaxation's noise is for training: afterwards a unit is on or off."""
+    z = trained.get_latent_representation(give_mean=False)
+    on = SpikeExponential(torch.zeros(()), trained.module.z_encoder.relaxation_beta).moments(1)[0]
+    assert np.isin(z, [np.float32(0), on.numpy()]).all() and len(np.unique(z)) == 2
+    encoder = trained.module.z_encoder
+    x = torch.zeros(4, trained.module.n_input)
+    try:
+        encoder.train()
+        noisy = encoder(x)[1]
+    finally:
+        encoder.eval()
+    assert noisy.requires_grad and len(torch.unique(noisy)) > 10
+    assert len(torch.unique(encoder(x)[1])) <= 2
 
 
 def test_validation_elbo_is_never_stale(pbmc):
@@ -364,7 +395,7 @@ def test_paper_recipe(pbmc):
     model = fitted(pbmc, layer=None, recipe="paper", n_latent=None, n_hidden=None)
     module = model.module
     assert module.n_latent == 256 and module.gene_likelihood == "normal"
-    assert module.z_encoder.posterior(torch.zeros(1)).beta.item() == 0.5
+    assert module.z_encoder.relaxation_beta == 0.5
     linear = [m for m in module.z_encoder.modules() if isinstance(m, torch.nn.Linear)]
     assert [(m.in_features, m.out_features) for m in linear] == [(765, 512), (512, 256)]
     optimiser = model.trainer.optimizers[0]

@@ -170,9 +170,9 @@ def _held_out_likelihood(
     held_out = model.validation_indices
     if held_out is not None and len(held_out):
         value = model.get_marginal_ll(
-            indices=np.sort(held_out[:max_cells]), n_mc_samples=n_samples, return_mean=True
+            indices=np.sort(held_out[:max_cells]), n_mc_samples=n_samples, return_mean=False
         )
-        out["validation_iwae"] = float(value)
+        out["validation_iwae"] = float(value.mean())
     if isinstance(model, QBMVI):
         out["log_z_se"] = float(model.get_log_partition().standard_error)
     return out

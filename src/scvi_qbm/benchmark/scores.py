@@ -12,7 +12,15 @@ import scanpy as sc
 from anndata import AnnData
 from numpy.typing import ArrayLike, NDArray
 
-from scvi_qbm.benchmark.metrics import classify, clustering, neighbors, scgraph, scib, trajectory
+from scvi_qbm.benchmark.metrics import (
+    classify,
+    clustering,
+    disentanglement,
+    neighbors,
+    scgraph,
+    scib,
+    trajectory,
+)
 from scvi_qbm.benchmark.metrics.groups import Embedded, Group, Metric, Reference
 
 __all__ = ["prepare_reference", "score_embedding"]
@@ -115,6 +123,7 @@ GROUPS: dict[str, Group] = {
         scgraph.scgraph,
         classify.classify,
         trajectory.trajectory,
+        disentanglement.disentanglement,
     )
 }
 #: Every score, in the order of tables.

@@ -15,7 +15,25 @@ from scvi_qbm._numbers import positive_int
 
 
 class BoundMixin:
-    """:meth:`get_elbo`."""
+    """:meth:`get_elbo` and :meth:`get_marginal_ll`."""
+
+    def get_marginal_ll(
+        self,
+        adata: AnnData | None = None,
+        indices: Sequence[int] | None = None,
+        n_mc_samples: int = 1_000,
+        batch_size: int | None = None,
+        return_mean: bool = True,
+        dataloader: Iterator[dict[str, Tensor | None]] | None = None,
+        data_loader_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> float | Tensor:
+        # Upstream's mean is that of its minibatches, of which the last may be a small one.
+        out: Tensor = super().get_marginal_ll(  # type: ignore[misc]
+            adata, indices, n_mc_samples, batch_size, False, dataloader, data_loader_kwargs,
+            **kwargs,
+        )  # fmt: skip
+        return out.double().mean().item() if return_mean else out
 
     @torch.inference_mode()
     @unsupported_if_adata_minified

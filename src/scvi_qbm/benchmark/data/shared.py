@@ -1,4 +1,4 @@
-"""Seven small real sets that are used from a folder at hand: a table, and where to look."""
+"""Eight real sets that are used from a folder at hand: a table, and where to look."""
 
 from __future__ import annotations
 
@@ -36,6 +36,16 @@ _TABLE = (
         remarks=(
             "8,284 x 3,959; the FACS study is sorted. cell_type is harmonised; cell_type_orig is "
             "each study's own, so that it cannot be compared across them."
+        ),
+    ),
+    _shared(
+        name="pbmc_4studies_11batches",
+        title="Blood cells of 4 studies in 11 batches: the largest, strong and mild batches",
+        citation="Kang 2018; Zheng 2017; Korsunsky 2019; 10x Genomics",
+        licence="as its parts",
+        remarks=(
+            "20,545 x 1,240, the genes common to all. Its studies are those of two other sets, "
+            "with more cells and fewer genes. cell_type_orig: 28 types as the authors name them."
         ),
     ),
     _shared(

@@ -1,10 +1,4 @@
-r"""Continuous relaxations of binary latents, as torch distributions.
-
-A binary unit :math:`z \sim \mathrm{Bernoulli}(q)` is smoothed into :math:`\zeta \sim r(\zeta | z)`
-on [0, 1], which is drawn by a differentiable inverse CDF, so that gradients pass from the decoder
-to the encoder. The same :math:`r` stands in posterior and prior and cancels in their
-Kullback-Leibler divergence (Rolfe 2017, arXiv:1609.02200).
-"""
+"""What a relaxation is, and what is left of it after training."""
 
 from __future__ import annotations
 
@@ -15,16 +9,6 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 from torch.distributions.utils import broadcast_all
 from torch.nn.functional import logsigmoid
-
-__all__ = [
-    "BinaryRelaxation",
-    "OverlappingExponential",
-    "SpikeExponential",
-    "get_relaxation",
-    "list_relaxations",
-    "register_relaxation",
-]
-
 
 _SCALAR = torch.Size()
 
@@ -116,6 +100,19 @@ class BinaryRelaxation(Distribution, abc.ABC):
             new._probs = self._probs.expand(batch_shape)
         super(BinaryRelaxation, new).__init__(batch_shape, validate_args=False)
         return new
+
+    def settled(self) -> TwoLevel:
+        r"""The same law of z, with :math:`\zeta` at its mean given z.
+
+        Returns
+        -------
+        TwoLevel
+            With these logits.
+        """
+        on, off = self.moments(1)
+        out = TwoLevel(self.logits, off, on, validate_args=self._validate_args)
+        out._probs = self._probs
+        return out
 
     @property
     def probs(self) -> Tensor:
@@ -264,182 +261,58 @@ class BinaryRelaxation(Distribution, abc.ABC):
         """
 
 
-class SpikeExponential(BinaryRelaxation):
-    r"""Spike-and-exponential: the paper's relaxation (there with beta = 0.5).
+class TwoLevel(BinaryRelaxation):
+    r"""A relaxation without its noise: :math:`\zeta` is ``on`` where z = 1, and ``off`` elsewhere.
 
-    :math:`r(\zeta|0) = \delta(\zeta)` and :math:`r(\zeta|1) = \beta e^{\beta\zeta} / (e^\beta -
-    1)`, with inverse CDF :math:`\frac1\beta \log[\max(\rho + q - 1, 0)\,(e^\beta - 1)/q + 1]`.
-    Draws below the spike carry no gradient.
+    Draws carry no gradient, so nothing trains through it.
 
     Parameters
     ----------
-    logits, beta, validate_args
-        As :class:`BinaryRelaxation`; beta is 0.5 if None.
-
-    References
-    ----------
-    Rolfe (2017), Discrete Variational Autoencoders, arXiv:1609.02200, appendix D.
+    logits
+        Log-odds of z = 1, any shape.
+    off, on
+        Its values, :math:`E[\zeta | z]` of the relaxation, in [0, 1]; shape of the logits.
+    validate_args
+        As :class:`BinaryRelaxation`.
     """
 
-    default_beta = 0.5
+    arg_constraints = {
+        "logits": constraints.real,
+        "off": constraints.unit_interval,
+        "on": constraints.unit_interval,
+    }
 
+    def __init__(
+        self, logits: Tensor, off: Tensor, on: Tensor, validate_args: bool | None = None
+    ) -> None:
+        self.logits, self.off, self.on = broadcast_all(logits, off, on)
+        if validate_args is None and not self.logits.is_cpu:
+            validate_args = False
+        Distribution.__init__(self, self.logits.shape, validate_args=validate_args)
+
+    def expand(self, batch_shape: torch.Size, _instance: BinaryRelaxation | None = None):
+        new = TwoLevel(*(x.expand(batch_shape) for x in (self.logits, self.off, self.on)), False)
+        new._probs = None if self._probs is None else self._probs.expand(batch_shape)
+        return new
+
+    @torch.no_grad()
     def icdf(self, value: Tensor) -> Tensor:
-        q = self.probs.clamp_min(1e-7)
-        # (rho + q - 1) / q without its cancellation at small q.
-        return self._icdf_on((1 - (1 - value) / q).clamp_min(0.0))
+        return torch.where(value > 1 - self.probs, self.on, self.off)
 
     def _icdf_on(self, u: Tensor) -> Tensor:
-        return torch.log1p(u * torch.expm1(self.beta)) / self.beta
+        return self.on.expand_as(u)
 
     def _icdf_off(self, u: Tensor) -> Tensor:
-        return torch.zeros_like(u)
+        return self.off.expand_as(u)
 
     @torch.no_grad()
     def sample_binary(self, value: Tensor) -> Tensor:
-        return (value > 0).to(self.logits.dtype)
+        return (2 * value > self.off + self.on).to(self.logits.dtype)
 
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
-        slab = torch.log(self.beta) + self.beta * value - torch.log(torch.expm1(self.beta))
-        return torch.where(value > 0, logsigmoid(self.logits) + slab, logsigmoid(-self.logits))
+        return self.binary_log_prob(self.sample_binary(value))
 
     def moments(self, order: int) -> tuple[Tensor, Tensor]:
-        b, scale = self.beta, -torch.expm1(-self.beta)
-        first = 1 / scale - 1 / b
-        on = first if order == 1 else 1 / scale - 2 * first / b
-        return on, torch.zeros_like(on)
-
-
-class OverlappingExponential(BinaryRelaxation):
-    r"""Two exponentials that lean to either end and overlap.
-
-    :math:`r(\zeta|0) \propto e^{-\beta\zeta}`, :math:`r(\zeta|1) \propto e^{\beta(\zeta-1)}` on
-    [0, 1]. Every draw carries a gradient, taken implicitly:
-    :math:`d\zeta/dq = -\partial_q F(\zeta) / f(\zeta)`.
-
-    Parameters
-    ----------
-    logits, beta, validate_args
-        As :class:`BinaryRelaxation`; beta is 8 if None.
-
-    References
-    ----------
-    Vahdat et al. (2018), DVAE++: Discrete Variational Autoencoders with Overlapping
-    Transformations, arXiv:1802.04920.
-    """
-
-    default_beta = 8.0
-
-    def icdf(self, value: Tensor) -> Tensor:
-        q = self.probs
-        with torch.no_grad():
-            d = torch.exp(-self.beta)
-            linear = value * (1 - d) + q * d - (1 - q)
-            root = (linear**2 + 4 * (1 - q) * q * d).sqrt()
-            tiny = torch.finfo(q.dtype).tiny
-            m = torch.where(
-                linear >= 0,
-                2 * q * d / (linear + root).clamp_min(tiny),
-                (root - linear) / (2 * (1 - q)).clamp_min(tiny),
-            )
-            zeta = (-torch.log(m.clamp_min(tiny)) / self.beta).clamp(0.0, 1.0)
-            off = -torch.expm1(-self.beta * zeta) / (1 - d)
-            on = (torch.exp(self.beta * (zeta - 1)) - d) / (1 - d)
-            slope = (off - on) / self._density(zeta)
-        return zeta + slope * (q - q.detach())
-
-    def _density(self, value: Tensor) -> Tensor:
-        norm = self.beta / -torch.expm1(-self.beta)
-        off, on = torch.exp(-self.beta * value), torch.exp(self.beta * (value - 1))
-        return norm * ((1 - self.probs) * off + self.probs * on)
-
-    def _icdf_off(self, u: Tensor) -> Tensor:
-        return (-torch.log1p(u * torch.expm1(-self.beta)) / self.beta).clamp(0.0, 1.0)
-
-    def _icdf_on(self, u: Tensor) -> Tensor:
-        return 1 - self._icdf_off(u)
-
-    @torch.no_grad()
-    def sample_binary(self, value: Tensor) -> Tensor:
-        on = torch.sigmoid(self.logits + self.beta * (2 * value - 1))
-        return (torch.rand_like(on) < on).to(on.dtype)
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        if self._validate_args:
-            self._validate_sample(value)
-        return torch.log(self._density(value))
-
-    def moments(self, order: int) -> tuple[Tensor, Tensor]:
-        b = self.beta
-        first = 1 / b - 1 / torch.expm1(b)
-        if order == 1:
-            return 1 - first, first
-        second = (2 * first - 1 / torch.expm1(b) * b) / b
-        return 1 - 2 * first + second, second
-
-
-_RELAXATIONS: dict[str, type[BinaryRelaxation]] = {
-    "spike_exponential": SpikeExponential,
-    "overlapping_exponential": OverlappingExponential,
-}
-
-
-def list_relaxations() -> list[str]:
-    """Names that :func:`get_relaxation` knows.
-
-    Returns
-    -------
-    list[str]
-        In alphabetical order, registered ones included.
-    """
-    return sorted(_RELAXATIONS)
-
-
-def register_relaxation(name: str, cls: type[BinaryRelaxation]) -> None:
-    """Make a relaxation available as ``QBMVI(relaxation=name)``.
-
-    Parameters
-    ----------
-    name
-        A free name.
-    cls
-        A :class:`BinaryRelaxation` subclass.
-
-    Raises
-    ------
-    ValueError
-        If the name is taken.
-    TypeError
-        If ``cls`` is not a subclass of :class:`BinaryRelaxation`.
-    """
-    if not (isinstance(cls, type) and issubclass(cls, BinaryRelaxation)):
-        raise TypeError("`cls` must be a subclass of scvi_qbm.relaxations.BinaryRelaxation.")
-    if name in _RELAXATIONS:
-        raise ValueError(f"A relaxation named {name!r} exists.")
-    _RELAXATIONS[name] = cls
-
-
-def get_relaxation(name: str) -> type[BinaryRelaxation]:
-    """The relaxation of that name.
-
-    Parameters
-    ----------
-    name
-        One of :func:`list_relaxations`.
-
-    Returns
-    -------
-    type[BinaryRelaxation]
-        The class, to be called with logits and a sharpness.
-
-    Raises
-    ------
-    ValueError
-        If there is none of that name; the message lists those there are.
-    """
-    if name not in _RELAXATIONS:
-        raise ValueError(
-            f"Unknown relaxation {name!r}. Available: {', '.join(list_relaxations())}."
-        )
-    return _RELAXATIONS[name]
+        return self.on**order, self.off**order
