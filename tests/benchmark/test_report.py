@@ -394,7 +394,8 @@ def test_pictures_are_pictures_and_say_what_they_show(whole):
     assert all(image["alt"] for image in images)
     wanted = {"Scores by seed", "Paired differences from QBMVI", "UMAP of the embeddings",
               "The types that are confused most", "Confusion of all types, QBMVI", "Pseudotime",
-              "Scores in the course of training", "Time and memory"}  # fmt: skip
+              "Scores in the course of training", "Time and memory",
+              "QBMVI minus each method"}  # fmt: skip
     assert {image["alt"] for image in images} == wanted
     for image in images:
         data = base64.b64decode(image["src"].split(",")[1])
@@ -407,11 +408,32 @@ def test_the_best_unsupervised_mean_is_bold_and_blocks_are_apart(whole):
     text = whole[1].text
     section = text[text.index('id="data-0"') :]
     first = section[: section.index("</table>")]
-    assert re.findall(r'<td class="best">([\d.]+)', first) == ["0.810", "0.710"]  # not scANVI's
-    order = [first.index(word) for word in ("QBMVI", "PCA", "supervised: see", "scANVI",
-                                            "controls: known", "shuffled")]  # fmt: skip
+    assert re.findall(r'<td class="best">([\d.]+)', first) == ["0.810"]  # not scANVI's
+    words = ("QBMVI", "PCA", "supervised: see", "scANVI", "Twins, variants", "shuffled")
+    order = [section.index(word, section.index("<table")) for word in words]
     assert order == sorted(order)
     assert "PCR" not in first  # nobody has it
+
+
+def test_the_first_screen_says_who_is_ahead(whole):
+    text = whole[1].text
+    section = text[text.index('id="summary"') : text.index('id="notes"')]
+    tables = [part[: part.index("</table>")] for part in section.split("<table")[1:]]
+    scores, folded, verdicts = tables[:3]
+    # Means over seeds, then over data sets; the best of the methods in bold, no control among them.
+    assert re.findall(r'<td class="best">([\d.]+)', scores) == ["0.810"] and "0.770" in scores
+    assert "shuffled" not in scores and "shuffled" in folded
+    row = verdicts[verdicts.index("scANVI") :]
+    cells = re.findall(r'<td class="text">([^<]*)', row)[:3]
+    assert cells == ["&ndash;", "NMI", "&ndash;"]
+
+
+def test_variants_are_not_folded_where_they_are_what_is_compared(quick, tmp_path):
+    config = {"methods": {m: {"label": m, "block": "variant"} for m in ("a", "b")}
+              | {"qbmvi": {"label": "QBMVI", "block": "unsupervised"}}}  # fmt: skip
+    rows = [run_of("d", m, s, 0.8 + 0.01 * s) for m in ("qbmvi", "a", "b") for s in (0, 1)]
+    page = Page(write_report(write_rows(tmp_path, rows, config)).read_text())
+    assert "Twins, variants and controls (" not in page.said and "twins and variants:" in page.said
 
 
 def test_honest_remarks(whole):
@@ -457,7 +479,8 @@ def test_without_config_and_artifacts(quick, tmp_path):
     assert found.blocks == {"qbmvi": "unsupervised", "scpoli": "supervised"}
     page = Page(path.read_text())
     assert {i["alt"] for i in page.tags("img")} == {"Scores by seed", "Time and memory",
-                                                    "Paired differences from qbmvi"}  # fmt: skip
+                                                    "Paired differences from qbmvi",
+                                                    "qbmvi minus each method"}  # fmt: skip
 
 
 def test_a_picture_that_cannot_be_drawn_is_named(quick, tmp_path):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,20 +26,25 @@ def pca(
     return MethodResult(data.obsm["X_pca"], float("nan"), time.perf_counter() - started)
 
 
-def harmony(
-    adata: AnnData, *, batch_key: str | None, seed: int, max_epochs: int | None
-) -> MethodResult:
-    """Harmony (Korsunsky et al. 2019, ``harmonypy``) on 50 principal components."""
-    need_batches(batch_key, "Harmony")
-    package = require("harmonypy", "benchmark")
-    started = time.perf_counter()
-    before = pca(adata, batch_key=None, seed=seed, max_epochs=None).embedding
-    meta = pd.DataFrame({"batch": adata.obs[batch_key].astype(str).to_numpy()})
-    out = package.run_harmony(before, meta, "batch", random_state=seed, verbose=False)
-    # harmonypy 0.0.x keeps components in rows, 2.x cells.
-    after = np.asarray(out.Z_corr)
-    after = after if after.shape[0] == len(before) else after.T
-    return MethodResult(after, float("nan"), time.perf_counter() - started)
+def harmonised(method: Callable[..., MethodResult]) -> Callable[..., MethodResult]:
+    """The method, followed by Harmony (Korsunsky et al. 2019, ``harmonypy``)."""
+
+    @wraps(method)
+    def run(adata: AnnData, *, batch_key: str | None, seed: int, **options: Any) -> MethodResult:
+        need_batches(batch_key, "Harmony")
+        package = require("harmonypy", "benchmark")
+        result = method(adata, batch_key=batch_key, seed=seed, **options)
+        started = time.perf_counter()
+        meta = pd.DataFrame({"batch": adata.obs[batch_key].astype(str).to_numpy()})
+        before = np.asarray(result.embedding)
+        out = package.run_harmony(before, meta, "batch", random_state=seed, verbose=False)
+        # harmonypy 0.0.x keeps components in rows, 2.x cells.
+        after = np.asarray(out.Z_corr)
+        after = after if after.shape[0] == len(before) else after.T
+        seconds = result.seconds + time.perf_counter() - started
+        return result._replace(embedding=after, seconds=seconds)
+
+    return run
 
 
 def scanorama(

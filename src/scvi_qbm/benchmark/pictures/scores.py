@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 
 from scvi_qbm.pl.style import PALETTE, plain
 
-BLOCK_COLOURS = {"unsupervised": PALETTE[0], "supervised": PALETTE[3], "control": "0.45"}
+BLOCK_COLOURS = {
+    "unsupervised": PALETTE[0], "variant": PALETTE[2], "supervised": PALETTE[3], "control": "0.45",
+}  # fmt: skip
 _INK = "0.25"
 
 
@@ -43,7 +45,7 @@ def score_dots(
     methods
         Method -> label, from top to bottom; those in ``rows`` if None.
     blocks
-        Method -> ``"unsupervised"``, ``"supervised"`` or ``"control"``, shown by colour.
+        Method -> its block, a key of ``BLOCK_COLOURS``, shown by colour.
     reference
         Method whose line is shaded.
 

@@ -11,8 +11,13 @@ import pandas as pd
 from scvi_qbm._files import replacing
 from scvi_qbm.benchmark.report import sections
 from scvi_qbm.benchmark.report.html import Html, bullets, join, page, tag
-from scvi_qbm.benchmark.report.pictures import cell_pictures, cost_picture, score_pictures
-from scvi_qbm.benchmark.report.read import BOUNDS, Report, read_report
+from scvi_qbm.benchmark.report.pictures import (
+    cell_pictures,
+    cost_picture,
+    score_pictures,
+    summary_picture,
+)
+from scvi_qbm.benchmark.report.read import SUMMARY, Report, read_report
 from scvi_qbm.benchmark.statistics import POOLED
 
 
@@ -66,45 +71,53 @@ def write_report(
 
 
 def _page(report: Report, title: str) -> str:
-    every = report.headline()
     parts: list[tuple[str, str, Html]] = [
+        ("summary", "In short", join([*summary_picture(report), sections.summary(report)])),
         ("notes", "Before you read on", sections.remarks(report)),
-        ("data", "Data sets", sections.data_table(report)),
     ]
     if len(report.data) > 1:
         content = [
-            sections.paired_table(report, POOLED, every),
-            sections.wins_table(report, every),
+            sections.paired_table(report, POOLED, report.headline(columns=SUMMARY)),
+            sections.wins_table(report, report.headline()),
         ]
         parts.append(("pooled", "All data sets", join(content)))
     for i, data in enumerate(report.data):
-        headline = report.headline(data)
         content = [
-            sections.score_table(
-                report, data, headline, "Mean ± sd over seeds, higher is better."
-            ),
             *score_pictures(report, data),
+            tag("h3", "Scores"),
+            sections.score_table(
+                report,
+                data,
+                report.headline(data, SUMMARY),
+                "Mean ± sd over seeds, higher is better.",
+            ),
             tag("h3", "Paired differences"),
-            sections.paired_table(report, data, [*headline, *BOUNDS]),
+            sections.paired_table(report, data, report.headline(data, SUMMARY)),
             sections.all_metrics(report, data),
             *cell_pictures(report, data),
         ]
         parts.append((f"data-{i}", report.name(data), join(content)))
     costs = [
-        join([tag("h3", report.name(d)), sections.cost_table(report, d), *cost_picture(report, d)])
+        join([tag("h3", report.name(d)), *cost_picture(report, d), sections.cost_table(report, d)])
         for d in report.data
     ]
     parts += [
         ("cost", "Time, memory and likelihood", join(costs)),
         ("failures", "Failures", sections.failure_table(report)),
         ("meaning", "What the numbers mean", sections.meaning(report)),
+        ("data", "Data sets", sections.data_table(report)),
+        ("made", "How it was made", _made(report)),
     ]
-    return page(title, parts, _head(report))
+    return page(title, parts, tag("p", _size(report), class_="quiet"))
 
 
-def _head(report: Report) -> Html:
+def _size(report: Report) -> str:
     counts = report.rows["status"].value_counts()
     said = ", ".join(f"{n} {status}" for status, n in counts.items())
+    return f"{len(report.data)} data sets, {len(report.methods)} methods; runs: {said}."
+
+
+def _made(report: Report) -> Html:
     dates = sorted({str(d) for d in report.rows.get("date", pd.Series(dtype=str)).dropna()})
     when = report.config.get("date") or "unknown"
     if dates:
@@ -116,7 +129,6 @@ def _head(report: Report) -> Html:
         limit = f"at most {given}" if given else "each method's own"
         budget = f"Budget: {limit} epochs."
     facts = [
-        f"{len(report.data)} data sets, {len(report.methods)} methods; runs: {said}.",
         f"Measured {when}; page made {datetime.now():%Y-%m-%d %H:%M}.",
         budget,
         "Versions: " + (_versions(report) or "not recorded") + ".",

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scvi_qbm.benchmark import pictures
 from scvi_qbm.benchmark.pictures.cells import confused_groups
 from scvi_qbm.benchmark.report.html import Html, details, picture, tag
-from scvi_qbm.benchmark.report.read import Report
+from scvi_qbm.benchmark.report.read import FOLDED, SUMMARY, Report
 from scvi_qbm.benchmark.rows import folder_of
 
 # Shown first where not all fit, in this order; by name, so that no result decides who is shown.
@@ -23,6 +23,27 @@ FIRST = (
 )  # fmt: skip
 RIVALS = ("gaussian", "bernoulli", "scvi", "qbmvi", "pca")
 _PER_GRID = 5
+
+
+def summary_picture(report: Report) -> Iterator[Html]:
+    """The reference beside the methods, over all data sets."""
+    chosen = report.paired if len(report.data) == 1 else report.pooled
+    titles = report.titles(report.headline(columns=SUMMARY))
+    others = {
+        m: report.labels[m]
+        for m in report.methods
+        if report.blocks[m] not in FOLDED and (chosen["method"] == m).any()
+    }
+    if titles and others and chosen[chosen["metric"].isin(titles)]["mean"].notna().any():
+        name = report.labels.get(report.reference, report.reference)
+        yield _draw(
+            f"{name} minus each method",
+            "Right of the line it is ahead; mean and 95 % interval, over "
+            f"{'data sets' if len(report.data) > 1 else 'seeds'}.",
+            lambda: pictures.paired_differences(
+                chosen, titles, others, report.blocks, reference_label=name
+            ),
+        )
 
 
 def score_pictures(report: Report, data: str) -> Iterator[Html]:

@@ -21,6 +21,12 @@ HEADLINE = (
     "scib_total", "scib_bio", "scib_batch", "nmi", "ari", "ilisi", "graph_connectivity", "pcr",
     "scgraph", "xgb_f1", "lobo_f1", "trajectory",
 )  # fmt: skip
+#: Those of the first table.
+SUMMARY = (
+    "scib_total", "scib_bio", "scib_batch", "nmi", "scgraph", "knn_f1", "lobo_f1", "trajectory",
+)  # fmt: skip
+#: Blocks of methods that explain and do not compete.
+FOLDED = ("variant", "control")
 _SUPERVISED, _CONTROLS = {"scanvi", "scpoli"}, {"shuffled", "labels"}
 #: Bounds on the likelihood, which the report shows beside the scores.
 BOUNDS = (
@@ -84,11 +90,11 @@ class Report:
         info = self.config.get("data", {}).get(data, {})
         return bool(info.get("subsampled", info.get("max_cells") is not None))
 
-    def headline(self, data: str | None = None) -> list[str]:
-        """The headline metrics that were measured."""
+    def headline(self, data: str | None = None, columns: Iterable[str] = HEADLINE) -> list[str]:
+        """Those of the columns that were measured."""
         found = self.means if data is None else self.on(self.means, data)
         measured = set(found["metric"])
-        return [m for m in HEADLINE if m in self.metrics and m in measured]
+        return [m for m in columns if m in self.metrics and m in measured]
 
     def titles(self, columns: Iterable[str]) -> dict[str, str]:
         """Labels of columns."""

@@ -10,15 +10,69 @@ import numpy as np
 import pandas as pd
 
 from scvi_qbm.benchmark.report.html import Html, bullets, details, join, line, table, tag
-from scvi_qbm.benchmark.report.read import Report
+from scvi_qbm.benchmark.report.read import FOLDED, SUMMARY, Report
 from scvi_qbm.benchmark.statistics import POOLED, wins
 
 BLOCKS = {
-    "unsupervised": "unsupervised",
+    "unsupervised": "methods",
     "supervised": "supervised: see the labels that they are judged by",
+    "variant": "twins and variants: one thing changed, which shows what it is worth",
     "control": "controls: known to be good or bad, not methods",
 }
 _DASH = Html("&ndash;")
+
+
+def summary(report: Report) -> Html:
+    """Means over data sets, and in what the reference is ahead of each method."""
+    metrics = report.headline(columns=SUMMARY)
+    if not metrics:
+        return tag("p", "No score was measured.")
+    columns = report.means[report.means["metric"].isin(metrics)]
+    found = columns.groupby(["method", "metric"])["mean"].agg(["mean", "count"])
+    blocks = found.index.get_level_values("method").map(report.blocks)
+    best = found["mean"][blocks == "unsupervised"].groupby("metric").max()
+    most = found["count"].groupby("metric").max()
+
+    def cells(method: str) -> Iterator[object]:
+        for metric in metrics:
+            if (method, metric) not in found.index:
+                yield _DASH
+                continue
+            mean, count = found.loc[(method, metric)]
+            value, few = _number(mean, metric), int(count) < most[metric]
+            bold = report.blocks[method] == "unsupervised" and not few
+            bold = bold and value == _number(best[metric], metric)
+            yield tag("td", value, tag("small", f" {count:.0f} sets" if few else ""),
+                      class_="best" if bold else "")  # fmt: skip
+
+    caption = "Mean over seeds" + " and data sets" * (len(report.data) > 1) + ", higher is better."
+    scores = _tables(
+        report, ["method", *_headings(report, metrics)], found.index.unique("method"), cells,
+        caption,
+    )  # fmt: skip
+    return join([scores, _verdicts(report, metrics)])
+
+
+def _verdicts(report: Report, metrics: Sequence[str]) -> Html:
+    """In words: the metrics in which the reference is clearly ahead of each method, or behind."""
+    chosen = report.paired if len(report.data) == 1 else report.pooled
+    chosen = chosen[chosen["metric"].isin(metrics)]
+    if chosen.empty:
+        return tag("p", _why_unpaired(report), class_="quiet")
+    name = report.labels.get(report.reference, report.reference)
+
+    def cells(method: str) -> Iterator[object]:
+        mine = chosen[chosen["method"] == method].set_index("metric")["verdict"]
+        for wanted in ("better", "worse", None):
+            here = [m for m in metrics if m in mine.index and (
+                mine[m] == wanted if wanted else mine[m] not in ("better", "worse"))]  # fmt: skip
+            yield tag("td", ", ".join(report.metrics[m].label for m in here) or _DASH,
+                      class_="text")  # fmt: skip
+
+    over = "data sets" if len(report.data) > 1 else "seeds"
+    caption = f"By 95 % intervals over {over} of paired differences; one run decides nothing."
+    head = ["method", f"{name} is ahead in", f"{name} is behind in", "no clear difference in"]
+    return _tables(report, head, chosen["method"].unique(), cells, caption, prose=True)
 
 
 def remarks(report: Report) -> Html:
@@ -136,7 +190,7 @@ def score_table(report: Report, data: str, metrics: Sequence[str], caption: str 
             yield tag("td", value, spread, class_="best" if bold else "")
 
     head = ["method", "runs", *_headings(report, metrics)]
-    return table(head, _by_block(report, rows["method"].unique(), cells, len(head)), caption)
+    return _tables(report, head, rows["method"].unique(), cells, caption)
 
 
 def all_metrics(report: Report, data: str) -> Html:
@@ -146,12 +200,25 @@ def all_metrics(report: Report, data: str) -> Html:
     for name, metric in report.metrics.items():
         if name in measured:
             groups.setdefault(metric.group, []).append(name)
-    scores = (score_table(report, data, names, group) for group, names in groups.items())
-    differences = (paired_table(report, data, names) for names in groups.values())
+    # As many columns as fit on a screen of 1,200 pixels.
+    scores = [
+        score_table(report, data, part, group)
+        for group, names in groups.items()
+        for part in _parts(names, 9)
+    ]
+    differences = [
+        paired_table(report, data, part) for names in groups.values() for part in _parts(names, 7)
+    ]
     return join([
         details("Scores by all metrics", *scores),
         details("Paired differences by all metrics", *differences),
     ])  # fmt: skip
+
+
+def _parts(names: list[str], most: int) -> list[list[str]]:
+    """The names in equal parts of ``most`` at most."""
+    n_parts = -(-len(names) // most)
+    return [list(part) for part in np.array_split(names, n_parts)]
 
 
 def paired_table(report: Report, data: str, metrics: Sequence[str]) -> Html:
@@ -177,7 +244,7 @@ def paired_table(report: Report, data: str, metrics: Sequence[str]) -> Html:
         f"its 95 % interval. ▲ {name} better, ▼ worse, where the interval is clear of zero."
     )
     head = ["method", *_headings(report, metrics)]
-    return table(head, _by_block(report, chosen["method"].unique(), cells, len(head)), caption)
+    return _tables(report, head, chosen["method"].unique(), cells, caption)
 
 
 def _difference(found: Any, metric: str, usual: int) -> Html:
@@ -204,7 +271,7 @@ def wins_table(report: Report, metrics: Collection[str]) -> Html:
     name = report.labels.get(report.reference, report.reference)
     head = ["method", f"{name} better", "unclear", f"{name} worse", "one run, not counted"]
     caption = "Data sets x headline metrics, by intervals of paired differences clear of zero."
-    return table(head, _by_block(report, counts.index, cells, len(head)), caption)
+    return _tables(report, head, counts.index, cells, caption)
 
 
 def cost_table(report: Report, data: str) -> Html:
@@ -237,7 +304,7 @@ def cost_table(report: Report, data: str) -> Html:
     head = ["method", *columns.values(), "likelihood"]
     caption = "Mean ± sd over runs. Bounds are of held-out cells, higher is better; they compare "
     caption += "within a likelihood only. The error of log Z is common to all cells of a run."
-    return table(head, _by_block(report, good["method"].unique(), cells, len(head)), caption)
+    return _tables(report, head, good["method"].unique(), cells, caption)
 
 
 def failure_table(report: Report) -> Html:
@@ -282,6 +349,28 @@ def meaning(report: Report) -> Html:
     first = join([tag("h3", "Metrics"), table(head, metrics, prose=True)])
     head = ["method", "name", "block", "what it is"]
     return join([first, tag("h3", "Methods"), table(head, methods, prose=True)])
+
+
+def _tables(
+    report: Report,
+    head: Sequence[object],
+    methods: Collection[str],
+    cells: Any,
+    caption: str = "",
+    *,
+    prose: bool = False,
+) -> Html:
+    """A table of the methods, and one of twins, variants and controls that is folded away."""
+    shown = [m for m in report.methods if m in set(methods)]
+    folded = [m for m in shown if report.blocks[m] in FOLDED and m != report.reference]
+    if len(shown) - len(folded) < 3:  # the variants are what this benchmark is about
+        folded = []
+    first = [m for m in shown if m not in folded]
+    parts = [table(head, _by_block(report, first, cells, len(head)), caption, prose=prose)]
+    if folded:
+        rest = table(head, _by_block(report, folded, cells, len(head)), caption, prose=prose)
+        parts.append(details(f"Twins, variants and controls ({len(folded)})", rest))
+    return join(parts)
 
 
 def _by_block(report: Report, methods: Collection[str], cells: Any, width: int) -> Iterator[Html]:
