@@ -4,7 +4,7 @@ from inspect import signature
 
 import pytest
 
-from scvi_qbm.recipes import RECIPES, get_recipe, resolve_plan
+from scvi_qbm.recipes import MANY_CELLS, RECIPES, get_recipe, resolve_plan
 
 
 def test_unknown():
@@ -32,6 +32,13 @@ def test_warmup_takes_half_of_the_epochs_at_most(max_epochs, warmup):
         resolve_plan("default", {"n_epochs_kl_warmup": 7}, max_epochs)["n_epochs_kl_warmup"] == 7
     )
     assert resolve_plan("default", {"n_steps_kl_warmup": 7}, 400)["n_epochs_kl_warmup"] is None
+
+
+def test_many_cells_get_more_units():
+    assert get_recipe("default").model_for(0)["n_latent"] == 64
+    assert get_recipe("default").model_for(MANY_CELLS - 1) == get_recipe("default").model
+    assert get_recipe("default").model_for(MANY_CELLS)["n_latent"] == 128
+    assert get_recipe("paper").model_for(10**6) == get_recipe("paper").model
 
 
 def test_one_learning_rate_sets_both():

@@ -18,11 +18,33 @@ class Recipe(NamedTuple):
         Arguments of :class:`~scvi_qbm.plan.QBMTrainingPlan`.
     train
         Arguments of ``QBMVI.train``.
+    many_cells
+        Arguments of the model that differ from :data:`MANY_CELLS` cells on.
     """
 
     model: dict[str, Any]
     plan: dict[str, Any]
     train: dict[str, Any]
+    many_cells: dict[str, Any] = {}
+
+    def model_for(self, n_cells: int) -> dict[str, Any]:
+        """Arguments of the model for so many cells.
+
+        Parameters
+        ----------
+        n_cells
+            Of the data that it is built for; 0 if that is not known.
+
+        Returns
+        -------
+        dict[str, Any]
+            A copy.
+        """
+        return self.model | (self.many_cells if n_cells >= MANY_CELLS else {})
+
+
+#: From so many cells on, more units pay (docs/evidence.md, section 10).
+MANY_CELLS = 8_000
 
 
 #: Recipe by name. Every default of ours stands here, or in the signature of what it is for.
@@ -41,6 +63,7 @@ RECIPES = {
         },
         plan={"lr": 5e-3, "eps": 1e-8, "n_epochs_kl_warmup": 20},
         train={"batch_size": 128, "early_stopping_patience": 10},
+        many_cells={"n_latent": 128},
     ),
     # Encoder and decoder of two linear layers each (4000 -> 512 -> 256 in the paper), layer norm
     # as in the authors' code, squared error on log-normalised values, no KL warm-up.

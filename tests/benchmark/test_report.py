@@ -420,7 +420,7 @@ def test_the_first_screen_says_who_is_ahead(whole):
     section = text[text.index('id="summary"') : text.index('id="notes"')]
     tables = [part[: part.index("</table>")] for part in section.split("<table")[1:]]
     scores, folded, verdicts = tables[:3]
-    # Means over seeds, then over data sets; the best of the methods in bold, no control among them.
+    # Means over seeds, then over data sets; the best method in bold, no control among them.
     assert re.findall(r'<td class="best">([\d.]+)', scores) == ["0.810"] and "0.770" in scores
     assert "shuffled" not in scores and "shuffled" in folded
     row = verdicts[verdicts.index("scANVI") :]

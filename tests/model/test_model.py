@@ -404,6 +404,27 @@ def test_paper_recipe(pbmc):
     assert model.trainer.lightning_module.kl_weight == 1.0
 
 
+def test_many_cells_get_more_units_and_keep_them(tmp_path):
+    """By the cells that a model is built for; a saved model and its queries have its own."""
+    from anndata import AnnData
+
+    rng = np.random.default_rng(0)
+    adata = AnnData(rng.poisson(2.0, size=(8000, 6)).astype(np.float32))
+    adata.obs["batch"] = rng.choice(["a", "b"], 8000)
+    few = adata[:500].copy()
+    for data in (adata, few):
+        scvi_qbm.QBMVI.setup_anndata(data, batch_key="batch")
+    model = scvi_qbm.QBMVI(adata)
+    assert model.module.n_latent == 128 and "n_latent: 128" in model._model_summary_string
+    assert scvi_qbm.QBMVI(few).module.n_latent == 64
+    assert scvi_qbm.QBMVI(adata, n_latent=10).module.n_latent == 10
+    assert scvi_qbm.QBMVI(registry=model.registry).module.n_latent == 128
+    model.is_trained_ = True
+    model.save(tmp_path / "m")
+    assert scvi_qbm.QBMVI.load(tmp_path / "m", few).module.n_latent == 128
+    assert scvi_qbm.QBMVI.load_query_data(few, model).module.n_latent == 128
+
+
 def test_backed_and_dense_data(pbmc, tmp_path):
     dense = pbmc.copy()
     dense.X = dense.layers["counts"].toarray()

@@ -12,7 +12,7 @@ import pandas as pd
 import rich.pretty  # noqa: F401
 from anndata import AnnData
 from scvi import REGISTRY_KEYS
-from scvi.data import AnnDataManager
+from scvi.data import AnnDataManager, _constants
 from scvi.data._utils import _get_adata_minify_type
 from scvi.data.fields import (
     CategoricalJointObsField,
@@ -83,7 +83,8 @@ class QBMVI(
     registry
         Registry of a data module, for training without ``adata``.
     recipe
-        ``"default"``: 64 binary units, negative binomial likelihood, one hidden layer of 128.
+        ``"default"``: 64 binary units (128 from 8,000 cells on), negative binomial likelihood,
+        one hidden layer of 128.
         ``"paper"``: the architecture and optimisation of "Quantum-Boosted High-Fidelity Deep
         Learning" (256 units, two linear layers, squared error on log-normalised values).
         Arguments that are given go before it.
@@ -160,7 +161,8 @@ class QBMVI(
             raise TypeError(f"{type(self).__name__} has no argument {', '.join(sorted(unknown))}.")
         # Resolved here and saved resolved: a later change of a recipe cannot break old models.
         given = {"relaxation": relaxation, "normal_variance": normal_variance, **kwargs}
-        arguments = get_recipe(recipe).model | {k: v for k, v in given.items() if v is not None}
+        arguments = get_recipe(recipe).model_for(_n_cells(adata, registry))
+        arguments |= {k: v for k, v in given.items() if v is not None}
         if relaxation_beta is None:
             relaxation_beta = get_relaxation(arguments["relaxation"]).default_beta
         arguments |= {
@@ -368,6 +370,15 @@ def _check_saving(sampler: Any, options: Any) -> None:
             UserWarning,
             stacklevel=3,
         )
+
+
+def _n_cells(adata: AnnData | None, registry: dict | None) -> int:
+    """Cells that the model is built for, as far as that is known."""
+    if adata is not None:
+        return int(adata.n_obs)
+    fields = (registry or {}).get(_constants._FIELD_REGISTRIES_KEY, {})
+    stats = fields.get(REGISTRY_KEYS.X_KEY, {}).get(_constants._SUMMARY_STATS_KEY, {})
+    return int(stats.get("n_cells", 0))
 
 
 def _check_arguments(arguments: dict[str, Any]) -> None:

@@ -84,7 +84,8 @@ def gaussian_twin(
     scvi.settings.seed = seed
     chosen = get_recipe(recipe)
     names = ("n_hidden", "n_latent", "n_layers", "gene_likelihood", "normal_variance")
-    kwargs = {k: chosen.model[k] for k in (*names, "use_batch_norm", "use_layer_norm")}
+    model = chosen.model_for(adata.n_obs)
+    kwargs = {k: model[k] for k in (*names, "use_batch_norm", "use_layer_norm")}
     kwargs["log_variational"] = kwargs["gene_likelihood"] != "normal"
     data = _input(adata, batch_key, kwargs["gene_likelihood"])
     started = time.perf_counter()
