@@ -20,10 +20,10 @@ KERNELS := $(wildcard src/scvi_qbm/samplers/engine/kernels.py src/scvi_qbm/sampl
 export NUMBA_CACHE_DIR ?= $(CURDIR)/$(VENV)/numba-$(shell cat $(KERNELS) | cksum | cut -d' ' -f1)
 
 .PHONY: help demo test test-fast test-slow test-peers test-next lint docs tutorials dist bench-train bench-negative \
-	bench-samplers bench-device bench-scale bench-sampling bench-landscape bench-labels bench-machines bench-priors bench-bound bench-methods bench-metrics bench-pictures table clean
+	bench-samplers bench-device bench-scale bench-sampling bench-landscape bench-labels bench-machines bench-priors bench-bound bench-methods bench-metrics bench-pictures clean
 
 help:
-	@echo "make demo        train QBMVI on 700 real cells, results in demo-output/"
+	@echo "make demo        700 real cells, nine tenths of their labels hidden: demo-output/report.html"
 	@echo "make test        lint, types, tests (CI)"
 	@echo "make test-fast   the tests that neither train a model nor start a process (90 seconds)"
 	@echo "make test-slow   the statistical tests with rotating seeds and many repetitions"
@@ -41,12 +41,11 @@ help:
 	@echo "make bench-landscape outliers, generated cells, attractors, beside SCVI (an hour)"
 	@echo "make bench-labels    label transfer and unknown types, beside scANVI (10 hours, resumable)"
 	@echo "make bench-machines  what a machine is worth in training: perfect, annealing, CIM, noise (an hour, resumable)"
-	@echo "make bench-priors    the Boltzmann prior beside other learned priors (a day, resumable)"
+	@echo "make bench-priors    the tables of docs/results.md: QBMVI, its twins, scVI (a day, resumable)"
 	@echo "make bench-bound     what the relaxation's noise costs in nats (an hour, resumable)"
 	@echo "make bench-methods   QBMVI and its variants beside 16 other methods on ../shared/data (30 hours of processor time, resumable)"
-	@echo "make bench-pictures  UMAPs, confusions, pseudotime, score by epoch: docs/benchmark/pictures.html (20 minutes)"
+	@echo "make bench-pictures  UMAPs, confusions, pseudotime, score by epoch (20 minutes)"
 	@echo "make bench-metrics   time and memory of the scores by number of cells (7 minutes)"
-	@echo "make table       scvi-qbm fit on every data set in ../shared/data"
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -143,6 +142,8 @@ bench-machines: $(STAMP)
 bench-priors: $(STAMP)
 	SCVI_QBM_DATA_DIR=$${SCVI_QBM_DATA_DIR:-../shared/data} $(BIN)/scvi-qbm benchmark run \
 		benchmarks/priors.toml --workers 2 --out bench-priors-output
+	$(BIN)/scvi-qbm benchmark run benchmarks/cells.toml --workers 2 --out bench-cells-output
+	$(BIN)/python benchmarks/result_tables.py bench-priors-output bench-cells-output
 
 bench-bound: $(STAMP)
 	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/python benchmarks/bench_bound.py
@@ -152,7 +153,6 @@ bench-methods: $(STAMP)
 	SCVI_QBM_DATA_DIR=$${SCVI_QBM_DATA_DIR:-../shared/data} $(BIN)/scvi-qbm benchmark run \
 		benchmarks/shared.toml --workers 2 --out bench-methods-output
 	$(BIN)/scvi-qbm benchmark report bench-methods-output
-	$(BIN)/python benchmarks/benchmark_tables.py bench-methods-output docs/benchmark
 
 bench-pictures: $(STAMP)
 	SCVI_QBM_DATA_DIR=$${SCVI_QBM_DATA_DIR:-../shared/data} $(BIN)/scvi-qbm benchmark run \
@@ -160,14 +160,10 @@ bench-pictures: $(STAMP)
 	SCVI_QBM_DATA_DIR=$${SCVI_QBM_DATA_DIR:-../shared/data} $(BIN)/scvi-qbm benchmark curves \
 		benchmarks/pictures.toml --out bench-pictures-output
 	$(BIN)/scvi-qbm benchmark report bench-pictures-output --title "Pictures of three sets, seed 0"
-	cp bench-pictures-output/report.html docs/benchmark/pictures.html
 
 bench-metrics: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -W ignore benchmarks/bench_metrics.py
 
-table: $(STAMP)
-	$(BIN)/python benchmarks/fit_all.py ../shared/data docs/fits.csv
-
 clean:
-	rm -rf $(VENV) $(NEXT_VENV) demo-output bench-output sampling-output landscape-output bench-methods-output bench-priors-output bound-output bench-pictures-output kaiwu-jobs \
+	rm -rf $(VENV) $(NEXT_VENV) demo-output bench-output sampling-output landscape-output bench-methods-output bench-priors-output bench-cells-output bound-output bench-pictures-output kaiwu-jobs \
 		docs/_build docs/tutorials docs/api/generated dist

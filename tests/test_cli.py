@@ -294,12 +294,16 @@ def test_demo(tmp_path, monkeypatch):
 
     report = run_demo(tmp_path / "demo", max_epochs=3)
     names = {path.name for path in (tmp_path / "demo").iterdir()}
-    assert names == {"pbmc68k_qbmvi.h5ad", "report.md", "training.png", "umap.png"}
-    for word in ("700 cells, 765 genes", "QBMVI |", "Gaussian twin |", "PCA |", "log Z", "+-"):
-        assert word in report
-    assert (
-        anndata.read_h5ad(tmp_path / "demo" / "pbmc68k_qbmvi.h5ad").obsm["X_qbmvi"].shape[0] == 700
-    )
+    assert names == {"pbmc68k.h5ad", "report.html", "demo.png"}
+    for word in ("QBMANVI", "PCA, logistic regression", "scVI, 5 neighbours", "are right"):
+        assert word in report and word in (tmp_path / "demo" / "report.html").read_text()
+    cells = anndata.read_h5ad(tmp_path / "demo" / "pbmc68k.h5ad")
+    assert cells.obsm["X_qbmvi"].shape == (700, 64) and "attractor" in cells.obs
+    # A tenth of each type kept its label, the others were really hidden.
+    labels, types = (cells.obs[key].astype(str) for key in ("known", "cell_type"))
+    known = labels != "Unknown"
+    assert known.sum() == 70 and (labels == types)[known].all()
+    assert set(types[known]) == set(types)
 
 
 @pytest.mark.parametrize("name", ["pancreas_panc8_small", "pbmc_10x_3techs"])

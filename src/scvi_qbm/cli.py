@@ -88,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
 
     add_commands(subjects)
 
-    demo = commands.add_parser("demo", help="train on 700 real cells that ship with scanpy")
+    demo = commands.add_parser("demo", help="700 real cells, nine tenths of their labels hidden")
     demo.add_argument("--out", type=Path, default=Path("demo-output"), help="directory to write")
     demo.add_argument("--seed", type=int, default=0, help="seed of everything")
     _add_threads(demo)

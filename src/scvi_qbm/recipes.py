@@ -43,7 +43,7 @@ class Recipe(NamedTuple):
         return self.model | (self.many_cells if n_cells >= MANY_CELLS else {})
 
 
-#: From so many cells on, more units pay (docs/evidence.md, section 10).
+#: From so many cells on, more units pay (docs/results.md).
 MANY_CELLS = 8_000
 
 

@@ -1,0 +1,157 @@
+"""The tables of docs/results.md and README.md, and the picture of scores by number of cells.
+
+    python benchmarks/result_tables.py bench-priors-output [bench-cells-output]
+
+Part of ``make bench-priors``. The rows are kept in docs/evidence (priors, cells): to go on from
+them, copy such a folder to the output folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import pandas as pd
+
+from scvi_qbm.benchmark.methods import METHODS
+from scvi_qbm.benchmark.rows import Rows
+from scvi_qbm.benchmark.statistics import means, tidy
+from scvi_qbm.pl.style import PALETTE
+
+ROOT = Path(__file__).parents[1]
+NAMES = {
+    "pbmc_10x_3techs": "10x", "pancreas_panc8_small": "panc8",
+    "cellmix_lines_6batches_2kgenes": "cellmix", "paul15_myeloid": "paul15",
+    "pancreas_endocrinogenesis_e15": "e15", "pbmc_3k_4k_facs": "facs",
+    "pbmc_kang_ctrl_8donors": "kang", "pbmc_4studies_11batches": "4 studies",
+}  # fmt: skip
+LABELS = {
+    "qbmvi": "QBMVI", "qbmvi_probabilities": "QBMVI, not aligned",
+    "bernoulli": "QBMVI without couplings (W = 0)", "gaussian": "Gaussian VAE",
+    "gaussian_mixture": "Gaussian VAE, learned mixture prior",
+    "gaussian_vamp": "Gaussian VAE, learned VampPrior", "scvi": "scVI",
+}  # fmt: skip
+METRICS = {
+    "scib_total": "scIB total", "scib_bio": "bio", "scib_batch": "batch", "nmi": "NMI",
+    "scgraph": "scGraph", "knn_f1": "kNN F1", "lobo_f1": "unseen batch F1",
+    "disentanglement": "disentanglement", "validation_elbo": "held-out ELBO",
+    "validation_iwae": "IW likelihood", "cpu_seconds": "CPU s",
+}  # fmt: skip
+SHORT = ("scib_total", "scib_bio", "nmi", "scgraph", "knn_f1", "lobo_f1")
+SHORT_METHODS = ("qbmvi", "scvi", "gaussian", "gaussian_mixture", "bernoulli")
+_NATS = ("validation_elbo", "validation_iwae")
+
+
+def markdown(head: list[str], lines: list[list[str]]) -> str:
+    rows = [head, ["---"] * len(head), *lines]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def number(metric: str, value: float) -> str:
+    if pd.isna(value):
+        return ""
+    if metric in _NATS:
+        return f"{value:.1f}"
+    return f"{value:,.0f}" if metric == "cpu_seconds" else f"{value:.3f}"
+
+
+def by_set(rows: pd.DataFrame) -> str:
+    """A table a data set: means over seeds."""
+    wide = means(rows, METRICS).pivot(index=["data", "method"], columns="metric", values="mean")
+    out = []
+    for data in (d for d in NAMES if d in set(rows["data"])):
+        here = rows[rows["data"] == data]
+        part = wide.loc[data]
+        columns = [m for m in METRICS if m in part and part[m].notna().any()]
+        lines = [
+            [LABELS[m], *(number(c, part.loc[m, c]) for c in columns)]
+            for m in LABELS
+            if m in part.index
+        ]
+        seeds = here.groupby("method")["seed"].nunique()
+        said = (
+            f"{seeds.min()}" if seeds.min() == seeds.max() else f"{seeds.min()} to {seeds.max()}"
+        )
+        title = f"**{NAMES[data]}**: {here['n_cells'].iloc[0]:,.0f} cells; seeds: {said}"
+        out.append(f"{title}\n\n{markdown(['', *(METRICS[c] for c in columns)], lines)}")
+    return "\n\n".join(out)
+
+
+def over_sets(rows: pd.DataFrame, methods: tuple[str, ...]) -> str:
+    """Means over the data sets on which all of the methods have the score."""
+    table = means(rows, SHORT).pivot(index=["data", "metric"], columns="method", values="mean")
+    table = table[[m for m in methods if m in table]].dropna()
+    sets = table.index.get_level_values("metric").value_counts()
+    mean = table.groupby("metric").mean()
+    columns = [m for m in SHORT if m in mean.index]
+    lines = [[LABELS[m], *(number(c, mean.loc[c, m]) for c in columns)] for m in table]
+    head = [f"mean over {sets.max()} data sets", *(METRICS[c] for c in columns)]
+    return markdown(head, lines)
+
+
+def into(page: Path, name: str, text: str) -> None:
+    """Replace what stands between the marks of that name."""
+    marks = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    pattern = re.compile(f"{re.escape(marks[0])}.*?{re.escape(marks[1])}", re.DOTALL)
+    before = page.read_text()
+    if not pattern.search(before):
+        raise SystemExit(f"{page} has no place for {name}.")
+    page.write_text(pattern.sub(lambda _: f"{marks[0]}\n{text}\n{marks[1]}", before))
+
+
+def keep(directory: Path, name: str) -> pd.DataFrame:
+    """Rows without what only this machine knows, kept in docs/evidence."""
+    rows = tidy(Rows(directory, "rows").frame())
+    target = ROOT / "docs" / "evidence" / name
+    target.mkdir(parents=True, exist_ok=True)
+    lines = rows.apply(lambda row: row.dropna().to_json() + "\n", axis=1)
+    (target / "rows.jsonl").write_text("".join(lines))
+    config = json.loads((directory / "config.json").read_text())
+    config["command"] = f"make bench-{name}"
+    (target / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+    return rows[(rows["status"] == "ok") & rows["method"].isin(METHODS)]
+
+
+def picture(rows: pd.DataFrame, path: Path) -> None:
+    """QBMVI minus its Gaussian twin, by number of cells; a dot a seed."""
+    titles = {
+        "validation_elbo": "held-out ELBO\n(nats a cell)", "scib_bio": "bio conservation",
+        "scgraph": "scGraph", "nmi": "NMI", "knn_f1": "kNN F1", "lobo_f1": "unseen batch F1",
+    }  # fmt: skip
+    wide = rows.pivot(index=["n_cells", "seed"], columns="method", values=list(titles))
+    figure, axes = plt.subplots(1, len(titles), figsize=(11, 2.3), layout="constrained")
+    for ax, (metric, title) in zip(axes, titles.items(), strict=True):
+        gap = (wide[metric]["qbmvi_probabilities"] - wide[metric]["gaussian"]).dropna()
+        mean = gap.groupby("n_cells").mean()
+        ax.axhline(0, color="0.7", lw=0.8)
+        ax.plot(mean.index, mean, "-", color=PALETTE[0], lw=1.2)
+        ax.plot(gap.index.get_level_values("n_cells"), gap, "o", color=PALETTE[0], ms=4)
+        ax.set(title=title, xscale="log", xticks=list(mean.index), xlabel="cells")
+        ax.set_xticklabels([f"{n / 1000:.0f}k" for n in mean.index])
+        ax.minorticks_off()
+        ax.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylabel("QBMVI minus Gaussian VAE")
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("priors", type=Path)
+    parser.add_argument("cells", type=Path, nargs="?")
+    args = parser.parse_args()
+    rows = keep(args.priors, "priors")
+    into(ROOT / "docs" / "results.md", "by set", by_set(rows))
+    into(ROOT / "docs" / "results.md", "over sets", over_sets(rows, tuple(LABELS)))
+    into(ROOT / "README.md", "results", over_sets(rows, SHORT_METHODS))
+    if args.cells is not None:
+        picture(keep(args.cells, "cells"), ROOT / "docs" / "_static" / "cells.png")
+
+
+if __name__ == "__main__":
+    main()
