@@ -42,3 +42,22 @@ def test_links_lead_somewhere(page):
 def test_docstring_examples(path):
     results = doctest.testmod(importlib.import_module(".".join(path.with_suffix("").parts)))
     assert results.attempted > 0 and results.failed == 0
+
+
+# One term for each thing, and none that only the developers use.
+AVOIDED = {
+    r"\bhonest\w*": "say what was checked",
+    r"\brooms?\b": "a part, or a module",
+    r"what comes of it": "the result",
+    r"\blaws?\b": "distribution",
+    r"\bbetter bound\b": "higher held-out ELBO",
+}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_words_that_stay_out(page):
+    text = re.sub(r"```.*?```|`[^`\n]*`|\]\([^)]*\)", "", page.read_text(), flags=re.DOTALL)
+    text = re.sub(r"(?m)^law$", "", text)  # the glossary's entry of the attribute
+    for word, better in AVOIDED.items():
+        found = re.search(rf".*{word}.*", text, flags=re.IGNORECASE)
+        assert found is None, f"{page.name}: {found[0].strip()!r}: rather {better}"
