@@ -24,6 +24,7 @@ from scvi_qbm.data import pbmc68k
 from scvi_qbm.model import QBMANVI
 
 UNKNOWN = "Unknown"
+_WHAT = "One cell in ten kept its label. QBMANVI saw the counts of all, and predicts the others."
 
 
 def run_demo(out: Path, seed: int = 0, max_epochs: int | None = None) -> str:
@@ -174,4 +175,4 @@ def _write(out: Path, scores: pd.DataFrame, said: str, model: QBMANVI) -> None:
         ("made", "How it was made", tag("p", more)),
     ]  # fmt: skip
     with replacing(out / "report.html") as temporary:
-        temporary.write_text(page("QBMANVI on 700 blood cells", parts, tag("p", "")))
+        temporary.write_text(page("QBMANVI on 700 blood cells", parts, tag("p", _WHAT)))

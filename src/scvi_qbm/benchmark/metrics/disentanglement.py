@@ -61,5 +61,6 @@ def disentanglement_scores(x: NDArray[np.float32], labels: NDArray[np.str_]) -> 
 )
 def disentanglement(cells: Embedded) -> None:
     """Scores of the embedding's dimensions as they are, without any rotation."""
-    if cells.known.labels is not None:
-        cells.scores |= disentanglement_scores(cells.x, cells.known.labels)
+    labels = cells.known.labels
+    if labels is not None and np.sum(np.unique(labels, return_counts=True)[1] >= 10) >= 2:
+        cells.scores |= disentanglement_scores(cells.x, labels)
