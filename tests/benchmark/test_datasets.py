@@ -53,7 +53,7 @@ def test_importing_is_cheap():
 
 def test_names_are_the_keys_and_unknown_names_are_refused():
     names = list_datasets()
-    assert names[0] == "pbmc68k" and len(names) == len(set(names)) == 1 + 7 + 8
+    assert names[0] == "pbmc68k" and len(names) == len(set(names)) == 1 + 8 + 8
     assert [describe(name).name for name in names] == names
     with pytest.raises(KeyError, match="No data set 'pbmc12'.*pbmc12k"):
         describe("pbmc12")
