@@ -539,7 +539,7 @@ def test_rows_of_methods_that_are_no_more_are_shown(monkeypatch, tmp_path):
     assert found.unreadable == 0 and found.labels["qbmvi_long"] == "qbmvi_long"
     assert found.blocks["scpoli"] == "supervised"
     assert {"qbmvi_long", "gaussian"} <= set(found.paired["method"])
-    config = json.loads((docs / "benchmark" / "config.json").read_text())
+    config = json.loads((log / "benchmark" / "config.json").read_text())
     config["methods"]["qbmvi_long"] = {"label": "QBMVI, a longer schedule"}
     (tmp_path / "config.json").write_text(json.dumps(config))
     said = Page(write_report(tmp_path).read_text()).said
