@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from anndata import AnnData
 from scvi.utils import unsupported_if_adata_minified
@@ -27,13 +28,13 @@ class BoundMixin:
         dataloader: Iterator[dict[str, Tensor | None]] | None = None,
         data_loader_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
-    ) -> float | Tensor:
+    ) -> np.float64 | Tensor:
         # Upstream's mean is that of its minibatches, of which the last may be a small one.
         out: Tensor = super().get_marginal_ll(  # type: ignore[misc]
             adata, indices, n_mc_samples, batch_size, False, dataloader, data_loader_kwargs,
             **kwargs,
         )  # fmt: skip
-        return out.double().mean().item() if return_mean else out
+        return np.mean(out.double().numpy()) if return_mean else out
 
     @torch.inference_mode()
     @unsupported_if_adata_minified
