@@ -4,7 +4,7 @@
 
 QBMVI is trained once; held-out cells are then bounded with the relaxed code that it was trained
 with (``noisy``) and with the mean of the code given its bits (``settled``, what every method of a
-trained model does). ``cells`` of 0 are all. Rows are kept as they are measured.
+trained model does). ``--cells`` draws so many cells, all by default. Rows are kept as they come.
 """
 
 from __future__ import annotations

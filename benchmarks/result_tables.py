@@ -106,14 +106,14 @@ def into(page: Path, name: str, text: str) -> None:
 
 
 def keep(directory: Path, name: str) -> pd.DataFrame:
-    """Rows without what only this machine knows, kept in docs/evidence."""
+    """The rows, kept in docs/evidence; returned are those that succeeded."""
     rows = tidy(Rows(directory, "rows").frame())
     target = ROOT / "docs" / "evidence" / name
     target.mkdir(parents=True, exist_ok=True)
     lines = rows.apply(lambda row: row.dropna().to_json() + "\n", axis=1)
     (target / "rows.jsonl").write_text("".join(lines))
     config = json.loads((directory / "config.json").read_text())
-    config["command"] = f"make bench-{name}"
+    config["command"] = "make bench-priors"
     (target / "config.json").write_text(json.dumps(config, indent=1) + "\n")
     return rows[(rows["status"] == "ok") & rows["method"].isin(METHODS)]
 

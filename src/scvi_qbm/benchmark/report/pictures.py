@@ -27,7 +27,7 @@ _PER_GRID = 5
 
 def summary_picture(report: Report) -> Iterator[Html]:
     """The reference beside the methods, over all data sets."""
-    chosen = report.paired if len(report.data) == 1 else report.pooled
+    chosen = report.overall
     titles = report.titles(report.headline(columns=SUMMARY))
     others = {
         m: report.labels[m]

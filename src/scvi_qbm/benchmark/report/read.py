@@ -76,6 +76,11 @@ class Report:
         here = list(self.rows["data"].unique())
         self.data = [d for d in order if d in here] + [d for d in here if d not in order]
 
+    @property
+    def overall(self) -> pd.DataFrame:
+        """Differences from the reference over data sets; over seeds where there is one set."""
+        return self.paired if len(self.data) == 1 else self.pooled
+
     @staticmethod
     def on(frame: pd.DataFrame, data: str) -> pd.DataFrame:
         """The rows of one data set."""

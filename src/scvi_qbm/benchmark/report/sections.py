@@ -55,8 +55,7 @@ def summary(report: Report) -> Html:
 
 def _verdicts(report: Report, metrics: Sequence[str]) -> Html:
     """In words: the metrics in which the reference is clearly ahead of each method, or behind."""
-    chosen = report.paired if len(report.data) == 1 else report.pooled
-    chosen = chosen[chosen["metric"].isin(metrics)]
+    chosen = report.overall[report.overall["metric"].isin(metrics)]
     if chosen.empty:
         return tag("p", _why_unpaired(report), class_="quiet")
     name = report.labels.get(report.reference, report.reference)
