@@ -33,7 +33,7 @@ help:
 	@echo "make tutorials   execute the notebooks and keep their outputs (15 minutes)"
 	@echo "make dist        sdist and wheel"
 	@echo "make bench-train cost of an epoch against scvi.model.SCVI"
-	@echo "make bench-negative  the tables of docs/training.md on the negative phase"
+	@echo "make bench-negative  the tables of logbook/training.md on the negative phase"
 	@echo "make bench-samplers  speed of the samplers against their peers (10 minutes)"
 	@echo "make bench-device    the tempering sampler on a GPU, or what there is, against its roofline (5 minutes)"
 	@echo "make bench-scale     memory, cost and growth to a million cells (an hour, 2 GB of disk, resumable)"

@@ -41,7 +41,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 class Machine(Sampler):
     """Another sampler, of which nothing is promised."""
 
-    name, law = "machine", "heuristic"
+    name, guarantee = "machine", "heuristic"
 
     def __init__(self, source: Sampler) -> None:
         self.source = source
@@ -58,7 +58,7 @@ class Machine(Sampler):
 class Noise(Sampler):
     """Random spins."""
 
-    name, law = "noise", "heuristic"
+    name, guarantee = "noise", "heuristic"
 
     def _sample(
         self, ising: Ising, beta: float, n_samples: int, entropy: np.random.SeedSequence

@@ -1,4 +1,4 @@
-"""The tables of docs/training.md on the negative phase. Run by ``make bench-negative``.
+"""The tables of logbook/training.md on the negative phase. Run by ``make bench-negative``.
 
     python benchmarks/bench_negative.py barrier|chains|sweeps [--data ../shared/data]
 

@@ -3,7 +3,7 @@
     python benchmarks/bench_samplers.py [rates] [threads] [ess] [training] [memory]
 
 Rates and effective samples are medians over interleaved rounds, so that a busy machine slows all
-rows alike: trust the ratios. Law of the same kernel build: ``make test``.
+rows alike: trust the ratios. Distribution of the same kernel build: ``make test``.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ def data_file(folder: Path, n_cells: int) -> Path:
     """An h5ad of simulated counts, written a part at a time.
 
     50,000 cells come from ``datasets.simulate`` (12 types, 8 batches, 400 counts a cell); the
-    file repeats them, each time with every count drawn anew from a Poisson law around it.
+    file repeats them, each time with every count drawn anew from a Poisson distribution around it.
     """
     path = folder / f"cells_{n_cells}.h5ad"
     if path.exists():

@@ -66,11 +66,13 @@ def main() -> None:
             (line,) = axis.loglog(part[x], part[column], "o-", ms=3)
             if column in EXPECTED[x]:
                 grown = [exponent(tail[x], tail[name]) for name in ("levels", "chains")]
-                laws, first = EXPECTED[x][column](*grown), tail.iloc[0]
-                for law in laws:
-                    expected = first[column] * (tail[x] / first[x]) ** law
+                distributions, first = EXPECTED[x][column](*grown), tail.iloc[0]
+                for distribution in distributions:
+                    expected = first[column] * (tail[x] / first[x]) ** distribution
                     axis.loglog(tail[x], expected, ":", lw=1, color=line.get_color())
-                row["expected"] = " to ".join(f"{law:.1f}" for law in laws)
+                row["expected"] = " to ".join(
+                    f"{distribution:.1f}" for distribution in distributions
+                )
             said = f" (expected {row['expected']})" if row["expected"] else ""
             line.set_label(f"{label}: {slope:.2f}{said}")
             rows.append(row)

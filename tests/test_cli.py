@@ -325,7 +325,7 @@ class Machine:
 def test_samplers_check(capsys, tmp_path, monkeypatch):
     assert main(["samplers", "check", "exact"]) == 0
     assert "conforms" in capsys.readouterr().out
-    # Two sweeps between samples: the law's test finds too few effective samples.
+    # Two sweeps between samples: the distribution's test finds too few effective samples.
     options = ["--option", "n_sweeps=1", "--option", "n_chains=4", "--option", "n_burn_in=0"]
     assert main(["samplers", "check", "gibbs", *options]) == 1
     assert "DOES NOT CONFORM" in capsys.readouterr().out
@@ -356,7 +356,7 @@ def test_samplers_check(capsys, tmp_path, monkeypatch):
 def test_benchmark_sampling(tmp_path, capsys, monkeypatch):
     from scvi_qbm.benchmark.sampling import parts as sampling
 
-    monkeypatch.setattr(sampling, "LAW", {"PT": sampling.LAW["PT"]})
+    monkeypatch.setattr(sampling, "DISTRIBUTION", {"PT": sampling.DISTRIBUTION["PT"]})
     out = tmp_path / "deep" / "out"
     argv = ["benchmark", "sampling", "--quick", "--part", "reweighting", "--out", str(out)]
     assert main(argv) == 0

@@ -54,22 +54,22 @@ def test_too_few_draws():
 @pytest.mark.parametrize("n_samples", [50, 2000, 100_000])
 def test_total_variation_floor(n_samples):
     rng = np.random.default_rng(0)
-    law = rng.dirichlet(np.full(64, 0.5))
+    distribution = rng.dirichlet(np.full(64, 0.5))
     distances, floor = [], 0.0
     for _ in range(60):
-        index = rng.choice(64, size=n_samples, p=law)
+        index = rng.choice(64, size=n_samples, p=distribution)
         spins = 2 * ((index[:, None] >> np.arange(6)) & 1) - 1
-        distance, floor = total_variation(spins, law)
+        distance, floor = total_variation(spins, distribution)
         distances.append(distance)
     assert floor == pytest.approx(np.mean(distances), rel=0.12)
 
 
-def test_total_variation_of_the_wrong_law():
-    law = np.zeros(4)
-    law[0] = 1.0
-    assert total_variation(np.ones((10, 2)), law)[0] == pytest.approx(1.0)
+def test_total_variation_of_the_wrong_distribution():
+    distribution = np.zeros(4)
+    distribution[0] = 1.0
+    assert total_variation(np.ones((10, 2)), distribution)[0] == pytest.approx(1.0)
     with pytest.raises(ValueError, match="3 spins"):
-        total_variation(np.ones((10, 3)), law)
+        total_variation(np.ones((10, 3)), distribution)
 
 
 @pytest.mark.parametrize("beta", [0.2, 0.5, 1.0, 2.0])

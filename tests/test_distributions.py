@@ -1,4 +1,4 @@
-"""Likelihoods: the same law as scvi-tools', whose formulas are the oracle."""
+"""Likelihoods: the same distribution as scvi-tools', whose formulas are the oracle."""
 
 import numpy as np
 import pytest
@@ -40,7 +40,7 @@ def parameters(samples=(), theta=THETA["a gene"], seed=1):
     return draw(*samples, N_CELLS, N_GENES), draw(*theta), draw(*samples, N_CELLS, N_GENES)
 
 
-def law(module, zero_inflated, raw):
+def distribution(module, zero_inflated, raw):
     log_mu, log_theta, logits = raw
     kwargs = {"mu": log_mu.exp(), "theta": log_theta.exp(), "scale": log_mu.softmax(-1)}
     if zero_inflated:
@@ -60,7 +60,7 @@ def test_log_probabilities_and_gradients_are_upstreams(zero_inflated, theta, sam
     found = []
     for module in (scvi.distributions, Ours):
         raw = parameters(samples, theta)
-        value = law(module, zero_inflated, raw).log_prob(x)
+        value = distribution(module, zero_inflated, raw).log_prob(x)
         (value * weights).sum().backward()
         found.append([value.detach(), *(r.grad for r in raw if r.grad is not None)])
     theirs, ours = found
@@ -87,12 +87,12 @@ def test_zeros_cost_nothing_and_are_exactly_zero(monkeypatch):
 def test_nan_is_not_hidden(zero_inflated):
     x = counts()
     x[3, 3] = float("nan")
-    assert law(Ours, zero_inflated, parameters()).log_prob(x)[3, 3].isnan()
+    assert distribution(Ours, zero_inflated, parameters()).log_prob(x)[3, 3].isnan()
 
 
 @pytest.mark.parametrize("zero_inflated", [False, True])
 def test_laws_are_put_together_and_cut_as_scvi_tools_does(zero_inflated):
-    whole = law(Ours, zero_inflated, parameters())
+    whole = distribution(Ours, zero_inflated, parameters())
     part = subset_distribution(whole, torch.tensor([2, 4]), dim=0)
     assert type(part) is type(whole)
     torch.testing.assert_close(part.log_prob(counts()[[2, 4]]), whole.log_prob(counts())[[2, 4]])

@@ -153,7 +153,7 @@ def test_one_process_a_folder(tmp_path):
             pass
     with pytest.raises(BlockingIOError, match="Another process is training"):
         trained(cells(), train={"checkpoint_dir": tmp_path})
-    assert main(["benchmark", "sampling", "--out", str(tmp_path), "--part", "law"]) == 1
+    assert main(["benchmark", "sampling", "--out", str(tmp_path), "--part", "distribution"]) == 1
     other.kill()
     other.join()
     with alone_in(tmp_path, "testing"):

@@ -7,7 +7,7 @@ from support.machines import codes, fill
 
 from scvi_qbm.logz import log_partition
 from scvi_qbm.module import QBMVAE
-from scvi_qbm.samplers.exact import boltzmann_law
+from scvi_qbm.samplers.exact import boltzmann_distribution
 
 
 def batch(n_cells=6, n_genes=12, seed=0, dtype=torch.float64):
@@ -71,7 +71,7 @@ def test_gradient_of_the_whole_loss_in_the_logits(relaxation):
 
 @pytest.mark.parametrize("kl_weight", [0.0, 0.5, 1.0])
 def test_gradient_of_the_whole_loss_in_the_machine(kl_weight):
-    """W and h get E(q) - <E>_p of the enumerated law, whatever the KL weight."""
+    """W and h get E(q) - <E>_p of the enumerated distribution, whatever the KL weight."""
     module, tensors = small(), batch()
     n_draws, h, W = 300, 0.0, 0.0
     for _ in range(n_draws):
@@ -80,9 +80,11 @@ def test_gradient_of_the_whole_loss_in_the_machine(kl_weight):
         out.loss.backward()
         h, W = h + module.prior.h.grad / n_draws, W + module.prior.W_upper.grad / n_draws
     q = inference[MODULE_KEYS.QZ_KEY].probs.detach()
-    law, z = torch.from_numpy(boltzmann_law(module.prior.ising())), codes(10)
-    exact_h = q.mean(0) - law @ z
-    exact_W = torch.einsum("cl,cm->lm", q, q) / len(q) - torch.einsum("s,sl,sm->lm", law, z, z)
+    distribution, z = torch.from_numpy(boltzmann_distribution(module.prior.ising())), codes(10)
+    exact_h = q.mean(0) - distribution @ z
+    exact_W = torch.einsum("cl,cm->lm", q, q) / len(q) - torch.einsum(
+        "s,sl,sm->lm", distribution, z, z
+    )
     tolerance = 5 * 0.5 / np.sqrt(n_draws * 256)
     assert (h - exact_h).abs().max() < tolerance
     assert (W - exact_W.triu(1)).abs().max() < tolerance

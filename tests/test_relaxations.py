@@ -132,7 +132,7 @@ def test_bad_beta():
 
 
 def test_settled_codes_are_the_means_given_the_bits(make):
-    """Without the noise: the same law of z, two values of zeta, the same mean, less variance."""
+    """Without the noise: the same z, two values of zeta, the same mean, less variance."""
     torch.manual_seed(0)
     noisy = make([-1.0, 0.0, 2.0])
     dist = noisy.settled()

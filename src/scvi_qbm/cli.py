@@ -38,7 +38,7 @@ def _parser() -> argparse.ArgumentParser:
 
     samplers = commands.add_parser("samplers", help="the samplers there are")
     actions = samplers.add_subparsers(dest="action", metavar="ACTION", required=True)
-    actions.add_parser("list", help="names, laws and one line about each")
+    actions.add_parser("list", help="names, guarantees and one line about each")
 
     check = actions.add_parser(
         "check",
@@ -71,15 +71,15 @@ def _parser() -> argparse.ArgumentParser:
     subjects = benchmark.add_subparsers(dest="subject", metavar="SUBJECT", required=True)
     sampling = subjects.add_parser(
         "sampling",
-        help="the paper's Figure 2: law, Moebius ladders, time per sample",
-        description="Law of samples (b), success on Moebius ladders beside harder instances (c), "
+        help="the paper's Figure 2: distribution, Moebius ladders, time per sample",
+        description="Samples' distribution (b), Moebius ladders and harder instances (c), "
         "time per sample at equal quality (d). Rows are kept in DIR as they are measured: an "
         "interrupted run goes on where it stopped.",
     )
     sampling.add_argument("--out", type=Path, default=Path("sampling-output"), metavar="DIR")
     sampling.add_argument(
         "--part",
-        choices=["law", "reweighting", "optimum", "time"],
+        choices=["distribution", "reweighting", "optimum", "time"],
         action="append",
         help="only this part; may be repeated",
     )
@@ -355,7 +355,7 @@ def _samplers(args: argparse.Namespace) -> int:
     rows = describe_samplers()
     width = max(len(row.name) for row in rows)
     for row in rows:
-        print(f"{row.name:<{width}}  {row.law:<9}  {row.summary}")
+        print(f"{row.name:<{width}}  {row.guarantee:<9}  {row.summary}")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Has a chain mixed, is its law right, and at which temperature? Numpy and scipy only."""
+"""Has a chain mixed, is its distribution right, and at which temperature? Numpy and scipy only."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def rhat_limit(n_chains: int, n_draws: int, least: float = 1.1) -> float:
     """What :func:`split_rhat` exceeds where chains disagree: ``least``, or more if draws are few.
 
     Independent normal draws exceed it once in 10,000 runs: then R-hat squared is
-    ``(n - 1 + F) / n`` with ``F`` of Fisher's law.
+    ``(n - 1 + F) / n`` with ``F`` of Fisher's F distribution.
 
     Parameters
     ----------
@@ -130,7 +130,7 @@ def effective_beta(ising: Ising, spins: ArrayLike) -> tuple[float, float]:
 
     Maximum pseudo-likelihood: the root of :math:`\sum_{a,i} g_{ai} (1 - \tanh \beta g_{ai}) = 0`
     with :math:`g_i = s_i (J s + b)_i`. It needs no partition function; on Boltzmann samples it is
-    consistent, on others it says which law to compare them with, not that they follow it.
+    consistent, on others it names the temperature to compare at, no more.
 
     Parameters
     ----------
@@ -194,36 +194,36 @@ def _slope(gains: F64, beta: float) -> float:
     return max(slope, 1e-300)
 
 
-def total_variation(spins: ArrayLike, law: ArrayLike) -> tuple[float, float]:
-    """Total variation between the states drawn and an enumerated law.
+def total_variation(spins: ArrayLike, distribution: ArrayLike) -> tuple[float, float]:
+    """Total variation between the states drawn and an enumerated distribution.
 
     Parameters
     ----------
     spins
         int8 ``(n_samples, n_spins)``.
-    law
+    distribution
         Probabilities of all states, shape ``(2**n_spins,)``, from
-        :func:`scvi_qbm.samplers.exact.boltzmann_law`.
+        :func:`scvi_qbm.samplers.exact.boltzmann_distribution`.
 
     Returns
     -------
     distance : float
-        From 0 (the same law) to 1.
+        From 0 (the same distribution) to 1.
     floor : float
-        Its expectation under independent draws from ``law``: finite samples are never at distance
-        zero.
+        Its expectation under independent draws from ``distribution``: finite samples are never at
+        distance zero.
 
     Raises
     ------
     ValueError
-        If ``law`` has not one probability a state.
+        If ``distribution`` has not one probability a state.
     """
     states = np.asarray(spins)
-    probabilities = np.asarray(law, dtype=np.float64)
+    probabilities = np.asarray(distribution, dtype=np.float64)
     n_samples, n_spins = states.shape
     if probabilities.shape != (2**n_spins,):
         raise ValueError(
-            f"`law` must have shape ({2**n_spins},) for {n_spins} spins, got "
+            f"`distribution` must have shape ({2**n_spins},) for {n_spins} spins, got "
             f"{probabilities.shape}."
         )
     index = (states > 0) @ (1 << np.arange(n_spins))

@@ -2,8 +2,8 @@
 
 Poisson and Normal: upstream stores and rebuilds likelihoods from ``arg_constraints``, which for
 these two name other parameters than the constructor takes, or not all; importance weights fail on
-them (scvi-tools 1.4.2). Negative binomials: the same law, with log-gamma functions where there are
-counts.
+them (scvi-tools 1.4.2). Negative binomials: the same distribution, with log-gamma functions where
+there are counts.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ class ZeroInflatedNegativeBinomial(_FastCounts, upstream.ZeroInflatedNegativeBin
 
 
 class FreeNormal(Normal):
-    """Normal law whose mean is its own normalised expression.
+    """Normal distribution whose mean is its own normalised expression.
 
     Parameters
     ----------
@@ -143,7 +143,7 @@ class FreeNormal(Normal):
 
 
 class ScaledPoisson(Poisson):
-    """Poisson law that keeps its normalised expression.
+    """Poisson distribution that keeps its normalised expression.
 
     Parameters
     ----------

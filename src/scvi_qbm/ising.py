@@ -87,7 +87,7 @@ class Ising:
     b
         Fields, shape ``(n_spins,)``. A positive entry makes a spin point up.
     offset
-        The constant :math:`c`. It moves energies and :math:`\log Z`, never the law.
+        The constant :math:`c`. It moves energies and :math:`\log Z`, never the distribution.
 
     Raises
     ------
@@ -186,7 +186,7 @@ class Ising:
         return s
 
     def scaled(self, beta: float) -> Ising:
-        """The model with energies times ``beta``: its law at 1 is the law of this one at beta.
+        """The model with energies times ``beta``: at 1 it has this one's distribution at beta.
 
         Parameters
         ----------

@@ -100,7 +100,7 @@ class QBMANVAE(QBMVAE):
 
     @contextmanager
     def labels_seen(self, seen: bool) -> Iterator[None]:
-        """Within it, whether bounds are of codes and labels, or of codes alone.
+        """Within it, whether ELBOs are of codes and labels, or of codes alone.
 
         Parameters
         ----------
@@ -126,14 +126,14 @@ class QBMANVAE(QBMVAE):
         kl_weight: float | Tensor = 1.0,
         classification_ratio: float = 0.0,
     ) -> LossOutput:
-        """Negative bound, and the cross-entropy of known labels times ``classification_ratio``.
+        """Negative ELBO, and the cross-entropy of known labels times ``classification_ratio``.
 
         Parameters
         ----------
         tensors, inference_outputs, generative_outputs, kl_weight
             As :meth:`QBMVAE.loss`.
         classification_ratio
-            Weight of -log p(label | q) of each labelled cell, on top of its bound.
+            Weight of -log p(label | q) of each labelled cell, on top of its ELBO.
 
         Returns
         -------

@@ -30,7 +30,7 @@ class QBMANTrainingPlan(QBMTrainingPlan):
     module
         A :class:`~scvi_qbm.labelled_module.QBMANVAE`.
     classification_ratio
-        Weight of -log p(label | code) of each labelled cell, beside the bound, which has it once.
+        Weight of -log p(label | code) of each labelled cell, beside the ELBO, which has it once.
         50 gives an embedding that labels shape, and predictions that are too sure.
     **kwargs
         As :class:`QBMTrainingPlan`.

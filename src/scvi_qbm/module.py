@@ -41,7 +41,7 @@ _FIXED_LOG_SD = math.log(math.sqrt(0.5))
 
 @contextmanager
 def _unchecked(device: torch.device) -> Iterator[None]:
-    """Where the host would have to wait for an accelerator, laws do not check their arguments."""
+    """No checks of arguments where the host would have to wait for an accelerator."""
     if device.type == "cpu":
         yield
         return
@@ -109,7 +109,7 @@ class ExpressionVAE(VAE):
                 out = super().generative(*args, **kwargs)
         finally:
             self._draws = None
-        out[MODULE_KEYS.PX_KEY] = self._law(out[MODULE_KEYS.PX_KEY])
+        out[MODULE_KEYS.PX_KEY] = self._distribution(out[MODULE_KEYS.PX_KEY])
         return out
 
     def compute_embedding(self, key: str, indices: Tensor) -> Tensor:
@@ -120,16 +120,16 @@ class ExpressionVAE(VAE):
     # Draws a cell of the codes that are being decoded.
     _draws: int | None = None
 
-    def _law(self, px: Any) -> Distribution:
+    def _distribution(self, px: Any) -> Distribution:
         checks = None if px.scale.is_cpu else False
         if self.gene_likelihood == "normal":
             return FreeNormal(px.loc, px.scale, checks)
         if self.gene_likelihood == "poisson":
             return ScaledPoisson(px.rate, px.scale, checks)
-        laws = {"nb": NegativeBinomial, "zinb": ZeroInflatedNegativeBinomial}
+        distributions = {"nb": NegativeBinomial, "zinb": ZeroInflatedNegativeBinomial}
         names = ("mu", "theta", "scale", "zi_logits")
         parameters = {name: getattr(px, name) for name in names if name in vars(px)}
-        return laws[self.gene_likelihood](**parameters)
+        return distributions[self.gene_likelihood](**parameters)
 
 
 class QBMVAE(ExpressionVAE):
@@ -274,7 +274,7 @@ class QBMVAE(ExpressionVAE):
         """Negative ELBO with the KL of the codes weighted by ``kl_weight``.
 
         In training mode the prior's own gradient rides along with weight 1 and value 0: warm-up
-        must not starve the Boltzmann machine, and its surrogate is not part of the bound.
+        must not starve the Boltzmann machine, and its surrogate is not part of the ELBO.
 
         Parameters
         ----------
@@ -283,7 +283,7 @@ class QBMVAE(ExpressionVAE):
         inference_outputs, generative_outputs
             What ``inference`` and :meth:`generative` returned for it.
         kl_weight
-            Weight of KL(q(z|x) || p(z)); below 1 the value is no bound.
+            Weight of KL(q(z|x) || p(z)); below 1 the value is no ELBO.
 
         Returns
         -------

@@ -82,9 +82,9 @@ def test_pseudo_inputs_are_encoded_as_cells_are():
     model.is_trained_ = True
     model.module.eval()
     mean, variance = model.get_latent_representation(return_dist=True)
-    law = model.module.prior(model.module.z_encoder)
-    np.testing.assert_allclose(law.means.detach(), mean[:64], rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(law.scales.detach() ** 2, variance[:64], rtol=1e-4)
+    distribution = model.module.prior(model.module.z_encoder)
+    np.testing.assert_allclose(distribution.means.detach(), mean[:64], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(distribution.scales.detach() ** 2, variance[:64], rtol=1e-4)
     model.module.train()
     before = {k: v.clone() for k, v in model.module.z_encoder.state_dict().items()}
     model.module.prior(model.module.z_encoder)

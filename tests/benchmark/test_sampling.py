@@ -17,7 +17,7 @@ from scvi_qbm.benchmark.sampling.instances import (
 )
 from scvi_qbm.benchmark.sampling.optimum import success_row, time_to_solution
 from scvi_qbm.benchmark.sampling.parts import PARTS, energy_slope, run_sampling
-from scvi_qbm.benchmark.sampling.pictures import draw_law, draw_reweighting
+from scvi_qbm.benchmark.sampling.pictures import draw_distribution, draw_reweighting
 from scvi_qbm.benchmark.sampling.solvers import SOLVERS, available, run_solver
 from scvi_qbm.samplers import get_sampler
 from scvi_qbm.samplers.exact import all_energies
@@ -113,9 +113,9 @@ def test_rows_survive_an_interruption(tmp_path):
 def few(monkeypatch):
     """The whole benchmark with two solvers and three samplers."""
     kept = {k: SOLVERS[k] for k in ("SA", "spectral")}
-    laws = {k: sampling.LAW[k] for k in ("exact", "PT", "CIM mean field")}
-    monkeypatch.setattr(sampling, "LAW", laws)
-    monkeypatch.setitem(laws, "CIM mean field", ("cim", {"n_steps": 100}))
+    distributions = {k: sampling.DISTRIBUTION[k] for k in ("exact", "PT", "CIM mean field")}
+    monkeypatch.setattr(sampling, "DISTRIBUTION", distributions)
+    monkeypatch.setitem(distributions, "CIM mean field", ("cim", {"n_steps": 100}))
     monkeypatch.setattr(sampling, "trained_machine", lambda *_: peaked_ising(12, 3, sd=0.2))
     for module in (sampling, optimum):
         monkeypatch.setattr(module, "available", lambda: dict(kept))
@@ -128,7 +128,9 @@ def test_the_figure_from_end_to_end(tmp_path, few, capsys):
     for part in PARTS:
         assert (tmp_path / f"{part}.csv").stat().st_size > 100
         assert (tmp_path / f"{part}.png").stat().st_size > 5000
-    rows = [json.loads(line) for line in (tmp_path / "law.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line) for line in (tmp_path / "distribution.jsonl").read_text().splitlines()
+    ]
     exact = next(r for r in rows if r["sampler"] == "exact" and r["model"] == "random")
     assert exact["slope"] == pytest.approx(1.0, abs=0.1)
     assert exact["total_variation"] < 1.3 * exact["floor"]
@@ -159,8 +161,8 @@ def test_law_marks_states_never_drawn():
         "energies": [-3.0, -2.0, -1.0], "log_p": [-0.5, -1.5, -2.5],
         "log_frequency": np.log([0.985, 0.005, 0.005]),
     }  # fmt: skip
-    axes = draw_law(pd.DataFrame([row | {"sampler": f"S{i}"} for i in range(7)]))
+    axes = draw_distribution(pd.DataFrame([row | {"sampler": f"S{i}"} for i in range(7)]))
     assert len(axes) == 7 and [ax.get_title() for ax in axes][6] == "S6\nTV 0.90"
-    drawn, never, law = axes[0].lines
+    drawn, never, distribution = axes[0].lines
     assert list(drawn.get_xdata()) == [-3] and list(never.get_xdata()) == [-2, -1]
-    assert list(law.get_ydata()) == [-0.5, -1.5, -2.5]
+    assert list(distribution.get_ydata()) == [-0.5, -1.5, -2.5]

@@ -79,7 +79,7 @@ def test_a_buffer_holds_whole_blocks_from_everywhere():
 
 
 def test_one_buffer_is_a_uniform_shuffle():
-    """Place of a cell in the order, over many seeds: chi-square against the uniform law."""
+    """Place of a cell in the order, over many seeds: chi-square against uniform."""
     n, n_seeds = 12, 6000
     counts = np.zeros((n, n))
     for seed in range(n_seeds):

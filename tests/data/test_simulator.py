@@ -1,4 +1,4 @@
-"""The simulator against the law it states."""
+"""The simulator against the distribution it states."""
 
 import numpy as np
 import pytest

@@ -95,11 +95,11 @@ def test_certain_units_keep_their_log_odds():
     from scvi_qbm.relaxations import SpikeExponential
 
     logits = torch.tensor([-60.0, -30.0, -17.0, -1.0, 0.0, 1.0, 17.0, 30.0, 60.0])
-    law = SpikeExponential(logits)
-    back = SpikeExponential.from_moments(law.loc, law.scale.square())
+    distribution = SpikeExponential(logits)
+    back = SpikeExponential.from_moments(distribution.loc, distribution.scale.square())
     torch.testing.assert_close(back.logits, logits, rtol=1e-5, atol=1e-5)
-    assert (back.probs == law.probs).all()
-    assert (back.expand((2, 9)).probs == law.probs).all()
+    assert (back.probs == distribution.probs).all()
+    assert (back.expand((2, 9)).probs == distribution.probs).all()
     zero = SpikeExponential.from_moments(torch.tensor([0.0, 1.0]), torch.tensor([0.0, 0.0]))
     assert torch.isfinite(zero.logits).all() and zero.logits[0] < -80 and zero.logits[1] > 80
 

@@ -157,10 +157,10 @@ def test_importance_weights_equal_a_slow_twin(pbmc):
                 for n in range(3):
                     mu = px.scale[s, i].numpy() * x[n].sum()
                     theta = px.theta[s, i].numpy()
-                    law = scvi.distributions.NegativeBinomial(
+                    distribution = scvi.distributions.NegativeBinomial(
                         mu=torch.from_numpy(mu), theta=torch.from_numpy(theta)
                     )
-                    log_px_z = float(law.log_prob(torch.from_numpy(x[n])).sum())
+                    log_px_z = float(distribution.log_prob(torch.from_numpy(x[n])).sum())
                     total += np.exp(log_pz + log_px_z - log_px[n] - np.log(mixture))
                 expected.append(total)
         expected = np.array(expected) / np.sum(expected)
@@ -325,11 +325,11 @@ def test_abundance_leaves_a_cell_out_of_its_own_sample(pbmc):
 
 def test_aggregated_posterior_is_the_mixture(pbmc):
     model = fitted(pbmc, epochs=5)
-    law = model.get_aggregated_posterior(indices=np.arange(4))
+    distribution = model.get_aggregated_posterior(indices=np.arange(4))
     which = {"indices": np.arange(4), "representation": "probabilities"}
     q = model.get_latent_representation(**which).astype(float)
     code = np.array([0, 1] * 4)
     expected = np.log(np.mean(np.prod(np.where(code > 0, q, 1 - q), axis=1)))
-    got = float(law.log_prob(torch.tensor(code, dtype=torch.float32)))
+    got = float(distribution.log_prob(torch.tensor(code, dtype=torch.float32)))
     np.testing.assert_allclose(got, expected, rtol=1e-4)
     assert len(model.get_aggregated_posterior().mixture_distribution.probs) == 300

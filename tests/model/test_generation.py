@@ -203,7 +203,7 @@ def test_bad_requests(model):
         model.generate(5, sampler="qpu")
 
 
-def test_two_samples_of_one_law_cannot_be_told_apart():
+def test_two_samples_of_one_distribution_cannot_be_told_apart():
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(2, 600, 5))
     for classifier in ("boosting", "logistic"):

@@ -375,7 +375,7 @@ def test_the_bound_without_labels_compares_with_qbmvi(model, data):
 
 
 def test_the_last_fit_has_the_shares_of_the_cells(data, monkeypatch):
-    """The machine's own law: log Z is its own, and labels are as frequent as among the cells."""
+    """The prior's distribution: log Z is right, and labels are as frequent as among cells."""
     adata = data[:400].copy()
     errors = []
 
@@ -392,12 +392,12 @@ def test_the_last_fit_has_the_shares_of_the_cells(data, monkeypatch):
     assert len(errors) == 1 and abs(errors[0]) < 0.2
     exact = log_partition(model.prior.ising, method="exact").value
     assert model.get_log_partition().value == pytest.approx(exact, abs=0.1)
-    law = model.module.prior.log_prob(codes(8).float()).exp().detach()
-    assert float(law.sum()) > 0.97
+    distribution = model.module.prior.log_prob(codes(8).float()).exp().detach()
+    assert float(distribution.sum()) > 0.97
     p = torch.softmax(model.module.prior.label_logits(codes(8).float()), -1).detach()
-    shares = (law[:, None] * p).sum(0).numpy()
+    shares = (distribution[:, None] * p).sum(0).numpy()
     assert np.abs(shares - model.predict(soft=True).mean().to_numpy()).max() < 0.2
-    means = (law[:, None] * codes(8).float()).sum(0).numpy()
+    means = (distribution[:, None] * codes(8).float()).sum(0).numpy()
     q = model.get_latent_representation(representation="probabilities")
     assert np.abs(means - q[model.train_indices].mean(0)).max() < 0.12
 
@@ -484,19 +484,19 @@ def test_a_label_that_is_set(small, sampler):
     allowed = torch.zeros(64, small.n_labels, dtype=torch.bool)
     allowed[:, unit] = True
     z = codes(6).float()
-    law = torch.softmax(prior.log_prob(z, allowed=allowed), 0).detach().numpy()
+    distribution = torch.softmax(prior.log_prob(z, allowed=allowed), 0).detach().numpy()
     found = np.bincount(drawn @ 2 ** np.arange(6), minlength=64) / len(drawn)
     number = (z.numpy() @ 2 ** np.arange(6)).astype(int)
-    assert 0.5 * np.abs(found[number] - law).sum() < 0.05
+    assert 0.5 * np.abs(found[number] - distribution).sum() < 0.05
 
 
 def test_without_a_label_codes_follow_the_marginal(small):
     drawn = small.sample_prior(20_000, seed=0)
     z = codes(6).float()
-    law = torch.softmax(small.module.prior.log_prob(z), 0).detach().numpy()
+    distribution = torch.softmax(small.module.prior.log_prob(z), 0).detach().numpy()
     found = np.bincount(drawn @ 2 ** np.arange(6), minlength=64) / len(drawn)
     number = (z.numpy() @ 2 ** np.arange(6)).astype(int)
-    assert 0.5 * np.abs(found[number] - law).sum() < 0.05
+    assert 0.5 * np.abs(found[number] - distribution).sum() < 0.05
 
 
 def test_new_cells_of_a_type(model, levels):

@@ -56,7 +56,7 @@ def test_before_training(adata, capsys):
     prior = out["prior"].to_dict()
     assert math.isclose(prior.pop("log_z"), 6 * math.log(2), rel_tol=1e-6)
     assert prior == {
-        "kind": "boltzmann", "units": 6, "sampler": "parallel_tempering", "law": "mcmc",
+        "kind": "boltzmann", "units": 6, "sampler": "parallel_tempering", "guarantee": "mcmc",
         "n_chains": sampler.n_chains, "n_sweeps": sampler.n_sweeps, "frozen": False,
         "strongest_coupling": 0.0, "log_z_se": 0.0,
     }  # fmt: skip
@@ -133,8 +133,11 @@ def test_it_survives_saving_and_says_when_data_are_minified(trained, tmp_path):
     ("options", "wanted"),
     [
         ({"prior": "bernoulli"}, {"kind": "bernoulli", "sampler": None, "n_chains": None}),
-        ({"sampler": "exact"}, {"sampler": "exact", "law": "exact", "n_sweeps": None}),
-        ({"sampler": "cim"}, {"sampler": "cim", "law": "heuristic, finished by Gibbs sweeps"}),
+        ({"sampler": "exact"}, {"sampler": "exact", "guarantee": "exact", "n_sweeps": None}),
+        (
+            {"sampler": "cim"},
+            {"sampler": "cim", "guarantee": "heuristic, finished by Gibbs sweeps"},
+        ),
     ],
 )
 def test_other_priors_and_samplers(adata, options, wanted):

@@ -70,7 +70,7 @@ EDITS = (
     (
         MINIFIED,
         'common_err_msg.format("VAEMixin.get_elbo")',
-        'common_err_msg.format("BoundMixin.get_elbo")',
+        'common_err_msg.format("LikelihoodMixin.get_elbo")',
         "the message names the class",
     ),
     (

@@ -1,4 +1,4 @@
-"""The prior's last fit: the right law where it can be enumerated, and never a worse one."""
+"""The prior's last fit: right where it can be enumerated, and never worse."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from scvi_qbm.logz import log_partition
 from scvi_qbm.prior import BernoulliPrior, BoltzmannPrior, NegativePhase, fit_prior
 
 
-def law(W, h):
+def distribution(W, h):
     z = codes(len(h)).numpy()
     energy = z @ h + 0.5 * ((z @ W) * z).sum(1)
     return z, np.exp(-energy - np.logaddexp.reduce(-energy))
@@ -22,17 +22,17 @@ def moments(seed, n=8):
     """Of a machine with couplings of a nat, which the fit has to find."""
     rng = np.random.default_rng(seed)
     W = np.triu(rng.normal(size=(n, n)), 1)
-    z, p = law(W + W.T, rng.normal(size=n))
+    z, p = distribution(W + W.T, rng.normal(size=n))
     return p, torch.tensor(p @ z).float(), torch.tensor((z * p[:, None]).T @ z).float()
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_the_law_is_found(seed):
+def test_the_distribution_is_found(seed):
     torch.manual_seed(seed)
     p, first, second = moments(seed)
     prior = BoltzmannPrior(8)
     gain = fit_prior(prior, NegativePhase(prior), first, second, lr=0.03, n_steps=3000)
-    fit = law(*prior.parameters_numpy())[1]
+    fit = distribution(*prior.parameters_numpy())[1]
     assert np.abs(fit - p).sum() / 2 < 0.06
     uniform = 8 * np.log(2) + (p * np.log(p)).sum()  # KL from the start, all of it to be gained
     assert gain == pytest.approx(uniform - (p * np.log(p / fit)).sum(), abs=0.05)
@@ -98,8 +98,8 @@ def test_the_held_out_cells_gain_and_the_embedding_stays(model):
     )
     # The prior's means are the cells', which training alone leaves far apart.
     cells = model.get_latent_representation(representation="probabilities").mean(0)
-    z, p = law(*model.prior)
-    z, before = law(*old.parameters_numpy())
+    z, p = distribution(*model.prior)
+    z, before = distribution(*old.parameters_numpy())
     assert np.abs(p @ z - cells).max() < 0.1
     assert np.abs(p @ z - cells).mean() < np.abs(before @ z - cells).mean()
 

@@ -1,4 +1,4 @@
-"""Labels as units of the machine: laws, bounds, gradients and fits against enumeration."""
+"""Labels as units: probabilities, bounds, gradients and fits against enumeration."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from support.machines import codes
 
 from scvi_qbm.logz import log_partition
 from scvi_qbm.prior import LabelledPrior, NegativePhase, fit_labels, fit_prior
-from scvi_qbm.samplers.exact import all_states, boltzmann_law
+from scvi_qbm.samplers.exact import all_states, boltzmann_distribution
 
 N = 6
 ONE = torch.eye(4)
@@ -100,7 +100,7 @@ def test_without_a_label_it_bounds_the_marginal(prior):
 
 
 def test_surrogate_gradient_equals_enumeration(prior):
-    """d/dtheta of E_q[-log p(z, y)], the labels' own law at rest."""
+    """d/dtheta of E_q[-log p(z, y)], the labels' own distribution at rest."""
     rng = torch.Generator().manual_seed(4)
     q = torch.rand(5, N, generator=rng, dtype=torch.float64)
     allowed = torch.ones(5, len(prior.configurations)).bool()
@@ -111,9 +111,9 @@ def test_surrogate_gradient_equals_enumeration(prior):
     states = torch.from_numpy((all_states(prior.n_units) + 1) // 2).double()
     log_z = (-states @ h - 0.5 * ((states @ W) * states).sum(1)).logsumexp(0)
     exact = torch.autograd.grad(energy + log_z, list(prior.parameters()), retain_graph=True)
-    # As many states as the law says, so that there is no noise.
-    law = torch.from_numpy(boltzmann_law(prior.ising()))
-    counts = (law * 2_000_000).round().long()
+    # As many states as the distribution says, so that there is no noise.
+    distribution = torch.from_numpy(boltzmann_distribution(prior.ising()))
+    counts = (distribution * 2_000_000).round().long()
     drawn = states.repeat_interleave(counts, 0)
     surrogate = prior.surrogate(q, drawn, allowed=allowed)
     found = torch.autograd.grad(surrogate, list(prior.parameters()))

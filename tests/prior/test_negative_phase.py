@@ -15,7 +15,7 @@ from scvi_qbm import get_sampler
 from scvi_qbm.logz import log_partition
 from scvi_qbm.prior import BoltzmannPrior, NegativePhase
 from scvi_qbm.prior.draws import DeviceDraws, HostDraws
-from scvi_qbm.samplers.exact import boltzmann_law
+from scvi_qbm.samplers.exact import boltzmann_distribution
 
 # One draws on the host, the other in tensors.
 TEMPERING = ("parallel_tempering", "torch_tempering")
@@ -28,9 +28,11 @@ def step(phase, q, optimiser):
 
 
 def data_of(n, seed=3):
-    """Codes drawn from a machine's exact law."""
-    law = boltzmann_law(fill(BoltzmannPrior(n), seed=seed).ising())
-    return codes(n).float()[torch.multinomial(torch.from_numpy(law), 4000, replacement=True)]
+    """Codes drawn from a machine's exact distribution."""
+    distribution = boltzmann_distribution(fill(BoltzmannPrior(n), seed=seed).ising())
+    return codes(n).float()[
+        torch.multinomial(torch.from_numpy(distribution), 4000, replacement=True)
+    ]
 
 
 @pytest.mark.long
@@ -49,7 +51,7 @@ def test_training_finds_the_moments(sampler):
             optimiser.param_groups[0]["lr"] = 0.005
         if k % 200 == 0:
             reports.append(phase.refresh_log_z())
-    fitted = torch.from_numpy(boltzmann_law(prior.ising())).float()
+    fitted = torch.from_numpy(boltzmann_distribution(prior.ising())).float()
     assert ((fitted @ z) - data.mean(0)).abs().max() < 0.05
     second = torch.einsum("s,sl,sm->lm", fitted, z, z) - data.T @ data / 4000
     assert second.abs().max() < 0.05
@@ -73,13 +75,13 @@ def test_surrogate_gradient_equals_enumeration_in_tensors():
         prior.zero_grad()
         prior.surrogate(q, phase.collect()).backward()
         grads.append((prior.h.grad.clone(), prior.W_upper.grad.clone()))
-    law = torch.from_numpy(boltzmann_law(prior.ising())).float()
+    distribution = torch.from_numpy(boltzmann_distribution(prior.ising())).float()
     z = codes(6).float()
-    exact_W = torch.einsum("sl,sm->lm", q, q) / 6 - torch.einsum("s,sl,sm->lm", law, z, z)
+    exact_W = torch.einsum("sl,sm->lm", q, q) / 6 - torch.einsum("s,sl,sm->lm", distribution, z, z)
     h, W = (torch.stack(parts[30:]).mean(0) for parts in zip(*grads, strict=True))
     # 120 draws of 256 chains, of which one in ten may count as independent.
     tolerance = 5 * 0.5 / np.sqrt(120 * 256 / 10)
-    exact_h = q.mean(0) - law @ z
+    exact_h = q.mean(0) - distribution @ z
     assert (h - exact_h).abs().max() < tolerance < exact_h.abs().max() / 2
     upper = torch.ones(6, 6).triu(1).bool()
     assert (W - exact_W)[upper].abs().max() < tolerance and (W[~upper] == 0).all()
@@ -145,8 +147,9 @@ def test_heuristic_samplers_are_corrected(name):
         prior.surrogate(q, phase.collect()).backward()
         grads.append(prior.h.grad.clone())
     report = phase.refresh_log_z()
-    exact = 0.5 - torch.from_numpy(boltzmann_law(prior.ising())) @ codes(8)
-    # 200 x 64 correlated states, and what is left of the heuristic's law: near, not exact.
+    exact = 0.5 - torch.from_numpy(boltzmann_distribution(prior.ising())) @ codes(8)
+    # 200 x 64 correlated states, and what is left of the heuristic's distribution: near, not
+    # exact.
     assert (torch.stack(grads).mean(0) - exact).abs().max() < 0.05
     assert 0.5 < report.beta_drawn < 2 and abs(report.beta_corrected - 1) < 0.5
     assert report.distance < 3 * report.distance_floor and report.distance_floor < 0.1
@@ -400,9 +403,9 @@ def test_a_device_that_cannot_leaves_it_to_the_host(monkeypatch):
 
 
 class Machine(type(get_sampler("exact"))):
-    """The exact law at ``factor`` times the temperature, of which it promises nothing."""
+    """The exact distribution at ``factor`` times the temperature, of which it promises nothing."""
 
-    name, law = "machine", "heuristic"
+    name, guarantee = "machine", "heuristic"
 
     def __init__(self, factor):
         self.factor = factor

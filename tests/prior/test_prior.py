@@ -5,7 +5,7 @@ from support.machines import codes, fill
 
 from scvi_qbm.logz import log_partition
 from scvi_qbm.prior import BernoulliPrior, BoltzmannPrior, NegativePhase
-from scvi_qbm.samplers.exact import all_states, boltzmann_law
+from scvi_qbm.samplers.exact import all_states, boltzmann_distribution
 
 
 @pytest.fixture
@@ -90,10 +90,10 @@ def test_surrogate_gradient_equals_enumeration(machine):
         machine.zero_grad()
         machine.surrogate(q, phase.collect()).backward()
         grads.append((machine.h.grad.clone(), machine.W_upper.grad.clone()))
-    law = torch.from_numpy(boltzmann_law(machine.ising()))
+    distribution = torch.from_numpy(boltzmann_distribution(machine.ising()))
     z = codes(8)
-    exact_h = q.mean(0) - law @ z
-    exact_W = torch.einsum("sl,sm->lm", q, q) / 6 - torch.einsum("s,sl,sm->lm", law, z, z)
+    exact_h = q.mean(0) - distribution @ z
+    exact_W = torch.einsum("sl,sm->lm", q, q) / 6 - torch.einsum("s,sl,sm->lm", distribution, z, z)
     size = n_draws * 256
     h, W = (torch.stack(parts).mean(0) for parts in zip(*grads, strict=True))
     assert (h - exact_h).abs().max() < 5 * 0.5 / np.sqrt(size)

@@ -33,7 +33,7 @@ def test_interface(sampler):
     out = sampler.sample(model, beta=0.7, n_samples=33, seed=1)
     assert out.spins.shape == (33, 9) and out.spins.dtype == np.int8
     np.testing.assert_allclose(out.energies, model.energy(out.spins))
-    assert out.info["law"] == "heuristic" and out.info["n_steps"] == 500
+    assert out.info["guarantee"] == "heuristic" and out.info["n_steps"] == 500
     assert out.info["n_distinct"] == len(np.unique(out.spins, axis=0))
 
 

@@ -340,7 +340,7 @@ def test_gauges_average_a_bias_out():
     fields = np.full(6, 0.4)
 
     class Biased(type(get_sampler("exact"))):
-        name, law = "biased", "heuristic"
+        name, guarantee = "biased", "heuristic"
 
         def _sample(self, ising, beta, n_samples, entropy):
             tilted = type(ising)(ising.J, ising.b + fields, offset=ising.offset)
@@ -351,5 +351,5 @@ def test_gauges_average_a_bias_out():
     gauged = get_sampler("gauged", sampler=Biased(), n_gauges=100)
     turned = gauged.sample(MODEL, n_samples=4000, seed=1)
     assert np.abs(turned.spins.mean(0) - exact).max() < 0.5 * np.abs(plain - exact).max()
-    assert gauged.law == "heuristic" and len(turned.info["gauges"]) == 100
-    assert get_sampler("gauged", sampler="gibbs").law == "mcmc"
+    assert gauged.guarantee == "heuristic" and len(turned.info["gauges"]) == 100
+    assert get_sampler("gauged", sampler="gibbs").guarantee == "mcmc"

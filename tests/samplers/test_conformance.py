@@ -6,8 +6,8 @@ import pytest
 from scvi_qbm.ising import Ising
 from scvi_qbm.samplers import get_sampler, registry
 from scvi_qbm.samplers.base import SampleSet
-from scvi_qbm.samplers.conformance import CHECKS, check_sampler, law
-from scvi_qbm.samplers.conformance.law import chi_square, law_pvalues
+from scvi_qbm.samplers.conformance import CHECKS, check_sampler, distribution
+from scvi_qbm.samplers.conformance.distribution import chi_square, distribution_pvalues
 from scvi_qbm.samplers.exact import Exact
 from scvi_qbm.samplers.gibbs import Gibbs
 
@@ -64,7 +64,7 @@ class Cooler(Broken):
 
 
 class Hotter(Broken):
-    law = "mcmc"
+    guarantee = "mcmc"
 
     def _sample(self, ising, beta, n_samples, entropy):
         spins, info = self.draw(ising, 0.9 * beta, n_samples, entropy)
@@ -146,12 +146,12 @@ class WrongEnergies(Broken):
         return SampleSet(out.spins, -out.energies, out.info)
 
 
-class NoSuchLaw(Broken):
-    law = "boltzmann"
+class NoSuchGuarantee(Broken):
+    guarantee = "boltzmann"
 
 
 class Coins(Broken):
-    law = "heuristic"
+    guarantee = "heuristic"
 
     def model(self, ising):
         return Ising(np.zeros_like(ising.J), np.zeros_like(ising.b))
@@ -165,9 +165,9 @@ class Coins(Broken):
         (NoFields, "signs", r"only \d\d% of spins follow their field"),
         (NoCouplings, "signs", r"a coupling of \+1 is obeyed in \d\d% of states"),
         (OtherOrder, "signs", "only 0% of spins follow their field"),
-        (Cooler, "law", "smallest of 27 p-values is .*e[-+]"),
-        (Hotter, "law", "smallest of 27 p-values is .*e[-+]"),
-        (BetaSquared, "law", "smallest of 27 p-values is .*e[-+]"),
+        (Cooler, "distribution", "smallest of 27 p-values is .*e[-+]"),
+        (Hotter, "distribution", "smallest of 27 p-values is .*e[-+]"),
+        (BetaSquared, "distribution", "smallest of 27 p-values is .*e[-+]"),
         (IgnoresBeta, "free spins", "mean spin 0.* of free spins"),
         (OneRead, "distinct reads", "1 distinct states among 200"),
         (EveryReadTwice, "distinct reads", "100 distinct states among 200"),
@@ -180,7 +180,7 @@ class Coins(Broken):
         (Transposed, "interface", r"RuntimeError: .* of shape \(6, 97\)"),
         (Raises, "interface", "ZeroDivisionError: no atoms left"),
         (WrongEnergies, "interface", "Not equal to tolerance"),
-        (NoSuchLaw, "interface", "'boltzmann'"),
+        (NoSuchGuarantee, "interface", "'boltzmann'"),
         (Coins, "low energies", "of the ground state's depth"),
     ],
 )
@@ -193,8 +193,8 @@ def test_faults_are_found_where_they_are(sampler, check, message):
 @pytest.mark.parametrize(
     ("sampler", "checks"),
     [
-        (Cooler, {"law", "small calls"}),
-        (Hotter, {"law"}),
+        (Cooler, {"distribution", "small calls"}),
+        (Hotter, {"distribution"}),
         (IgnoresTheSeed, {"seeds"}),
         (SameWithoutASeed, {"seeds"}),
         (GlobalGenerator, {"global random state"}),
@@ -286,7 +286,7 @@ class RightFrom1000Reads(Broken):
 
 
 class ClippedBeta(Broken):
-    law = "mcmc"
+    guarantee = "mcmc"
 
     def _sample(self, ising, beta, n_samples, entropy):
         spins, info = self.draw(ising, min(beta, 2.0), n_samples, entropy)
@@ -294,7 +294,7 @@ class ClippedBeta(Broken):
 
 
 class Heuristic(Broken):
-    law = "heuristic"
+    guarantee = "heuristic"
 
 
 class NoFieldsAbove8Spins(Heuristic):
@@ -309,7 +309,7 @@ class HalfOfTheCouplings(Heuristic):
 
 
 class ReadsTwice(EveryReadTwice):
-    law = "heuristic"
+    guarantee = "heuristic"
 
 
 class FrozenSpin(Heuristic):
@@ -363,7 +363,7 @@ class InitIgnoresItsSeed(Gibbs):
 
 
 class AllAtOnce(Gibbs):
-    """Every spin is drawn given the old states of all others: another law."""
+    """Every spin is drawn given the old states of all others: another distribution."""
 
     def step(self, state, n_sweeps=None):
         rng = state.entropy.spawn(1)[0]
@@ -381,25 +381,25 @@ CHAINS = {"n_chains": 2048, "n_sweeps": 40, "n_burn_in": 400}
 @pytest.mark.parametrize(
     ("sampler", "check"),
     [
-        (SlightlyCold(), "law"),
-        (WeakFields(), "law"),
-        (GroundStates(), "law"),
-        (Sorted(), "law"),
+        (SlightlyCold(), "distribution"),
+        (WeakFields(), "distribution"),
+        (GroundStates(), "distribution"),
+        (Sorted(), "distribution"),
         (RightUpTo12Spins(), "small calls"),
         (RightFrom1000Reads(), "small calls"),
-        (ClippedBeta(), "law"),
+        (ClippedBeta(), "distribution"),
         (NoFieldsAbove8Spins(), "every entry"),
         (HalfOfTheCouplings(), "every entry"),
         (ReadsTwice(), "distinct reads"),
         (FrozenSpin(), "distinct reads"),
         (RandomBelowBeta2(), "low energies"),
-        (of_J(-1)(**CHAINS), "chain law"),
-        (of_J(0)(**CHAINS), "chain law"),
-        (StaleCouplings(**CHAINS), "chain law"),
-        (NoBeta(**CHAINS), "chain law"),
+        (of_J(-1)(**CHAINS), "chain distribution"),
+        (of_J(0)(**CHAINS), "chain distribution"),
+        (StaleCouplings(**CHAINS), "chain distribution"),
+        (NoBeta(**CHAINS), "chain distribution"),
         (IdenticalChains(**CHAINS), "chains"),
         (InitIgnoresItsSeed(**CHAINS), "chains"),
-        (AllAtOnce(**(CHAINS | {"n_sweeps": 10, "n_burn_in": 50})), "chain law"),
+        (AllAtOnce(**(CHAINS | {"n_sweeps": 10, "n_burn_in": 50})), "chain distribution"),
     ],
 )
 def test_hidden_faults(sampler, check):
@@ -423,7 +423,7 @@ def test_what_the_kit_cannot_see():
 
 def test_a_dry_run_asks_nothing():
     class Paid(Broken):
-        law = "heuristic"
+        guarantee = "heuristic"
 
         def _sample(self, *request):
             raise AssertionError("that was paid for")
@@ -448,7 +448,7 @@ def test_a_budget_is_kept():
         report = check_sampler(sampler, **limit, strict=False)
         assert getattr(sampler, what) <= next(iter(limit.values()))
         outcomes = {r.name: r.outcome for r in report.results}
-        assert outcomes["interface"] == "passed" and outcomes["law"] == "skipped"
+        assert outcomes["interface"] == "passed" and outcomes["distribution"] == "skipped"
         assert not report.passed and "NOT DECIDED" in str(report)
     assert "sample" not in vars(sampler)
     report = check_sampler(Counted(), max_seconds=0.0, strict=False)
@@ -456,9 +456,11 @@ def test_a_budget_is_kept():
 
 
 def test_correlated_draws_need_more_sweeps():
-    """One chain that hardly moves is not called wrong: there is nothing to test its law by."""
+    """One chain that hardly moves is not called wrong: there is nothing to test it by."""
     _, failed = report_on(get_sampler("gibbs", n_chains=1, n_sweeps=1))
-    assert "effective samples" in failed["law"] and "more sweeps" in failed["law"]
+    assert (
+        "effective samples" in failed["distribution"] and "more sweeps" in failed["distribution"]
+    )
 
 
 def test_strict_raises_the_report():
@@ -478,12 +480,12 @@ def test_the_report_of_a_good_sampler():
 
 def test_a_heuristic_is_measured_not_judged():
     class Cold(Cooler):
-        law = "heuristic"
+        guarantee = "heuristic"
 
     report = check_sampler(Cold())
     noted = {r.name: r.detail for r in report.results if r.outcome == "noted"}
-    assert set(noted) == {"one spin", "law"}
-    assert "effective beta 1.1" in noted["law"]
+    assert set(noted) == {"one spin", "distribution"}
+    assert "effective beta 1.1" in noted["distribution"]
 
 
 def test_a_back_end_without_seeds_says_so():
@@ -530,39 +532,39 @@ def test_a_registered_sampler_brings_its_options(monkeypatch):
 
 
 def test_chi_square_pools_rare_states():
-    law = np.array([0.7, 0.2, 0.0999, 0.0001])
+    distribution = np.array([0.7, 0.2, 0.0999, 0.0001])
     rng = np.random.default_rng(0)
     pvalues = []
     for _ in range(300):
-        index = rng.choice(4, size=2000, p=law)
-        pvalues.append(chi_square(2 * ((index[:, None] >> np.arange(2)) & 1) - 1, law))
+        index = rng.choice(4, size=2000, p=distribution)
+        pvalues.append(chi_square(2 * ((index[:, None] >> np.arange(2)) & 1) - 1, distribution))
     assert 0.02 < np.mean(np.array(pvalues) < 0.05) < 0.09
-    index = rng.choice(4, size=2000, p=law[[1, 0, 2, 3]])
-    assert chi_square(2 * ((index[:, None] >> np.arange(2)) & 1) - 1, law) < 1e-10
+    index = rng.choice(4, size=2000, p=distribution[[1, 0, 2, 3]])
+    assert chi_square(2 * ((index[:, None] >> np.arange(2)) & 1) - 1, distribution) < 1e-10
 
 
 def test_more_chains_than_samples_and_frozen_chains():
     from scvi_qbm.samplers.gibbs import Gibbs
 
     many = Gibbs(n_chains=5000, n_sweeps=40, n_burn_in=200)
-    assert min(law_pvalues(many, 1).values()) > 1e-4
+    assert min(distribution_pvalues(many, 1).values()) > 1e-4
     frozen = Gibbs(n_chains=1, n_sweeps=1, n_burn_in=10)
     frozen._sample = lambda ising, beta, n, entropy: (np.ones((n, 8)), {"n_chains": 1})
     with pytest.raises(AssertionError, match="frozen"):
-        law_pvalues(frozen, 1)
+        distribution_pvalues(frozen, 1)
 
 
 def test_a_small_p_value_is_looked_at_again():
-    """Chance does not come twice; another law does."""
+    """Chance does not come twice; another distribution does."""
     looks = []
 
     def found(p_of_look):
-        def check(sampler, seed, alarm=law._ALARM):
+        def check(sampler, seed, alarm=distribution._ALARM):
             looks.append(seed)
-            return law.judged([{"energy": p_of_look[len(looks) - 1]}], alarm)
+            return distribution.judged([{"energy": p_of_look[len(looks) - 1]}], alarm)
 
         looks.clear()
-        return law._confirmed(check)(Exact(), 1)
+        return distribution._confirmed(check)(Exact(), 1)
 
     assert found([0.5]).detail.endswith("0.500") and len(looks) == 1
     assert "a first look was worse by chance" in found([1e-5, 0.02]).detail

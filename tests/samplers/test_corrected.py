@@ -7,15 +7,15 @@ from support.machines import peaked_ising
 from scvi_qbm.diagnostics import total_variation
 from scvi_qbm.ising import Ising
 from scvi_qbm.samplers import Sampler, get_sampler
-from scvi_qbm.samplers.conformance.law import law_pvalues
+from scvi_qbm.samplers.conformance.distribution import distribution_pvalues
 from scvi_qbm.samplers.corrected import Corrected
-from scvi_qbm.samplers.exact import Exact, boltzmann_law
+from scvi_qbm.samplers.exact import Exact, boltzmann_distribution
 
 
 class Thermostat(Exact):
-    """The Boltzmann law at ``factor`` times the beta asked for, or at ``fixed``; keeps a diary."""
+    """Boltzmann at ``factor`` times the beta asked for, or at ``fixed``; keeps a diary."""
 
-    name, law = "thermostat", "heuristic"
+    name, guarantee = "thermostat", "heuristic"
 
     def __init__(self, factor=1.0, fixed=None):
         self.factor, self.fixed, self.asked = factor, fixed, []
@@ -30,7 +30,7 @@ class Thermostat(Exact):
 class Constant(Sampler):
     """One state, whatever it is asked for."""
 
-    name, law = "constant", "heuristic"
+    name, guarantee = "constant", "heuristic"
 
     def __init__(self, state):
         self.state = np.asarray(state, dtype=np.int8)
@@ -68,7 +68,7 @@ def test_a_source_that_does_not_listen_is_harmless(fixed):
         corrected.step(state)
         assert 1e-3 <= state.requested <= 1e3
     assert state.requested == (1e3 if fixed < 1 else 1e-3)
-    distance, floor = total_variation(corrected.spins(state), boltzmann_law(MODEL))
+    distance, floor = total_variation(corrected.spins(state), boltzmann_distribution(MODEL))
     assert distance < 1.3 * floor
 
 
@@ -86,16 +86,16 @@ def test_minima_ask_for_less_and_inverted_states_for_nothing():
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_the_law_after_many_sweeps(seed):
-    """From the worst start, one state: the law is Gibbs sampling's."""
+def test_the_distribution_after_many_sweeps(seed):
+    """From the worst start, one state: the distribution is Gibbs sampling's."""
     corrected = Corrected(Constant(np.ones(8)), n_chains=2048, n_sweeps=500, n_burn_in=1500)
-    assert min(law_pvalues(corrected, seed).values()) > 1e-4
+    assert min(distribution_pvalues(corrected, seed).values()) > 1e-4
 
 
-def test_without_sweeps_the_law_is_the_sources():
+def test_without_sweeps_the_distribution_is_the_sources():
     corrected = Corrected(Thermostat(0.3), n_chains=4096, n_sweeps=1, n_burn_in=0)
     spins = corrected.sample(MODEL, n_samples=4096, seed=0).spins
-    distance, floor = total_variation(spins, boltzmann_law(MODEL))
+    distance, floor = total_variation(spins, boltzmann_distribution(MODEL))
     assert distance > 2 * floor
 
 
@@ -161,7 +161,7 @@ def test_retarget():
     for _ in range(3):
         corrected.step(state)
     assert len(source.asked) == 1  # kept, and swept at the new target
-    distance, floor = total_variation(corrected.spins(state), boltzmann_law(other, 0.5))
+    distance, floor = total_variation(corrected.spins(state), boltzmann_distribution(other, 0.5))
     assert distance < 1.3 * floor
     corrected.step(state)
     np.testing.assert_allclose(source.asked[1][0].J, 0.5 * other.J)

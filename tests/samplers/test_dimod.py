@@ -12,7 +12,7 @@ from scvi_qbm.ising import Ising
 from scvi_qbm.samplers import get_sampler
 from scvi_qbm.samplers.adapters.dimod import Dimod, DWaveAnnealing, OpenJijAnnealing
 from scvi_qbm.samplers.adapters.to_dimod import to_dimod
-from scvi_qbm.samplers.exact import all_energies, all_states, boltzmann_law
+from scvi_qbm.samplers.exact import all_energies, all_states, boltzmann_distribution
 
 dimod = pytest.importorskip("dimod", reason="needs scvi-qbm[dimod]")
 pytest.importorskip("dwave.samplers", reason="needs scvi-qbm[dimod]")
@@ -78,7 +78,7 @@ def test_energies_and_shapes(name, beta):
     out = MAKERS[name]().sample(model, beta, 37, seed=3)
     assert out.spins.shape == (37, 7) and set(np.unique(out.spins)) == {-1, 1}
     np.testing.assert_allclose(out.energies, model.energy(out.spins))
-    assert out.info["law"] == "heuristic" and out.info["n_calls"] >= 1
+    assert out.info["guarantee"] == "heuristic" and out.info["n_calls"] >= 1
     assert out.info["n_distinct"] == len(np.unique(out.spins, axis=0))
 
 
@@ -128,28 +128,28 @@ def test_one_spin_and_free_spins(name, beta):
     ],
     ids=lambda s: f"{s.name}-{s.parameters.get('beta_schedule_type')}",
 )
-def test_slow_annealing_ends_near_the_law(sampler):
+def test_slow_annealing_ends_near_the_distribution(sampler):
     """1,000 sweeps to the target temperature of a mild machine: within the sampling error.
 
     4,000 reads: a moment's standard error is below 0.016, and the largest of 8 means and 28 pair
-    moments is below 3.5 of those; 4.5 leave room for the anneal's own error. The law at 1.5 times
-    the inverse temperature is further off than that.
+    moments is below 3.5 of those; 4.5 leave room for the anneal's own error. The distribution at
+    1.5 times the inverse temperature is further off than that.
     """
     model = peaked_ising(8, 6, sd=0.3)
     states = all_states(8).astype(float)
 
-    def distance(spins, law):
+    def distance(spins, distribution):
         s = spins.astype(float)
-        pairs = np.abs(s.T @ s / len(s) - states.T @ (states * law[:, None])).max()
-        return max(np.abs(s.mean(axis=0) - law @ states).max(), pairs)
+        pairs = np.abs(s.T @ s / len(s) - states.T @ (states * distribution[:, None])).max()
+        return max(np.abs(s.mean(axis=0) - distribution @ states).max(), pairs)
 
     spins = sampler.sample(model, n_samples=4000, seed=0).spins
-    assert distance(spins, boltzmann_law(model)) < 4.5 / np.sqrt(4000)
-    assert distance(spins, boltzmann_law(model, 1.5)) > 4.5 / np.sqrt(4000)
-    gap, floor = total_variation(spins, boltzmann_law(model))
+    assert distance(spins, boltzmann_distribution(model)) < 4.5 / np.sqrt(4000)
+    assert distance(spins, boltzmann_distribution(model, 1.5)) > 4.5 / np.sqrt(4000)
+    gap, floor = total_variation(spins, boltzmann_distribution(model))
     assert gap < 1.3 * floor
     warmer = sampler.sample(model, 0.5, 4000, seed=0).spins
-    assert distance(warmer, boltzmann_law(model, 0.5)) < 4.5 / np.sqrt(4000)
+    assert distance(warmer, boltzmann_distribution(model, 0.5)) < 4.5 / np.sqrt(4000)
 
 
 @pytest.mark.parametrize("fault", ["sign", "nan", "order"])
@@ -209,7 +209,7 @@ def test_frozen_model_is_not_taken_for_the_trap():
         Dimod(Fake(frozen=True)).sample(model, 0.1, n_samples=20, seed=0)
 
 
-def test_reads_that_follow_no_law():
+def test_reads_that_follow_no_distribution():
     """The audit that `solve` and Kaiwu have: sign, de-duplication, spins that never turn."""
     model = peaked_ising(10, 0)
     exact = get_sampler("exact")
@@ -384,20 +384,20 @@ def test_ours_keeps_labels_vartype_and_offset(vartype, bqm_class):
     assert answer.vartype is bqm.vartype and set(answer.variables) == set(labels)
     assert len(answer) == 300
     dimod.testing.assert_response_energies(answer, bqm, precision=4)
-    assert answer.info["sampler"] == "exact" and answer.info["law"] == "exact"
+    assert answer.info["sampler"] == "exact" and answer.info["guarantee"] == "exact"
     assert answer.first.energy == pytest.approx(
         dimod.ExactSolver().sample(bqm).first.energy, rel=1e-5
     )
 
 
-def test_ours_samples_the_law_of_the_model_given():
+def test_ours_samples_the_distribution_of_the_model_given():
     model = peaked_ising(5, 2)
     bqm = Dimod(Fake())._build(model).change_vartype("BINARY", inplace=False)
     answer = to_dimod("exact").sample(bqm, num_reads=8000, beta=0.6, seed=1)
     spins = 2 * answer.record.sample[:, [answer.variables.index(i) for i in range(5)]] - 1
-    gap, floor = total_variation(spins, boltzmann_law(model, 0.6))
+    gap, floor = total_variation(spins, boltzmann_distribution(model, 0.6))
     assert gap < 1.5 * floor
-    wrong, _ = total_variation(spins, boltzmann_law(model, -0.6))
+    wrong, _ = total_variation(spins, boltzmann_distribution(model, -0.6))
     assert wrong > 5 * floor
 
 
@@ -421,7 +421,9 @@ def test_seeds_of_ours():
 
 def test_ours_has_properties_and_warns_of_what_it_does_not_know():
     sampler = factory()
-    assert sampler.properties["law"] == "mcmc" and sampler.properties["category"] == "software"
+    assert (
+        sampler.properties["guarantee"] == "mcmc" and sampler.properties["category"] == "software"
+    )
     assert set(sampler.parameters) == {"num_reads", "beta", "seed"}
     with pytest.warns(dimod.exceptions.SamplerUnknownArgWarning, match="chain_strength"):
         sampler.sample_ising({"a": 1.0}, {}, chain_strength=2)

@@ -22,7 +22,7 @@ from scvi_qbm.samplers.adapters.kaiwu.adapter import Kaiwu
 from scvi_qbm.samplers.adapters.quantise import quantise
 from scvi_qbm.samplers.adapters.reads import machine_matrix, unfold
 from scvi_qbm.samplers.adapters.solve import SolveAdapter
-from scvi_qbm.samplers.exact import all_energies, all_states, boltzmann_law
+from scvi_qbm.samplers.exact import all_energies, all_states, boltzmann_distribution
 
 TOKENS = {"KAIWU_USER_ID": "user-4711", "KAIWU_SDK_CODE": "sdk-s3cret"}
 
@@ -40,8 +40,9 @@ STUB = {
             n = len(matrix)
             states = 2 * ((np.arange(2**n)[:, None] >> np.arange(n)) & 1) - 1
             energy = -np.einsum("ri,ri->r", states @ matrix, states)
-            law = np.exp((energy.min() - energy) / temperature)
-            return states[np.random.default_rng(seed).choice(2**n, n_reads, p=law / law.sum())]
+            distribution = np.exp((energy.min() - energy) / temperature)
+            return states[np.random.default_rng(seed).choice(2**n, n_reads, p=distribution /
+            distribution.sum())]
     """,
     "license.py": """
         import os, sys
@@ -131,9 +132,11 @@ class Enumerating:
         self.matrices.append(matrix.copy())
         states = all_states(len(matrix))
         energy = self.sign * machine_energies(matrix, states)
-        law = np.exp(self.beta * (energy.min() - energy))
+        distribution = np.exp(self.beta * (energy.min() - energy))
         matrix[:] = np.nan  # a solver may spoil what it is given
-        return states[self.rng.choice(len(states), self.n_reads, p=law / law.sum())]
+        return states[
+            self.rng.choice(len(states), self.n_reads, p=distribution / distribution.sum())
+        ]
 
 
 class Seeded(Enumerating):
@@ -205,17 +208,17 @@ def test_a_wrong_matrix_is_refused(spoil):
 
 
 @pytest.mark.parametrize(("beta", "n_bits"), [(1.0, None), (0.5, None), (1.0, 8)])
-def test_law(beta, n_bits):
+def test_distribution(beta, n_bits):
     model = peaked_ising(6, 2)
     solver = Enumerating()
     if n_bits:  # the temperature of the integers is gain times that of the matrix
         gain = quantise(machine_matrix(model)).gain
         solver.beta = 1 / gain
     out = SolveAdapter(solver, n_bits=n_bits).sample(model, beta, 6000, seed=0)
-    distance, floor = total_variation(out.spins, boltzmann_law(model, beta))
+    distance, floor = total_variation(out.spins, boltzmann_distribution(model, beta))
     assert distance < 1.3 * floor
     np.testing.assert_allclose(out.energies, model.energy(out.spins))
-    assert out.info["n_solves"] == 3 and out.info["law"] == "heuristic"
+    assert out.info["n_solves"] == 3 and out.info["guarantee"] == "heuristic"
     if n_bits:
         assert out.info["quantisation"]["gain"] == gain
         assert np.abs(solver.matrices[0]).max() == 127
@@ -226,7 +229,7 @@ def test_law(beta, n_bits):
 def test_beta_may_be_left_to_the_solver():
     model = peaked_ising(6, 2)
     out = SolveAdapter(Enumerating(beta=0.5), scale_beta=False).sample(model, 7.0, 6000)
-    distance, floor = total_variation(out.spins, boltzmann_law(model, 0.5))
+    distance, floor = total_variation(out.spins, boltzmann_distribution(model, 0.5))
     assert distance < 1.3 * floor and out.info["scale_beta"] is False
 
 
@@ -241,7 +244,7 @@ def test_a_rounded_machine_is_told_its_temperature(beta):
 
     model = peaked_ising(6, 2)
     out = SolveAdapter(Tunable(), n_bits=14).sample(model, beta, 6000, seed=0)
-    distance, floor = total_variation(out.spins, boltzmann_law(model, beta))
+    distance, floor = total_variation(out.spins, boltzmann_distribution(model, beta))
     assert distance < 1.3 * floor and out.info["scale_beta"] is True
     assert abs(out.info["effective_beta"] - 1) < 4 * out.info["effective_beta_se"]
     deaf = SolveAdapter(Enumerating(beta=0.01), n_bits=14).sample(model, beta, 2000, seed=0)
@@ -263,10 +266,10 @@ def test_real_ising_solver():
 
     model, beta = peaked_ising(6, 4), 0.8
     out = SolveAdapter(Gibbs()).sample(model, beta, 4000)
-    law, states = boltzmann_law(model, beta), all_states(6).astype(float)
-    np.testing.assert_allclose(out.spins.mean(axis=0), law @ states, atol=0.06)
+    distribution, states = boltzmann_distribution(model, beta), all_states(6).astype(float)
+    np.testing.assert_allclose(out.spins.mean(axis=0), distribution @ states, atol=0.06)
     pairs = out.spins.T.astype(float) @ out.spins / len(out)
-    np.testing.assert_allclose(pairs, (states * law[:, None]).T @ states, atol=0.06)
+    np.testing.assert_allclose(pairs, (states * distribution[:, None]).T @ states, atol=0.06)
     assert not out.info["deduplicated"] and not out.info["seeded"]
 
 
@@ -279,9 +282,9 @@ def test_reads_left_out_of_a_sorted_pool_are_random():
 
     model = peaked_ising(6, 0)
     out = SolveAdapter(Sorted(n_reads=8000)).sample(model, n_samples=2000, seed=0)
-    law, energies = boltzmann_law(model), all_energies(model)
-    mean = law @ energies
-    sd = np.sqrt(law @ (energies - mean) ** 2)
+    distribution, energies = boltzmann_distribution(model), all_energies(model)
+    mean = distribution @ energies
+    sd = np.sqrt(distribution @ (energies - mean) ** 2)
     assert abs(out.energies.mean() - mean) < 5 * sd / np.sqrt(2000)
 
 
@@ -464,7 +467,7 @@ def assert_no_secrets(folder, *texts):
 def test_reads_come_back_from_another_process(fake, n_bits, beta):
     model = peaked_ising(6, 2)
     out = Kaiwu(**fake, n_bits=n_bits).sample(model, beta, n_samples=3000, seed=1)
-    distance, floor = total_variation(out.spins, boltzmann_law(model, beta))
+    distance, floor = total_variation(out.spins, boltzmann_distribution(model, beta))
     assert distance < 1.3 * floor
     np.testing.assert_allclose(out.energies, model.energy(out.spins))
     (folder,) = jobs(fake)
@@ -507,10 +510,10 @@ def test_the_machine_in_the_cloud(sdk):
     assert all(t["folder"].startswith(str(options["directory"])) for t in tasks)
     assert (one.spins != two.spins).any() and not one.info["seeded"]
     assert one.info["machine_beta"] is None
-    # The stub's law is that of the model at gain / 200.
+    # The stub's distribution is that of the model at gain / 200.
     beta = one.info["quantisation"]["gain"] / 200
     distance, floor = total_variation(
-        np.concatenate([one.spins, two.spins]), boltzmann_law(model, beta)
+        np.concatenate([one.spins, two.spins]), boltzmann_distribution(model, beta)
     )
     assert distance < 1.4 * floor
     assert_no_secrets(options["directory"], str(one.info))
@@ -535,7 +538,7 @@ def test_annealer_cools_to_the_temperature_of_the_integers(sdk):
     ((hottest, coldest, size, seed, alpha),) = (line["sa"] for line in log("sa"))
     assert coldest == pytest.approx(out.info["quantisation"]["gain"] / 0.7)
     assert hottest >= 9.99 * coldest and size == 2000 and seed is not None and alpha == 0.9
-    distance, floor = total_variation(out.spins, boltzmann_law(model, 0.7))
+    distance, floor = total_variation(out.spins, boltzmann_distribution(model, 0.7))
     assert distance < 1.3 * floor
     again = sampler.sample(model, 0.7, n_samples=2000, seed=3)
     np.testing.assert_array_equal(out.spins, again.spins)
@@ -769,7 +772,7 @@ def test_options_by_name(monkeypatch):
     for name, cls in (("kaiwu", Kaiwu), ("solve", SolveAdapter)):
         registry.register_sampler(name, cls, overwrite=True)
         sampler = get_sampler(name)
-        assert sampler.name == name and sampler.law == "heuristic"
+        assert sampler.name == name and sampler.guarantee == "heuristic"
         with pytest.raises(TypeError, match="has no option 'bits'"):
             get_sampler(name, bits=8)
 

@@ -140,14 +140,16 @@ def test_run_equals_its_slow_twin(n, with_base):
 @pytest.mark.parametrize("metropolis", [False, True])
 @pytest.mark.parametrize("n", [2, 3, 4])
 def test_decisions_are_reversible_and_their_sweep_stationary(n, metropolis):
-    from scvi_qbm.samplers.exact import boltzmann_law
+    from scvi_qbm.samplers.exact import boltzmann_distribution
 
     model = peaked_ising(n, n, sd=1.0)
-    law = boltzmann_law(model)
+    distribution = boltzmann_distribution(model)
     for i in range(n):
-        flow = law[:, None] * naive.flip_matrix(model, i, metropolis)
+        flow = distribution[:, None] * naive.flip_matrix(model, i, metropolis)
         np.testing.assert_allclose(flow, flow.T, atol=1e-14)
-    np.testing.assert_allclose(law @ naive.sweep_matrix(model, metropolis), law, atol=1e-14)
+    np.testing.assert_allclose(
+        distribution @ naive.sweep_matrix(model, metropolis), distribution, atol=1e-14
+    )
 
 
 @pytest.mark.parametrize("metropolis", [False, True])
@@ -171,9 +173,9 @@ def test_kernel_has_the_enumerated_transition_matrix(metropolis):
     assert (np.abs(counts / visits - matrix) < 5 * se + 1e-4).all()
 
 
-def test_tempering_leaves_the_joint_law_invariant():
-    """Ladders started in the law of each level keep it through sweeps and swaps."""
-    from scvi_qbm.samplers.exact import all_states, boltzmann_law
+def test_tempering_leaves_the_joint_distribution_invariant():
+    """Ladders started in the distribution of each level keep it through sweeps and swaps."""
+    from scvi_qbm.samplers.exact import all_states, boltzmann_distribution
 
     model = peaked_ising(3, 4, sd=1.2)
     ladder = np.array([0.0, 0.5, 1.0])
@@ -181,17 +183,19 @@ def test_tempering_leaves_the_joint_law_invariant():
     rng = np.random.default_rng(0)
     n_chunks, per_chunk, _ = chains.lane_at.shape
     for level, lam in enumerate(ladder):
-        law = boltzmann_law(model, lam)
-        draw = all_states(3)[rng.choice(8, size=(n_chunks, per_chunk), p=law)]
+        distribution = boltzmann_distribution(model, lam)
+        draw = all_states(3)[rng.choice(8, size=(n_chunks, per_chunk), p=distribution)]
         lanes = chains.lane_at[:, :, level]
         for c in range(n_chunks):
             chains.spins[c][:, lanes[c]] = draw[c].T
     chains.refresh()
     engine.run(chains, 4)
     for level, lam in enumerate(ladder):
-        law = boltzmann_law(model, lam)
+        distribution = boltzmann_distribution(model, lam)
         seen = np.bincount((chains.states(level) > 0) @ [1, 2, 4], minlength=8) / 30_000
-        assert (np.abs(seen - law) < 5 * np.sqrt(law * (1 - law) / 30_000)).all()
+        assert (
+            np.abs(seen - distribution) < 5 * np.sqrt(distribution * (1 - distribution) / 30_000)
+        ).all()
 
 
 def test_fields_do_not_drift():

@@ -64,7 +64,7 @@ def test_plugins(monkeypatch):
     monkeypatch.setattr(registry, "entry_points", lambda group: points)
     assert isinstance(scvi_qbm.get_sampler("plugged"), Exact)
     rows = {row.name: row for row in registry.describe_samplers()}
-    assert rows["plugged"].law == "exact"
+    assert rows["plugged"].guarantee == "exact"
     assert "no_such_package" in rows["broken"].summary
     with pytest.raises(ModuleNotFoundError):
         scvi_qbm.get_sampler("broken")

@@ -10,12 +10,12 @@ from scvi_qbm.diagnostics import total_variation
 from scvi_qbm.ising import Ising
 from scvi_qbm.samplers import Sampler, get_sampler, registry
 from scvi_qbm.samplers.conformance import check_sampler
-from scvi_qbm.samplers.conformance.law import law_pvalues
-from scvi_qbm.samplers.exact import all_energies, boltzmann_law
+from scvi_qbm.samplers.conformance.distribution import distribution_pvalues
+from scvi_qbm.samplers.exact import all_energies, boltzmann_distribution
 
 BUILT_IN = sorted(registry._BUILT_IN)
 CLASSES = {name: registry._load(name) for name in BUILT_IN}
-LAWFUL = [name for name in BUILT_IN if CLASSES[name].law != "heuristic"]
+BOLTZMANN = [name for name in BUILT_IN if CLASSES[name].guarantee != "heuristic"]
 THREADED = [
     name for name in BUILT_IN if "n_threads" in inspect.signature(CLASSES[name]).parameters
 ]
@@ -34,15 +34,17 @@ def test_conformance(name):
             raise
         pytest.skip(str(error))
     assert report.passed, str(report)
-    law = "exact" if name == "gauged" else CLASSES[name].law  # that of the sampler it is given
-    assert (report.sampler, report.law) == (name, law)
-    assert {r.name: r.outcome for r in report.results}["law"] == (
-        "noted" if law == "heuristic" else "passed"
+    guarantee = (
+        "exact" if name == "gauged" else CLASSES[name].guarantee
+    )  # that of the sampler it is given
+    assert (report.sampler, report.guarantee) == (name, guarantee)
+    assert {r.name: r.outcome for r in report.results}["distribution"] == (
+        "noted" if guarantee == "heuristic" else "passed"
     )
 
 
-def test_which_samplers_promise_a_law():
-    assert LAWFUL == ["corrected", "exact", "gibbs", "parallel_tempering", "torch_tempering"]
+def test_which_samplers_promise_a_distribution():
+    assert BOLTZMANN == ["corrected", "exact", "gibbs", "parallel_tempering", "torch_tempering"]
 
 
 @pytest.mark.parametrize("beta", [0.9, 1.1])
@@ -53,17 +55,17 @@ def test_law_test_has_power(beta):
         def _sample(self, ising, _, n_samples, entropy):
             return super()._sample(ising, beta, n_samples, entropy)
 
-    assert min(min(law_pvalues(Wrong(), seed).values()) for seed in (1, 2, 3)) < 1e-4
+    assert min(min(distribution_pvalues(Wrong(), seed).values()) for seed in (1, 2, 3)) < 1e-4
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", LAWFUL)
+@pytest.mark.parametrize("name", BOLTZMANN)
 def test_pvalues_are_uniform(name):
-    """200 repetitions with fresh seeds: chi-square p-values follow the uniform law."""
+    """200 repetitions with fresh seeds: chi-square p-values follow the uniform distribution."""
     sampler = get_sampler(name, **CLASSES[name].conformance)
     first = int(np.random.SeedSequence().generate_state(1)[0] >> 1)
     print(f"{name}: seeds from {first}")
-    pvalues = [law_pvalues(sampler, first + i)["frequencies"] for i in range(200)]
+    pvalues = [distribution_pvalues(sampler, first + i)["frequencies"] for i in range(200)]
     assert stats.kstest(pvalues, "uniform").pvalue > 1e-3
 
 
@@ -157,9 +159,12 @@ def test_tempering_records_its_levels():
     expected = 0.7 * (out.energies - model.offset)
     np.testing.assert_allclose(tempered[:, :, -1].ravel(), expected, atol=1e-4)
     for level, beta in enumerate(betas):
-        law, energies = boltzmann_law(model, beta), 0.7 * (all_energies(model) - model.offset)
-        mean = law @ energies
-        sd = np.sqrt(law @ (energies - mean) ** 2)
+        distribution, energies = (
+            boltzmann_distribution(model, beta),
+            0.7 * (all_energies(model) - model.offset),
+        )
+        mean = distribution @ energies
+        sd = np.sqrt(distribution @ (energies - mean) ** 2)
         assert abs(tempered[:, :, level].mean() - mean) < 5 * sd / np.sqrt(1000)
     assert flow[0] == 1 and flow[-1] == 0 and ((0 < flow[1:-1]) & (flow[1:-1] < 1)).all()
     # Sweeps on the final ladder: half the burn-in, and those between samples.
@@ -173,7 +178,7 @@ def test_tempering_from_the_models_own_fields():
     model = peaked_ising(8, 3, field_sd=2.0)
     sampler = get_sampler("parallel_tempering", reference="fields", n_sweeps=10)
     out = sampler.sample(model, n_samples=6000, seed=0)
-    distance, floor = total_variation(out.spins, boltzmann_law(model))
+    distance, floor = total_variation(out.spins, boltzmann_distribution(model))
     assert distance < 1.25 * floor
 
 

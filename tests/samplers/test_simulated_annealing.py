@@ -120,10 +120,10 @@ def test_at_one_temperature_it_is_a_markov_chain(acceptance):
     )
     out = sampler.sample(model, beta=9.0, n_samples=8192, seed=0)
     energies = all_energies(model)
-    law = np.exp(-0.5 * (energies - energies.min()))
-    law /= law.sum()
-    mean = law @ energies
-    error = np.sqrt(law @ (energies - mean) ** 2 / 8192)
+    distribution = np.exp(-0.5 * (energies - energies.min()))
+    distribution /= distribution.sum()
+    mean = distribution @ energies
+    error = np.sqrt(distribution @ (energies - mean) ** 2 / 8192)
     assert abs(out.energies.mean() - mean) < 4.5 * error
 
 

@@ -1,4 +1,4 @@
-"""``torch_tempering``: its law by enumeration, and training whose negative phase is in tensors."""
+"""``torch_tempering``: against enumeration, and training with a negative phase in tensors."""
 
 import subprocess
 import sys
@@ -11,9 +11,9 @@ from support.machines import peaked_ising
 
 from scvi_qbm.ising import Ising
 from scvi_qbm.samplers import get_sampler
-from scvi_qbm.samplers.conformance.law import chi_square
+from scvi_qbm.samplers.conformance.distribution import chi_square
 from scvi_qbm.samplers.engine import torch_chains, torch_kernels
-from scvi_qbm.samplers.exact import all_energies, all_states, boltzmann_law
+from scvi_qbm.samplers.exact import all_energies, all_states, boltzmann_distribution
 
 CPU = torch.device("cpu")
 LADDER = np.array([0.0, 0.35, 0.6, 1.0])
@@ -23,8 +23,8 @@ def seeded(seed):
     return torch_chains.generator_on(CPU, np.random.SeedSequence(seed))
 
 
-def level_laws(model, base, ladder=LADDER):
-    """Enumerated law of every level of the path, and the energies U that it tempers."""
+def level_distributions(model, base, ladder=LADDER):
+    """Enumerated distribution of every level of the path, and the energies U that it tempers."""
     states = all_states(model.n_spins)
     U = -0.5 * ((states @ model.J) * states).sum(1) - states @ (model.b - base)
     weights = np.exp(states @ base - np.array(ladder)[:, None] * U)
@@ -32,10 +32,13 @@ def level_laws(model, base, ladder=LADDER):
 
 
 def at_equilibrium(model, base, n_chains, seed=0, ladder=LADDER, block=None):
-    """Ladders whose levels hold independent draws from their laws."""
-    laws, _ = level_laws(model, base, ladder)
+    """Ladders whose levels hold independent draws from their distributions."""
+    distributions, _ = level_distributions(model, base, ladder)
     rng = np.random.default_rng(seed)
-    drawn = [rng.choice(len(law), size=n_chains, p=law) for law in laws]
+    drawn = [
+        rng.choice(len(distribution), size=n_chains, p=distribution)
+        for distribution in distributions
+    ]
     spins = all_states(model.n_spins)[np.stack(drawn, axis=1).ravel()].T
     chains = torch_chains.start(model, ladder, n_chains, seeded(seed), base)
     chains.spins.copy_(torch.from_numpy(spins))
@@ -45,13 +48,15 @@ def at_equilibrium(model, base, n_chains, seed=0, ladder=LADDER, block=None):
 
 
 def pvalues(chains, model, base):
-    laws, _ = level_laws(model, base, chains.ladder)
+    distributions, _ = level_distributions(model, base, chains.ladder)
     states = (chains.states(level).numpy() for level in range(chains.n_levels))
-    return [chi_square(s, law) for s, law in zip(states, laws, strict=True)]
+    return [
+        chi_square(s, distribution) for s, distribution in zip(states, distributions, strict=True)
+    ]
 
 
 @pytest.mark.parametrize("block", [1, 2, 4, 8, 32])
-def test_sweeps_and_swaps_leave_the_law_invariant(block):
+def test_sweeps_and_swaps_leave_the_distribution_invariant(block):
     """At every level, with strong couplings, a base field, and a last block that is not full."""
     model = peaked_ising(7, 4, sd=0.9, field_sd=0.8)
     base = np.random.default_rng(3).normal(size=7) * 0.6
@@ -93,11 +98,11 @@ def test_swap_rates_are_those_of_enumeration():
     base = np.full(6, 0.2)
     chains = at_equilibrium(model, base, 20_000)
     torch_chains.run(chains, 6)
-    laws, U = level_laws(model, base)
+    distributions, U = level_distributions(model, base)
     np.testing.assert_array_equal(chains.proposed, 3 * 20_000)
     for k in range(len(LADDER) - 1):
         step = (LADDER[k] - LADDER[k + 1]) * (U[:, None] - U[None, :])
-        exact = laws[k] @ np.minimum(1, np.exp(step)) @ laws[k + 1]
+        exact = distributions[k] @ np.minimum(1, np.exp(step)) @ distributions[k + 1]
         assert chains.swap_rates[k] == pytest.approx(exact, abs=0.01)
     chains.forget()
     assert np.isnan(chains.swap_rates).all() and chains.round_trips == 0
@@ -150,7 +155,7 @@ def test_strong_couplings_get_small_blocks():
 
 
 @pytest.mark.parametrize("reference", ["uniform", "fields", "magnetisation"])
-def test_retarget_and_adapt_lead_to_the_new_law(reference):
+def test_retarget_and_adapt_lead_to_the_new_distribution(reference):
     sampler = get_sampler("torch_tempering", n_chains=10_000, reference=reference)
     old, new = peaked_ising(6, 0), peaked_ising(6, 5, sd=0.8, field_sd=1.0)
     state = sampler.step(sampler.init(old, seed=1), 10)
@@ -160,12 +165,12 @@ def test_retarget_and_adapt_lead_to_the_new_law(reference):
     for _ in range(6):
         state = sampler.adapt(sampler.step(state, 16))
     assert state.n_levels != n_levels
-    assert chi_square(sampler.spins(state), boltzmann_law(new, 1.3)) > 1e-4
+    assert chi_square(sampler.spins(state), boltzmann_distribution(new, 1.3)) > 1e-4
     # An adaptation moves levels and reference, and no state of the target.
     before = sampler.spins(sampler.step(state, 2))
     np.testing.assert_array_equal(sampler.spins(sampler.adapt(state)), before)
     if reference == "magnetisation":
-        means = boltzmann_law(new, 1.3) @ all_states(6)
+        means = boltzmann_distribution(new, 1.3) @ all_states(6)
         np.testing.assert_allclose(np.tanh(state.base.cpu()), 0.95 * means, atol=0.1)
 
 
@@ -190,7 +195,7 @@ def test_relevel_takes_the_state_of_the_nearest_level(ladder, nearest):
         assert new is chains and places == {k: getattr(new, k).data_ptr() for k in places}
 
 
-def test_a_new_ladder_of_as_many_levels_has_the_law():
+def test_a_new_ladder_of_as_many_levels_has_the_distribution():
     """The sweeps after it, by what was captured before, are those of the new levels."""
     model = peaked_ising(6, 0)
     sampler = get_sampler("torch_tempering", n_chains=10_000, n_levels=4, device="cpu")
@@ -199,7 +204,7 @@ def test_a_new_ladder_of_as_many_levels_has_the_law():
     state = state.relevel(ladder**2)
     state = sampler.step(state, 40)
     assert state.advance is advance and np.abs(state.ladder - ladder).max() > 0.1
-    assert chi_square(sampler.spins(state), boltzmann_law(model, 1.0)) > 1e-4
+    assert chi_square(sampler.spins(state), boltzmann_distribution(model, 1.0)) > 1e-4
     hot = state.states(0).numpy()
     assert np.abs(hot.mean(0)).max() < 5 / np.sqrt(len(hot))
 

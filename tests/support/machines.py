@@ -13,7 +13,7 @@ from scvi_qbm.samplers.exact import all_states
 
 
 def peaked_ising(n, seed, sd=0.6, field_sd=0.4):
-    """A random machine with couplings strong enough to expose a wrong law."""
+    """A random machine with couplings strong enough to expose a wrong distribution."""
     rng = np.random.default_rng(seed)
     upper = np.triu(rng.normal(size=(n, n)) * sd, 1)
     return Ising(upper + upper.T, rng.normal(size=n) * field_sd, offset=rng.normal())

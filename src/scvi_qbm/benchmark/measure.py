@@ -161,7 +161,7 @@ def _embedding(
 def _held_out_likelihood(
     model: Any, *, n_samples: int = 100, max_cells: int = 256
 ) -> dict[str, float]:
-    """Importance-weighted bound on held-out cells (Burda et al. 2016), and the error of log Z.
+    """Importance-weighted log-likelihood of held-out cells (Burda et al. 2016).
 
     Nats per cell of the first ``max_cells`` held-out cells, which are the same for all models of
     one seed. The error of log Z is the same in every cell, hence in the mean.

@@ -111,7 +111,7 @@ class AlignmentMixin:
 
     def _evidence(self, qz: Any) -> Tensor:
         """The posterior without the pull of the prior that the encoder was trained with."""
-        # Where the bound is stationary, logit q = log-likelihood ratio - local field.
+        # Where the ELBO is stationary, logit q = log-likelihood ratio - local field.
         return torch.sigmoid(qz.logits + self.module.prior.local_field(qz.probs, self._pull_))
 
     def _middle(self, qz: Any) -> Tensor:

@@ -48,9 +48,9 @@ class GenerationMixin:
         n_samples
             Number of codes, >= 1.
         sampler
-            Name or instance, see :func:`scvi_qbm.list_samplers`. One whose law is ``heuristic`` is
-            finished by Gibbs sweeps (``"corrected"``), as in training; for its raw states use
-            ``get_sampler(name).sample(model.prior.ising)``.
+            Name or instance, see :func:`scvi_qbm.list_samplers`. One whose guarantee is
+            ``heuristic`` is finished by Gibbs sweeps (``"corrected"``), as in training; for its
+            raw states use ``get_sampler(name).sample(model.prior.ising)``.
         sampler_options
             Its options, where it is given by name.
         seed

@@ -151,8 +151,8 @@ class LandscapeMixin:
         """How foreign each cell is to the model; larger is stranger, in nats.
 
         How to read it: rank cells by it, do not compare with a fixed number. The default finds
-        cell types that were not in training (docs/landscape.md has the AUROC of all three scores,
-        beside SCVI's). For broken cells use ``"elbo"``, which sees the counts themselves.
+        cell types that were not in training (docs/landscape.md compares it with SCVI). For
+        broken cells use ``"elbo"``, which sees the counts themselves.
 
         Parameters
         ----------

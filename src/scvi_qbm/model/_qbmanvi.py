@@ -34,7 +34,7 @@ class QBMANVI(LabelsMixin, LabelMachineMixin, QBMVI):
     have labels, and the model predicts those of the others, with probabilities. Everything else is
     QBMVI's.
 
-    In training a label weighs no more than it does in the bound, so that cells with and without
+    In training a label weighs no more than it does in the ELBO, so that cells with and without
     one are coded alike. Then the label units are fitted to the labelled cells, by a regression
     whose penalty is cross-validated. For an embedding that labels shape:
     ``train(plan_kwargs={"classification_ratio": 50})``; its predictions are too sure.

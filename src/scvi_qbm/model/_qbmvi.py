@@ -33,12 +33,12 @@ from scvi_qbm.relaxations import get_relaxation
 from scvi_qbm.samplers import Sampler
 
 from ._alignment import AlignmentMixin
-from ._bound import BoundMixin
 from ._data import DataMixin
 from ._differential import DifferentialMixin
 from ._expression import ExpressionMixin
 from ._generation import GenerationMixin
 from ._landscape import LandscapeMixin
+from ._likelihood import LikelihoodMixin
 from ._programs import ProgramsMixin
 from ._representation import RepresentationMixin
 from ._summary import show, summarise
@@ -64,7 +64,7 @@ class QBMVI(
     DataMixin,
     AlignmentMixin,
     RepresentationMixin,
-    BoundMixin,
+    LikelihoodMixin,
     DifferentialMixin,
     ExpressionMixin,
     LandscapeMixin,
@@ -223,7 +223,7 @@ class QBMVI(
         higher is better, and only on held-out cells does it compare models. :meth:`get_elbo`
         gives today's with its error.
         ``verdict`` says in words whether the samples that trained the Boltzmann machine followed
-        its law, see
+        its distribution, see
         :class:`~scvi_qbm.prior.NegativePhaseReport`.
 
         Parameters

@@ -204,16 +204,16 @@ class RepresentationMixin:
         Returns
         -------
         torch.distributions.MixtureSameFamily
-            Product laws with equal weights, one a cell; ``log_prob`` takes codes, 0 and
+            Product distributions with equal weights, one a cell; ``log_prob`` takes codes, 0 and
             1, shape ``(..., n_latent)``, and gives nats.
         """
         if indices is not None and not np.size(indices):
             indices = None  # as upstream
         cells = {"indices": indices, "batch_size": batch_size}
         logits = self.get_latent_representation(adata, representation="logits", **cells)
-        law = Bernoulli(logits=torch.from_numpy(logits).to(self.device))
-        weights = Categorical(logits=torch.zeros(law.batch_shape[0], device=self.device))
-        return MixtureSameFamily(weights, Independent(law, 1))
+        distribution = Bernoulli(logits=torch.from_numpy(logits).to(self.device))
+        weights = Categorical(logits=torch.zeros(distribution.batch_shape[0], device=self.device))
+        return MixtureSameFamily(weights, Independent(distribution, 1))
 
     @torch.inference_mode()
     def differential_abundance(
@@ -311,12 +311,12 @@ class RepresentationMixin:
 def _log_mixture(
     queries: Tensor,
     places: Tensor,
-    laws: Sequence[Tensor],
+    distributions: Sequence[Tensor],
     members: Tensor,
     batch_size: int,
 ) -> NDArray[np.float64]:
     """Log-density of every query in the mixture of ``members``; a cell at its place left out."""
-    components, offsets = (x[members] for x in laws)
+    components, offsets = (x[members] for x in distributions)
     places, members = places.to(components.device), members.to(components.device)
     out = []
     for start in range(0, len(queries), batch_size):

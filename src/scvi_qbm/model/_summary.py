@@ -31,7 +31,7 @@ _REPORT = [f for f in NegativePhaseReport._fields if f not in ("log_z", "log_z_s
 
 def summarise(model: Any) -> pd.Series:
     """What a model is, what it was trained on, and how that went; see ``QBMVI.summary``."""
-    # A query comes with its reference's history, until it is trained itmodel.
+    # A query comes with its reference's history, until it is trained itself.
     history = (model.history or {}) if model.is_trained else {}
     parts = {
         "data": _data(model),
@@ -83,15 +83,15 @@ def _prior(model: Any) -> dict[str, Any]:
     prior, n = model.module.prior, model.module.n_latent
     sampler = getattr(model.module.negative_phase, "sampler", None)
     source = getattr(sampler, "source", sampler)
-    law = getattr(source, "law", None)
+    guarantee = getattr(source, "guarantee", None)
     if isinstance(sampler, Corrected):
-        law = f"{law}, finished by Gibbs sweeps"
+        guarantee = f"{guarantee}, finished by Gibbs sweeps"
     log_z = model.get_log_partition()
     return {
         "kind": "boltzmann" if model.module.negative_phase else "bernoulli",
         "units": prior.n_units,
         "sampler": getattr(source, "name", None),
-        "law": law,
+        "guarantee": guarantee,
         "n_chains": getattr(sampler, "n_chains", None),
         "n_sweeps": getattr(sampler, "n_sweeps", None),
         "frozen": prior.is_frozen,

@@ -106,7 +106,7 @@ class TrainingMixin:
         batches of the default embedding are aligned.
 
         ``model.history`` also has ``log_z``, ``log_z_se``, ``log_z_drift``, ``energy_gap``,
-        ``energy_gap_se`` (nats) and more: whether the negative phase is honest, see
+        ``energy_gap_se`` (nats) and more: whether the negative phase samples the prior, see
         :class:`~scvi_qbm.prior.NegativePhaseReport`.
         """
         recipe = get_recipe(self.recipe_)

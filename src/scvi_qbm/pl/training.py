@@ -29,7 +29,7 @@ _BOUND: list[tuple[str, _Curves]] = [
 def training_curves(
     history: Mapping[str, pd.DataFrame], axes: Sequence[Axes] | None = None
 ) -> Sequence[Axes]:
-    """The bound, its two parts, and the prior's negative phase, by epoch.
+    """The ELBO, its two parts, and the prior's negative phase, by epoch.
 
     Above: the negative ELBO, and the reconstruction and KL whose sum it is (log Z is in the KL).
     Below, where the prior has couplings: log Z; the energy gap of the training samples, which is

@@ -26,7 +26,7 @@ class LabelledPrior(BoltzmannPrior):
     with r nats for each of the n(y) pairs of labels that exclude each other. That is one machine
     of ``n_latent + n_labels`` units, so every sampler and log Z serve. A cell's labels are one of
     K *configurations* of the label units: a single unit on, or one of each level. Given a code
-    their law is an exact softmax,
+    their distribution is an exact softmax,
 
     .. math:: p(y_k | z) \propto e^{-f_k(z)}, \qquad f_k(z) = (a + U^\top z)^\top y_k,
 
@@ -145,7 +145,7 @@ class LabelledPrior(BoltzmannPrior):
     def surrogate(
         self, q: Tensor, negatives: Tensor | None = None, allowed: Tensor | None = None
     ) -> Tensor:
-        """A scalar whose gradient in the prior's parameters is that of the bound's -log p.
+        """A scalar whose gradient in the prior's parameters is that of the ELBO's -log p.
 
         Parameters
         ----------

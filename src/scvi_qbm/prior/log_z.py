@@ -61,8 +61,8 @@ class NegativePhaseReport(NamedTuple):
     n_draws
         Draws asked for so far.
     distance, distance_floor
-        Total variation of the training chains to the machine's law and what as many independent
-        states would show; up to 14 units.
+        Total variation of the training chains to the machine's distribution and what as many
+        independent states would show; up to 14 units.
     """
 
     log_z: float

@@ -24,7 +24,7 @@ from scvi_qbm.logz import LogPartition
 from scvi_qbm.samplers import Sampler, get_sampler
 from scvi_qbm.samplers.corrected import Corrected, CorrectedState
 from scvi_qbm.samplers.engine import run
-from scvi_qbm.samplers.exact import boltzmann_law
+from scvi_qbm.samplers.exact import boltzmann_distribution
 from scvi_qbm.samplers.parallel_tempering import ParallelTempering
 from scvi_qbm.samplers.torch_tempering import TorchTempering
 
@@ -36,7 +36,8 @@ from .saved import n_units
 __all__ = ["NegativePhase"]
 
 _TEMPERING = ("parallel_tempering", "torch_tempering")
-# Distance of a corrected heuristic to the exact law: up to so many units, from so many states.
+# A corrected heuristic's distance to the exact distribution: up to so many units, from so many
+# states.
 _ENUMERABLE, _DISTANCE_STATES = 14, 4096
 # Above: of energies in bins, beside those of tempered chains.
 _BINS, _CHAINS = 10, 32
@@ -59,9 +60,9 @@ def correct(sampler: Sampler, n_units: int, n_threads: int | None = None) -> Sam
     Returns
     -------
     scvi_qbm.samplers.Sampler
-        The sampler itself, if its law is not ``heuristic``.
+        The sampler itself, if its guarantee is not ``heuristic``.
     """
-    if sampler.law != "heuristic":
+    if sampler.guarantee != "heuristic":
         return sampler
     return Corrected(sampler, n_sweeps=max(10, n_units // 10), n_threads=n_threads)
 
@@ -80,10 +81,10 @@ class NegativePhase:
     sampler
         Name or instance, from :func:`scvi_qbm.list_samplers`. ``"parallel_tempering"`` becomes
         ``"torch_tempering"`` where the parameters are on an accelerator, and that one draws where
-        they are (an instance of the former draws on the host). One whose law is ``heuristic``
-        (CIM, annealers, dimod, Kaiwu) is corrected: every 50 steps 64 chains start afresh from its
-        states, and Gibbs sweeps follow, see :func:`correct`. For other numbers pass
-        ``sampler="corrected"`` or a :class:`~scvi_qbm.samplers.corrected.Corrected`.
+        they are (an instance of the former draws on the host). One whose guarantee is
+        ``heuristic`` (CIM, annealers, dimod, Kaiwu) is corrected: every 50 steps 64 chains start
+        afresh from its states, and Gibbs sweeps follow, see :func:`correct`. For other numbers
+        pass ``sampler="corrected"`` or a :class:`~scvi_qbm.samplers.corrected.Corrected`.
     sampler_options
         Options of the sampler, where it is given by name. Tempering and Gibbs run 32 chains (16
         above 128 units) and ``max(5, n_units // 25)`` sweeps a step by default.
@@ -235,7 +236,7 @@ class NegativePhase:
             # Not by step(), which would ask the machine for more states.
             run(state.chains, sampler.n_sweeps, n_threads=sampler.n_threads)
             kept.append(sampler.spins(state))
-        return *report, *total_variation(np.concatenate(kept), boltzmann_law(ising))
+        return *report, *total_variation(np.concatenate(kept), boltzmann_distribution(ising))
 
     def keep_draws(self, directory: Path) -> None:
         """Keep what a machine answers, see :meth:`~scvi_qbm.samplers.base.Sampler.keep_draws`.
@@ -320,10 +321,10 @@ class NegativePhase:
 
 
 def _distance_of_draw(state: CorrectedState) -> tuple[float, float]:
-    """Total variation of a machine's states to their law, and what is unavoidable."""
+    """Total variation of a machine's states to their distribution, and what is unavoidable."""
     model, reads = state.drawn_for, state.reads
     if model.n_spins <= _ENUMERABLE:
-        return total_variation(reads, boltzmann_law(model))
+        return total_variation(reads, boltzmann_distribution(model))
     tempering = ParallelTempering(n_chains=_CHAINS, n_burn_in=300, n_threads=1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # log Z is looked at, and warned of, elsewhere
@@ -331,18 +332,18 @@ def _distance_of_draw(state: CorrectedState) -> tuple[float, float]:
     if np.ptp(there.energies) < _FLAT:
         return math.nan, math.nan
     edges = np.quantile(there.energies, np.linspace(0, 1, _BINS + 1)[1:-1])
-    law, seen = (
+    distribution, seen = (
         np.bincount(np.searchsorted(edges, x), minlength=_BINS) / len(x)
         for x in (there.energies, model.energy(reads))
     )
     one_over_n = 1 / len(reads) + 1 / max(there.info["ess_energy"], 1.0)
-    floor = np.sqrt(law * (1 - law) * one_over_n / (2 * math.pi)).sum()
-    return float(0.5 * np.abs(law - seen).sum()), float(floor)
+    floor = np.sqrt(distribution * (1 - distribution) * one_over_n / (2 * math.pi)).sum()
+    return float(0.5 * np.abs(distribution - seen).sum()), float(floor)
 
 
 def _sampler_for(n_units: int, sampler: str | Sampler, options: dict[str, Any]) -> Sampler:
     if isinstance(sampler, str) and sampler in (*_TEMPERING, "gibbs"):
-        # A larger machine moves more between steps and mixes more slowly (docs/training.md).
+        # A larger machine moves more between steps and mixes more slowly (logbook/training.md).
         n_sweeps = max(5, n_units // 25)
         n_chains = 32 if n_units <= 128 else 16
         options = {"n_chains": n_chains, "n_sweeps": n_sweeps} | options
@@ -368,7 +369,7 @@ def _rank() -> int:
 
 
 def _over_ranks(value: LogPartition) -> LogPartition:
-    """Mean of the ranks' independent estimates: all must quote, and stop by, the same bound."""
+    """Mean of the ranks' independent estimates: all must quote, and stop by, the same ELBO."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return value
     n_ranks = torch.distributed.get_world_size()

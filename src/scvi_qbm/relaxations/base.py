@@ -14,7 +14,7 @@ _SCALAR = torch.Size()
 
 
 class BinaryRelaxation(Distribution, abc.ABC):
-    r"""Law of :math:`\zeta` given the logits of :math:`z`; base class of the relaxations.
+    r"""Distribution of :math:`\zeta` given the logits of :math:`z`; base class of the relaxations.
 
     ``loc`` and ``scale`` are mean and standard deviation of the *binary* unit z, as scvi-tools
     reads them from a posterior; ``mean`` and ``variance`` are those of :math:`\zeta`.
@@ -53,7 +53,7 @@ class BinaryRelaxation(Distribution, abc.ABC):
     def from_moments(
         cls, mean: Tensor, variance: Tensor, beta: float | Tensor | None = None
     ) -> BinaryRelaxation:
-        """The law whose binary unit has this ``loc`` and squared ``scale``, as minified data do.
+        """The distribution whose binary unit has this ``loc`` and squared ``scale``.
 
         ``probs`` is ``mean`` to the bit. Log-odds are right beyond where a float's probability
         rounds to 1, because the variance p (1 - p) still knows 1 - p there.
@@ -80,7 +80,7 @@ class BinaryRelaxation(Distribution, abc.ABC):
         return out
 
     def expand(self, batch_shape: torch.Size, _instance: BinaryRelaxation | None = None):
-        """The same law with batch dimensions expanded to ``batch_shape``.
+        """The same distribution with batch dimensions expanded to ``batch_shape``.
 
         Parameters
         ----------
@@ -92,7 +92,7 @@ class BinaryRelaxation(Distribution, abc.ABC):
         Returns
         -------
         BinaryRelaxation
-            A view: memory is shared with this law.
+            A view: memory is shared with this distribution.
         """
         new = self._get_checked_instance(type(self), _instance)
         new.logits, new.beta = self.logits.expand(batch_shape), self.beta.expand(batch_shape)
@@ -102,7 +102,7 @@ class BinaryRelaxation(Distribution, abc.ABC):
         return new
 
     def settled(self) -> TwoLevel:
-        r"""The same law of z, with :math:`\zeta` at its mean given z.
+        r"""The same distribution of z, with :math:`\zeta` at its mean given z.
 
         Returns
         -------
@@ -202,7 +202,8 @@ class BinaryRelaxation(Distribution, abc.ABC):
     def sample_binary(self, value: Tensor) -> Tensor:
         r"""Draw z given :math:`\zeta`, by :math:`q(z | x)\, r(\zeta | z)`.
 
-        With :math:`\zeta` a draw of this law, :math:`(z, \zeta)` is one of the joint law.
+        With :math:`\zeta` a draw of this distribution, :math:`(z, \zeta)` is one of the joint
+        distribution.
 
         Parameters
         ----------

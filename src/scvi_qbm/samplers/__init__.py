@@ -3,12 +3,12 @@
 See :func:`get_sampler`, :func:`list_samplers`, :func:`register_sampler`.
 """
 
-from .base import ChainSampler, Law, Sampler, SampleSet
+from .base import ChainSampler, Guarantee, Sampler, SampleSet
 from .registry import get_sampler, list_samplers, register_sampler
 
 __all__ = [
     "ChainSampler",
-    "Law",
+    "Guarantee",
     "SampleSet",
     "Sampler",
     "get_sampler",

@@ -1,4 +1,4 @@
-"""What a sampler is: the protocol, its result, and what it promises about its law."""
+"""What a sampler is: the protocol, its result, and what it guarantees."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from scvi_qbm._numbers import as_seed, positive_int
 from scvi_qbm.ising import Ising
 
-__all__ = ["ChainSampler", "Law", "SampleSet", "Sampler"]
+__all__ = ["ChainSampler", "Guarantee", "SampleSet", "Sampler"]
 
 _LARGEST = 1e37
 
-#: What a sampler promises about its law, see :attr:`Sampler.law`.
-Law = Literal["exact", "mcmc", "heuristic"]
+#: What a sampler guarantees of its states, see :attr:`Sampler.guarantee`.
+Guarantee = Literal["exact", "mcmc", "heuristic"]
 
 
 @dataclass
@@ -32,11 +32,11 @@ class SampleSet:
     energies
         float64 array of shape ``(n_samples,)``: ``ising.energy(spins)``, not multiplied by beta.
     info
-        What the sampler reports of its run. Always ``sampler``, ``law``, ``beta``; Markov chains
-        add ``n_updates`` (attempted spin updates), ``n_chains``, ``n_sweeps``, ``n_burn_in``,
-        and the diagnostics ``rhat_energy``, ``rhat_overlap`` (of the overlap with the best state
-        seen), ``rhat_limit`` (what both should stay below) and ``ess_energy``. Of a run
-        shorter than half its burn-in, R-hat is that of states of both, evenly spaced.
+        What the sampler reports of its run. Always ``sampler``, ``guarantee``, ``beta``; Markov
+        chains add ``n_updates`` (attempted spin updates), ``n_chains``, ``n_sweeps``,
+        ``n_burn_in``, and the diagnostics ``rhat_energy``, ``rhat_overlap`` (of the overlap with
+        the best state seen), ``rhat_limit`` (what both should stay below) and ``ess_energy``. Of
+        a run shorter than half its burn-in, R-hat is that of states of both, evenly spaced.
     """
 
     spins: NDArray[np.int8]
@@ -55,15 +55,15 @@ class SampleSet:
 class Sampler(abc.ABC):
     """Draws states of an :class:`~scvi_qbm.ising.Ising` model.
 
-    A sampler is one class: it sets ``name`` and ``law`` and implements :meth:`_sample`. The
+    A sampler is one class: it sets ``name`` and ``guarantee`` and implements :meth:`_sample`. The
     public :meth:`sample` checks what goes in and what comes out, and computes the energies, so
     that a sign error in a back end cannot pass unseen.
     """
 
     name: ClassVar[str]
-    #: ``"exact"`` draws independently from the Boltzmann law; ``"mcmc"`` converges to it;
+    #: ``"exact"`` draws independently from the Boltzmann distribution; ``"mcmc"`` converges to it;
     #: ``"heuristic"`` finds low energies and promises nothing about frequencies.
-    law: ClassVar[Law]
+    guarantee: ClassVar[Guarantee]
     #: Options with which ``check_sampler`` makes it: enough work a sample for peaked targets.
     conformance: ClassVar[dict[str, Any]] = {}
     #: Reseeds a generator that belongs to the whole process, so it must not run beside others.
@@ -91,7 +91,7 @@ class Sampler(abc.ABC):
         n_samples: int = 1000,
         seed: int | None = None,
     ) -> SampleSet:
-        r"""Draw states from :math:`p(s) \propto e^{-\beta E(s)}`, or as ``law`` says.
+        r"""Draw states from :math:`p(s) \propto e^{-\beta E(s)}`, or as ``guarantee`` says.
 
         Parameters
         ----------
@@ -149,7 +149,7 @@ class Sampler(abc.ABC):
                 f"Sampler {self.name!r} returned states of shape {spins.shape}, expected "
                 f"({n_samples}, {ising.n_spins})."
             )
-        info = {"sampler": self.name, "law": self.law, "beta": beta, **info}
+        info = {"sampler": self.name, "guarantee": self.guarantee, "beta": beta, **info}
         return SampleSet(spins, ising.energy(spins), info)
 
     @abc.abstractmethod
@@ -166,7 +166,7 @@ class ChainSampler(Sampler):
     moves them to another model of the same size, ``spins`` reads them.
     """
 
-    law: ClassVar[Law] = "mcmc"
+    guarantee: ClassVar[Guarantee] = "mcmc"
     n_chains: int
     n_sweeps: int
 

@@ -16,7 +16,7 @@ from .base import ChainSampler
 
 # States looked at in the second half of the burn-in, by which small runs are judged.
 _LOOKS = 8
-# Nats: what a spin in a larger field does no longer depends on it; an error of the law seen.
+# Nats: what a spin in a larger field does no longer depends on it; an error that shows.
 _MATTERS, _NOTICED = 50.0, 0.01
 
 

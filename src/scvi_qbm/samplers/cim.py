@@ -33,15 +33,15 @@ class MeanFieldCIM(CIM):
 
     :math:`dx = [(r - x^2) x + I]\,dt + \sigma\,dW`: Langevin motion in
     :math:`V = \sum_i (x_i^4/4 - r x_i^2/2) + \xi E(x)` at temperature :math:`\sigma^2/2`. Were all
-    amplitudes :math:`a`, its law over signs would be Boltzmann's at
+    amplitudes :math:`a`, its distribution over signs would be Boltzmann's at
     :math:`\beta = 2 \xi a^2/\sigma^2`; they are not, hence a heuristic.
 
     With ``sigma=None`` the noise is matched to the inverse temperature asked for,
     :math:`\sigma^2 = 2 \xi a^2 / \beta` with saturation amplitude :math:`a`; where that would
     exceed 1.5 the coupling is weakened instead. On densely coupled machines near beta = 1 the
     effective temperature is then within some 25 % of it; where fields dominate, at low
-    temperature or with large machines it can be off by a factor of 2 and more. The law is not
-    Boltzmann's at any.
+    temperature or with large machines it can be off by a factor of 2 and more. The distribution
+    is not Boltzmann's at any.
 
     Parameters
     ----------

@@ -22,7 +22,7 @@ from scvi_qbm._numbers import one_of, positive, positive_int
 from scvi_qbm.ising import Ising
 from scvi_qbm.samplers import engine
 
-from .base import Law, Sampler
+from .base import Guarantee, Sampler
 
 F32 = NDArray[np.float32]
 Couple = Callable[[F32], F32]
@@ -86,7 +86,7 @@ class CIM(Sampler):
         From ``sample``: amplitudes that are not finite, where ``dt`` is too large.
     """
 
-    law: ClassVar[Law] = "heuristic"
+    guarantee: ClassVar[Guarantee] = "heuristic"
     #: Constants that ``info`` shows.
     reported: ClassVar[tuple[str, ...]] = ()
 

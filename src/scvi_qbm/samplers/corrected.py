@@ -63,10 +63,10 @@ class Corrected(LadderSampler):
     A machine that minimises energies (CIM, annealers, dimod solvers, Kaiwu) finds valleys, with
     frequencies of its own and at a temperature of its own. Every ``redraw_every`` steps the
     chains are started afresh from its states; heat-bath sweeps then bring them towards the
-    Boltzmann law: at once within a valley, not between valleys far apart, where the heuristic's
-    frequencies stay. So the law is Boltzmann's in the limit of many sweeps only, and with
-    ``redraw_every`` > 0 the chains never get there: between far valleys they keep, for good, what
-    is left of the heuristic's bias after that many steps.
+    Boltzmann distribution: at once within a valley, not between valleys far apart, where the
+    heuristic's frequencies stay. So the distribution is Boltzmann's in the limit of many sweeps
+    only, and with ``redraw_every`` > 0 the chains never get there: between far valleys they keep,
+    for good, what is left of the heuristic's bias after that many steps.
 
     The heuristic's effective temperature is estimated by pseudo-likelihood, and later draws are
     asked for with a beta that moves towards meeting it (within a thousand times). A machine

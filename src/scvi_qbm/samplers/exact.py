@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from scvi_qbm.ising import Ising
 
-from .base import Law, Sampler
+from .base import Guarantee, Sampler
 
-__all__ = ["Exact", "all_energies", "all_states", "boltzmann_law"]
+__all__ = ["Exact", "all_energies", "all_states", "boltzmann_distribution"]
 
 # For 128 MB of energies.
 MAX_SPINS = 24
@@ -67,7 +67,7 @@ def all_states(n_spins: int) -> NDArray[np.int8]:
     return (2 * ((index[:, None] >> np.arange(n_spins)) & 1) - 1).astype(np.int8)
 
 
-def boltzmann_law(ising: Ising, beta: float = 1.0) -> NDArray[np.float64]:
+def boltzmann_distribution(ising: Ising, beta: float = 1.0) -> NDArray[np.float64]:
     """Probabilities of all states, in the order of :func:`all_energies`.
 
     Parameters
@@ -95,15 +95,15 @@ def boltzmann_law(ising: Ising, beta: float = 1.0) -> NDArray[np.float64]:
 
 
 class Exact(Sampler):
-    """Independent draws from the enumerated Boltzmann law, up to 24 spins."""
+    """Independent draws from the enumerated Boltzmann distribution, up to 24 spins."""
 
     name: ClassVar[str] = "exact"
-    law: ClassVar[Law] = "exact"
+    guarantee: ClassVar[Guarantee] = "exact"
 
     def _sample(
         self, ising: Ising, beta: float, n_samples: int, entropy: np.random.SeedSequence
     ) -> tuple[NDArray[np.int8], dict[str, Any]]:
-        cumulative = np.cumsum(boltzmann_law(ising, beta))
+        cumulative = np.cumsum(boltzmann_distribution(ising, beta))
         draws = np.random.default_rng(entropy).random(n_samples) * cumulative[-1]
         index = np.searchsorted(cumulative, draws, side="right").clip(max=cumulative.size - 1)
         bits = (index[:, None] >> np.arange(ising.n_spins)) & 1

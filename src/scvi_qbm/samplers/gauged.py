@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scvi_qbm._numbers import positive_int
 from scvi_qbm.ising import Ising
 
-from .base import Law, Sampler
+from .base import Guarantee, Sampler
 from .registry import get_sampler
 
 __all__ = ["Gauged"]
@@ -28,7 +28,7 @@ class Gauged(Sampler):
     Parameters
     ----------
     sampler
-        Name or instance of the sampler. Its ``law`` is that of the states.
+        Name or instance of the sampler. Its ``guarantee`` holds for the states.
     sampler_options
         Its options, where it is given by name.
     n_gauges
@@ -50,7 +50,7 @@ class Gauged(Sampler):
     """
 
     name: ClassVar[str] = "gauged"
-    law: Law = "heuristic"  # type: ignore[misc]
+    guarantee: Guarantee = "heuristic"  # type: ignore[misc]
     conformance: ClassVar[dict[str, Any]] = {"sampler": "exact"}
 
     def __init__(
@@ -61,7 +61,7 @@ class Gauged(Sampler):
     ) -> None:
         self.source = get_sampler(sampler, **(sampler_options or {}))
         self.n_gauges = positive_int(n_gauges, "n_gauges")
-        self.law = self.source.law
+        self.guarantee = self.source.guarantee
         self.touches_global_state = self.source.touches_global_state  # type: ignore[misc]
 
     def cancel(self) -> None:

@@ -10,7 +10,7 @@ __all__ = ["Gibbs"]
 
 
 class Gibbs(LadderSampler):
-    """Heat-bath chains: every spin in turn is drawn from its law given all the others.
+    """Heat-bath chains: every spin in turn is drawn from its distribution given all the others.
 
     Exact in the limit of many sweeps. At low temperature or with strong couplings a chain stays
     in its valley for very long. A RuntimeWarning says so where chains disagree; then use

@@ -130,7 +130,7 @@ def get_sampler(name: str | Sampler, **options: Any) -> Sampler:
     Examples
     --------
     >>> import scvi_qbm
-    >>> scvi_qbm.get_sampler("gibbs", n_chains=8).law
+    >>> scvi_qbm.get_sampler("gibbs", n_chains=8).guarantee
     'mcmc'
     """
     if isinstance(name, Sampler):
@@ -182,7 +182,7 @@ class SamplerDescription(NamedTuple):
     ----------
     name
         Its name in the registry.
-    law
+    guarantee
         ``"exact"``, ``"mcmc"`` or ``"heuristic"``; ``"?"`` if it does not say, ``"-"`` if it
         cannot be loaded.
     summary
@@ -190,12 +190,12 @@ class SamplerDescription(NamedTuple):
     """
 
     name: str
-    law: str
+    guarantee: str
     summary: str
 
 
 def describe_samplers() -> list[SamplerDescription]:
-    """Name, law and summary of every sampler; one that cannot be loaded says why.
+    """Name, guarantee and summary of every sampler; one that cannot be loaded says why.
 
     Returns
     -------
@@ -212,5 +212,5 @@ def describe_samplers() -> list[SamplerDescription]:
         summary = next(iter((inspect.getdoc(target) or "").splitlines()), "")
         if needed := _required(target):
             summary += f" (needs {', '.join(needed)}=)"
-        rows.append(SamplerDescription(name, getattr(target, "law", "?"), summary))
+        rows.append(SamplerDescription(name, getattr(target, "guarantee", "?"), summary))
     return rows

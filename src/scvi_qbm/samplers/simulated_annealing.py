@@ -11,7 +11,7 @@ from scvi_qbm._numbers import one_of, positive_int
 from scvi_qbm.ising import Ising
 from scvi_qbm.samplers import engine
 
-from .base import Law, Sampler
+from .base import Guarantee, Sampler
 
 __all__ = ["SimulatedAnnealing"]
 
@@ -82,7 +82,7 @@ class SimulatedAnnealing(Sampler):
     """
 
     name: ClassVar[str] = "simulated_annealing"
-    law: ClassVar[Law] = "heuristic"
+    guarantee: ClassVar[Guarantee] = "heuristic"
 
     def __init__(
         self,

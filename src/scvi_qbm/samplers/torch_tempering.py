@@ -20,14 +20,14 @@ __all__ = ["TorchTempering"]
 class TorchTempering(ParallelTempering):
     r"""Parallel tempering as torch kernels over all ladders and levels at once, on any device.
 
-    The law, the ladder and its tuning are those of
+    The distribution, the ladder and its tuning are those of
     :class:`~scvi_qbm.samplers.parallel_tempering.ParallelTempering`. A sweep takes the spins in
     blocks, each given all the others: a Gaussian auxiliary variable makes the spins of a block
     independent, so that they are drawn at once. Small couplings get large blocks and few kernels;
     strong ones blocks down to a single spin, the sequential heat bath. On a CPU the numba kernels
     of ``parallel_tempering`` are faster; this one is for a model on an accelerator, whose work it
-    never interrupts: ``step`` and ``retarget_tensors`` wait for nothing. It takes the place of
-    ``parallel_tempering`` there by itself (``docs/training.md``).
+    never interrupts: ``step`` and ``retarget_tensors`` wait for nothing. There it replaces
+    ``parallel_tempering`` by itself.
 
     Parameters
     ----------

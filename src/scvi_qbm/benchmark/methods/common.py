@@ -68,7 +68,7 @@ def fit(
     embed: dict[str, Any] | None = None,
     **kwargs: Any,
 ) -> MethodResult:
-    """Train, embed, and bound the likelihood of the cells that were held out.
+    """Train, embed, and estimate the likelihood of the cells that were held out.
 
     ``on_model`` gets the model before it is trained, ``get_latent_representation`` gets ``embed``;
     without ``bound`` the ELBO is NaN.

@@ -112,7 +112,7 @@ def sysvi(
 ) -> MethodResult:
     """SysVI with its VampPrior (``scvi.external.SysVI``, Hrovatin et al. 2025) at its defaults.
 
-    On log(1 + CP10k), as its authors ask, so that its bound is on another scale.
+    On log(1 + CP10k), as its authors ask, so that its ELBO is on another scale.
     """
     from scvi.external import SysVI
 
@@ -138,7 +138,7 @@ def drvi(
     scvi.settings.seed = seed
     data, started = bare(adata, batch_key), time.perf_counter()
     DRVI.setup_anndata(data, batch_key=batch_key)
-    # On its own plan: its bound is not read.
+    # On its own plan: its ELBO is not read.
     training = _training("default", max_epochs)
     return fit(DRVI(data), started, bound=False, early_stopping=False, **training)
 

@@ -68,7 +68,7 @@ def _is(content: object, name: str) -> bool:
 
 
 def picture(png: bytes, width: int, alt: str, caption: str) -> Html:
-    """An embedded picture, ``width`` CSS pixels wide where there is room."""
+    """An embedded picture, ``width`` CSS pixels wide at most."""
     source = "data:image/png;base64," + base64.b64encode(png).decode()
     least = f"width:{width}px;min-width:{min(width, 640)}px"
     image = Html(f'<img src="{source}" alt="{escape(alt)}" style="{least}">')

@@ -32,7 +32,7 @@ _SUPERVISED, _CONTROLS = {"scanvi", "scpoli"}, {"shuffled", "labels"}
 BOUNDS = (
     Metric(
         "validation_iwae", "IWAE (nats per cell)", "likelihood",
-        "Importance-weighted bound on the likelihood of held-out cells; the tighter bound.",
+        "Importance-weighted log-likelihood of held-out cells; tighter than the ELBO.",
     ),
     Metric(
         "validation_elbo", "ELBO (nats per cell)", "likelihood",

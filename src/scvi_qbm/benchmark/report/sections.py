@@ -274,7 +274,7 @@ def wins_table(report: Report, metrics: Collection[str]) -> Html:
 
 
 def cost_table(report: Report, data: str) -> Html:
-    """Time, memory, size, and bounds in nats."""
+    """Time, memory, size, and likelihoods in nats."""
     rows = report.on(report.rows, data)
     good = rows[rows["status"] == "ok"]
     columns = {

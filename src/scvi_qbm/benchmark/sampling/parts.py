@@ -1,4 +1,4 @@
-"""The paper's Figure 2, measured: law, reweighting, optima and time per sample.
+"""The paper's Figure 2, measured: distribution, reweighting, optima and time per sample.
 
 Rows go to ``DIR/PART.jsonl`` as they are measured, each with its key, so that an interrupted run
 goes on where it stopped; ``DIR/PART.csv`` and ``DIR/PART.png`` are made from them.
@@ -24,7 +24,7 @@ from scvi_qbm.benchmark.rows import Rows
 from scvi_qbm.benchmark.sampling.instances import sherrington_kirkpatrick
 from scvi_qbm.benchmark.sampling.optimum import optimum
 from scvi_qbm.benchmark.sampling.pictures import (
-    draw_law,
+    draw_distribution,
     draw_optimum,
     draw_reweighting,
     draw_time,
@@ -33,12 +33,12 @@ from scvi_qbm.benchmark.sampling.solvers import SOLVERS, Solver, available, run_
 from scvi_qbm.diagnostics import effective_beta, effective_sample_size, total_variation
 from scvi_qbm.ising import Ising
 from scvi_qbm.samplers import get_sampler
-from scvi_qbm.samplers.exact import all_energies, boltzmann_law
+from scvi_qbm.samplers.exact import all_energies, boltzmann_distribution
 
 F64 = NDArray[np.float64]
 
-# How each sampler is run where its law is in question; `dwave SA` where it is installed.
-LAW: dict[str, tuple[str, dict[str, Any]]] = {
+# How each sampler is run where its distribution is in question; `dwave SA` where it is installed.
+DISTRIBUTION: dict[str, tuple[str, dict[str, Any]]] = {
     "exact": ("exact", {}),
     "PT": ("parallel_tempering", {"n_chains": 64, "n_sweeps": 10}),
     "Gibbs": ("gibbs", {"n_chains": 256, "n_sweeps": 20}),
@@ -52,8 +52,8 @@ LAW: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def _law_samplers() -> Iterator[tuple[str, str, dict[str, Any]]]:
-    for name, (sampler, options) in LAW.items():
+def _distribution_samplers() -> Iterator[tuple[str, str, dict[str, Any]]]:
+    for name, (sampler, options) in DISTRIBUTION.items():
         if name not in SOLVERS or name in available():
             yield name, sampler, options
 
@@ -79,17 +79,17 @@ def trained_machine(directory: Path, n_latent: int, seed: int) -> Ising:
         return Ising.from_boltzmann(stored["W"], stored["h"])
 
 
-def law(directory: Path, *, quick: bool, seed: int) -> pd.DataFrame:
+def distribution(directory: Path, *, quick: bool, seed: int) -> pd.DataFrame:
     """Part (b): log-frequency of states against their energy, where every state can be listed."""
-    rows = Rows(directory, "law")
+    rows = Rows(directory, "distribution")
     n, n_samples = (12, 4000) if quick else (16, 50_000)
     models = {
         "random": _random(n, seed),
         "trained": trained_machine(directory, n, seed),
     }
     for label, ising in models.items():
-        energies, exact = all_energies(ising), boltzmann_law(ising)
-        for name, sampler, options in _law_samplers():
+        energies, exact = all_energies(ising), boltzmann_distribution(ising)
+        for name, sampler, options in _distribution_samplers():
             key = {"model": label, "sampler": name, "n_spins": n, "seed": seed}
             if key in rows:
                 continue
@@ -169,7 +169,7 @@ def reweighting(directory: Path, *, quick: bool, seed: int) -> pd.DataFrame:
     # One standard deviation of the energy between the two, so that the histograms overlap.
     step = 1.0 / math.sqrt(n / 2)
     for beta in (0.8, 1.2):
-        for name, sampler, options in _law_samplers():
+        for name, sampler, options in _distribution_samplers():
             key = {"beta": beta, "sampler": name, "n_spins": n, "seed": seed}
             if key in rows or name == "exact":
                 continue
@@ -225,9 +225,9 @@ def per_sample(directory: Path, *, quick: bool, seed: int) -> pd.DataFrame:
     """Part (d): seconds a sample at 33 to 1,025 spins (the ancilla included), SK with fields.
 
     Heuristics get the least effort (doubled from 10) whose states reach, within 1 %, the mean
-    energy of equilibrium at beta = 2 or a lower one: equal depth, not an equal law. Parallel
-    tempering counts effective samples of the law, by the slower of energy and overlap, with and
-    without its burn-in.
+    energy of equilibrium at beta = 2 or a lower one: equal depth, not an equal distribution.
+    Parallel tempering counts effective samples of the distribution, by the slower of energy and
+    overlap, with and without its burn-in.
     """
     rows = Rows(directory, "time")
     beta = 2.0
@@ -274,7 +274,7 @@ def per_sample(directory: Path, *, quick: bool, seed: int) -> pd.DataFrame:
 
 #: Part of the sampling benchmark -> what measures it, or goes on where it stopped, and draws it.
 PARTS: dict[str, tuple[Callable[..., pd.DataFrame], Callable[..., Sequence[Axes]]]] = {
-    "law": (law, draw_law),
+    "distribution": (distribution, draw_distribution),
     "reweighting": (reweighting, draw_reweighting),
     "optimum": (optimum, draw_optimum),
     "time": (per_sample, draw_time),

@@ -13,8 +13,8 @@ from matplotlib.lines import Line2D
 from scvi_qbm.pl.style import MARKERS, PALETTE
 
 
-def draw_law(rows: pd.DataFrame) -> Sequence[Axes]:
-    """Log-frequency of states against energy, one panel a sampler; the line is Boltzmann's law."""
+def draw_distribution(rows: pd.DataFrame) -> Sequence[Axes]:
+    """Log-frequency of states against energy, one panel a sampler; the line is Boltzmann's."""
     models, samplers = list(rows["model"].unique()), list(rows["sampler"].unique())
     n_columns = min(5, len(samplers))
     per_model = -(-len(samplers) // n_columns)
@@ -32,7 +32,7 @@ def draw_law(rows: pd.DataFrame) -> Sequence[Axes]:
             ax.set_axis_off()
         for i, (ax, sampler) in enumerate(zip(panels, samplers, strict=False)):
             row = rows[(rows["model"] == model) & (rows["sampler"] == sampler)].iloc[0]
-            _law_panel(ax, row)
+            _distribution_panel(ax, row)
             ax.tick_params(labelsize="small")
             # Panels without one below them name the energies.
             ax.tick_params(labelbottom=i + n_columns >= len(samplers), labelleft=not i % n_columns)
@@ -43,7 +43,7 @@ def draw_law(rows: pd.DataFrame) -> Sequence[Axes]:
     return axes
 
 
-def _law_panel(ax: Axes, row: pd.Series) -> None:
+def _distribution_panel(ax: Axes, row: pd.Series) -> None:
     energies, frequency = np.asarray(row["energies"]), np.asarray(row["log_frequency"])
     # Half a count was added to all: below one count is what was never drawn.
     never = frequency < -np.log(row.get("n_samples", np.inf))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from scvi_qbm._numbers import one_of, positive, positive_int
 from scvi_qbm.ising import Ising
-from scvi_qbm.samplers.base import Law, Sampler
+from scvi_qbm.samplers.base import Guarantee, Sampler
 
 from .reads import energy_scale, n_distinct
 
@@ -33,7 +33,7 @@ def _require() -> tuple[Any, Any]:
 
 
 class SimulatedBifurcation(Sampler):
-    """Simulated bifurcation by the ``simulated-bifurcation`` package: a minimiser, no law.
+    """Simulated bifurcation by the ``simulated-bifurcation`` package: a minimiser.
 
     Every sample is an agent of its own: oscillators started at random that the couplings push
     apart while a pressure rises from 0 to 1. The dynamics know no temperature: ``beta`` plays no
@@ -78,7 +78,7 @@ class SimulatedBifurcation(Sampler):
     """
 
     name: ClassVar[str] = "simulated_bifurcation"
-    law: ClassVar[Law] = "heuristic"
+    guarantee: ClassVar[Guarantee] = "heuristic"
     touches_global_state: ClassVar[bool] = True
 
     def __init__(

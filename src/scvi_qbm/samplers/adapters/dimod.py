@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 
 from scvi_qbm._numbers import one_of, positive_int
 from scvi_qbm.ising import Ising
-from scvi_qbm.samplers.base import Law, Sampler
+from scvi_qbm.samplers.base import Guarantee, Sampler
 
 from .calls import Answer, Calls, key
-from .reads import audit, audit_law, energy_scale, is_cold
+from .reads import audit, audit_distribution, energy_scale, is_cold
 
 __all__ = ["DWaveAnnealing", "Dimod", "OpenJijAnnealing"]
 
@@ -55,7 +55,8 @@ def _from_string(target: str) -> Any:
 class Dimod(Sampler):
     """Any ``dimod.Sampler``: simulated annealing, tabu, composites, D-Wave's machines.
 
-    The states are what that sampler makes of the energies; nothing is promised about their law.
+    The states are what that sampler makes of the energies; nothing is promised about their
+    distribution.
 
     Parameters
     ----------
@@ -102,7 +103,7 @@ class Dimod(Sampler):
     """
 
     name: ClassVar[str] = "dimod"
-    law: ClassVar[Law] = "heuristic"
+    guarantee: ClassVar[Guarantee] = "heuristic"
     touches_global_state: ClassVar[bool] = True
     conformance: ClassVar[dict[str, Any]] = {
         "sampler": "dwave.samplers:SimulatedAnnealingSampler",
@@ -194,7 +195,7 @@ class Dimod(Sampler):
             missing -= len(new)
         spins = np.concatenate(states)
         report = audit(states, who, self._told, ancilla=False, cold=is_cold(target, spins))
-        report |= audit_law(target, spins, who, self._told)
+        report |= audit_distribution(target, spins, who, self._told)
         report |= _chain_breaks(answers, who)
         n_kept = sum(answer.kept for answer in answers)
         counts = {"n_calls": len(answers), "n_kept": n_kept, "seeded": self._seeded}
@@ -310,8 +311,8 @@ class DWaveAnnealing(_Local):
     """D-Wave's simulated annealing, by default ending at the inverse temperature asked for.
 
     Left to itself, the package chooses temperatures that minimise. Ending at 1, with heat-bath
-    moves in random order, reads are near the Boltzmann law where annealing is slow enough; how
-    near is not known of a given model, hence the law ``heuristic``.
+    moves in random order, reads are near the Boltzmann distribution where annealing is slow
+    enough; how near is not known of a given model, hence the guarantee ``heuristic``.
 
     Parameters
     ----------

@@ -64,7 +64,7 @@ def states(
     report = audit(blocks, who, told, cold=is_cold(target, np.concatenate(blocks)))
     reads = thin(np.concatenate(blocks), n_samples, rng)
     spins = unfold(reads, matrix, ising, scale, who, told)
-    return spins, report | audit_law(target, spins, who, told)
+    return spins, report | audit_distribution(target, spins, who, told)
 
 
 def unfold(
@@ -90,8 +90,8 @@ def unfold(
     return spins
 
 
-def audit_law(target: Ising, spins: Reads, who: str, told: set[str]) -> dict[str, Any]:
-    """The temperature of states, and whether a Boltzmann law could give them; warns where not.
+def audit_distribution(target: Ising, spins: Reads, who: str, told: set[str]) -> dict[str, Any]:
+    """The temperature of states; warns where no Boltzmann distribution could give them.
 
     Reports ``effective_beta`` and ``effective_beta_se``, 1 for a right machine: the target has
     its temperature already. Warns of energies that are avoided, of another temperature, and of
@@ -101,7 +101,7 @@ def audit_law(target: Ising, spins: Reads, who: str, told: set[str]) -> dict[str
     faults = {}
     found = f"effective beta {beta:.3g} +- {error:.2g} times the one asked for"
     if n_distinct(spins) < _FEW_STATES:
-        pass  # they tell no law
+        pass  # they have no temperature
     elif beta < -4 * error:
         faults["sign"] = f"low energies are avoided ({found}): is a sign turned around?"
     elif np.isfinite(beta):

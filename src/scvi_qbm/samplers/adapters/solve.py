@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from scvi_qbm._numbers import positive_int
 from scvi_qbm.ising import Ising
-from scvi_qbm.samplers.base import Law, Sampler
+from scvi_qbm.samplers.base import Guarantee, Sampler
 
 from .calls import Answer, Calls, Queued, key
 from .kaiwu.worker import checked_reads, heat_bath
@@ -94,7 +94,7 @@ class SolveAdapter(Sampler):
     """
 
     name: ClassVar[str] = "solve"
-    law: ClassVar[Law] = "heuristic"
+    guarantee: ClassVar[Guarantee] = "heuristic"
     conformance: ClassVar[dict[str, Any]] = {"solver": f"{__name__}:HeatBath"}
 
     def __init__(

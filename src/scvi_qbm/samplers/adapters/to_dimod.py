@@ -68,7 +68,7 @@ def _dimod_class() -> Any:
             self._parameters: dict[str, list[str]] = {"num_reads": [], "beta": [], "seed": []}
             self._properties = {
                 "name": sampler.name,
-                "law": sampler.law,
+                "guarantee": sampler.guarantee,
                 "category": "software",
             }
 

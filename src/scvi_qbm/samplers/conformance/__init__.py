@@ -1,4 +1,4 @@
-"""The conformance kit: is this a sampler, and does it keep what its ``law`` promises?
+"""The conformance kit: is this a sampler, and does it keep its ``guarantee``?
 
 For ours and for everyone's: ``check_sampler(MySampler(...))`` in a test, or
 ``scvi-qbm samplers check NAME`` in a shell.
@@ -20,7 +20,7 @@ from scvi_qbm.samplers.base import ChainSampler, Sampler
 from scvi_qbm.samplers.registry import conformance_options, get_sampler
 from scvi_qbm.samplers.simulated_annealing import SimulatedAnnealing
 
-from . import basics, law
+from . import basics, distribution
 
 __all__ = ["CheckResult", "SamplerReport", "check_sampler"]
 
@@ -39,9 +39,9 @@ CHECKS: dict[str, basics.Check] = {
     "free spins": basics.check_free_spins,
     "cold and frozen": basics.check_cold_and_frozen,
     "chains": basics.check_chains,
-    "chain law": law.check_chain_law,
-    "law": law.check_law,
-    "small calls": law.check_small_calls,
+    "chain distribution": distribution.check_chain_distribution,
+    "distribution": distribution.check_distribution,
+    "small calls": distribution.check_small_calls,
 }
 
 
@@ -70,8 +70,8 @@ class SamplerReport:
 
     Parameters
     ----------
-    sampler, law
-        The sampler's name and the law that it states.
+    sampler, guarantee
+        The sampler's name and its ``guarantee``.
     results
         One :class:`CheckResult` a check.
     asked
@@ -79,7 +79,7 @@ class SamplerReport:
     """
 
     sampler: str
-    law: str
+    guarantee: str
     results: list[CheckResult] = field(default_factory=list)
     asked: str = ""
 
@@ -96,7 +96,7 @@ class SamplerReport:
         width = max(len(result.name) for result in self.results)
         rows = [f"{r.outcome:<8}{r.name:<{width}}  {r.detail}".rstrip() for r in self.results]
         total = [f"in all {self.asked}"] if self.asked else []
-        return "\n".join([f"{self.sampler} ({self.law}): {verdict}", *rows, *total])
+        return "\n".join([f"{self.sampler} ({self.guarantee}): {verdict}", *rows, *total])
 
 
 def check_sampler(
@@ -113,9 +113,9 @@ def check_sampler(
     """Run the conformance kit on a sampler.
 
     Interface, every field and coupling, seeds, distinct reads, extremes (one spin, no couplings,
-    beta = 0, beta = 1e6, frozen spins), the chain protocol, and the law: ``exact`` and ``mcmc``
-    samplers are tested against enumeration on peaked targets, chains along the path that training
-    takes too; the distance of a ``heuristic`` one is reported. What it can see:
+    beta = 0, beta = 1e6, frozen spins), the chain protocol, and the distribution: ``exact`` and
+    ``mcmc`` samplers are tested against enumeration on peaked targets, chains along the path that
+    training takes too; the distance of a ``heuristic`` one is reported. What it can see:
     docs/add_a_sampler.md.
 
     Parameters
@@ -172,7 +172,7 @@ def check_sampler(
         ]
     finally:
         del stand_in.sample
-    report = SamplerReport(sampler.name, sampler.law, results)
+    report = SamplerReport(sampler.name, sampler.guarantee, results)
     if dry_run:
         return replace(report, asked=str(meter))
     if strict and not report.passed:
@@ -200,7 +200,7 @@ class _Meter:
             self.count(ising, beta, n_samples)
             if not isinstance(sampler, ChainSampler):
                 return ask(ising, beta, n_samples, seed)
-            n_chains = sampler.n_chains  # thousands, for the law; not for a hundred reads
+            n_chains = sampler.n_chains  # thousands, for the p-values; not for a hundred reads
             sampler.n_chains = min(n_chains, max(n_samples, _FEW_CHAINS))
             try:
                 return ask(ising, beta, n_samples, seed)
@@ -234,7 +234,7 @@ def _stand_in(sampler: Sampler) -> Sampler:
     """A quick sampler that is asked what this one would be."""
 
     class StandIn(SimulatedAnnealing):
-        law = sampler.law
+        guarantee = sampler.guarantee
 
     return StandIn(n_sweeps=50)
 
@@ -258,7 +258,7 @@ def _run(
     try:
         meter.check_time()
         with warnings.catch_warnings():
-            # Whether the law is right is what is found out here.
+            # Whether the distribution is right is what is found out here.
             warnings.filterwarnings("ignore", ".* has not mixed", RuntimeWarning)
             detail, outcome = check(sampler, seed)
     except _Spent:

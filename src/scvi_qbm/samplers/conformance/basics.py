@@ -14,7 +14,7 @@ import numpy as np
 from scipy import stats
 
 from scvi_qbm.ising import Ising
-from scvi_qbm.samplers.base import ChainSampler, Law, Sampler, SampleSet
+from scvi_qbm.samplers.base import ChainSampler, Guarantee, Sampler, SampleSet
 from scvi_qbm.samplers.exact import all_energies
 
 
@@ -38,7 +38,7 @@ def require(condition: object, message: str) -> None:
 
 
 def random_model(n_spins: int, seed: int, sd: float = 0.7, field_sd: float = 0.4) -> Ising:
-    """Normal couplings and fields; peaked, so that a wrong law shows."""
+    """Normal couplings and fields; peaked, so that a wrong distribution shows."""
     rng = np.random.default_rng(seed)
     upper = np.triu(rng.normal(size=(n_spins, n_spins)) * sd, 1)
     return Ising(upper + upper.T, rng.normal(size=n_spins) * field_sd, offset=rng.normal())
@@ -51,7 +51,7 @@ def only_fields(fields: list[float]) -> Ising:
 
 def many_states(sampler: Sampler, n_spins: int, seed: int) -> Ising:
     """A model on which even a minimiser, by its free pairs, has reason to give many states."""
-    if sampler.law != "heuristic":
+    if sampler.guarantee != "heuristic":
         return random_model(n_spins, seed, sd=0.1, field_sd=0.1)
     pair = np.array([[0.0, 1.0], [1.0, 0.0]])
     return Ising(np.kron(np.eye(n_spins // 2), pair), np.zeros(n_spins))
@@ -68,11 +68,17 @@ def check_interface(sampler: Sampler, seed: int) -> Found:
     require(out.spins.dtype == np.int8, f"spins are {out.spins.dtype}, not int8")
     require((np.abs(out.spins) == 1).all(), "spins other than -1 and +1")
     np.testing.assert_allclose(out.energies, model.energy(out.spins), atol=1e-9)
-    for key in ("sampler", "law", "beta"):
+    for key in ("sampler", "guarantee", "beta"):
         require(key in out.info, f"info lacks {key!r}")
-    laws = get_args(Law)
-    require(out.info["law"] == sampler.law, f"info says {out.info['law']!r}, law {sampler.law!r}")
-    require(sampler.law in laws, f"law is {sampler.law!r}, not one of {laws}")
+    known = get_args(Guarantee)
+    require(
+        out.info["guarantee"] == sampler.guarantee,
+        f"info says {out.info['guarantee']!r}, guarantee {sampler.guarantee!r}",
+    )
+    require(
+        sampler.guarantee in known,
+        f"guarantee is {sampler.guarantee!r}, not one of {known}",
+    )
     return Found()
 
 
@@ -109,7 +115,7 @@ def check_distinct_reads(sampler: Sampler, seed: int) -> Found:
     spins = sampler.sample(many_states(sampler, 24, seed), n_samples=200, seed=seed).spins
     distinct = len(np.unique(spins, axis=0))
     # Twelve free pairs have 4,096 minima, of which 200 fair draws see 195.
-    wanted = 120 if sampler.law == "heuristic" else 190
+    wanted = 120 if sampler.guarantee == "heuristic" else 190
     require(distinct >= wanted, f"{distinct} distinct states among 200 where nearly all should be")
     frozen = np.flatnonzero(np.abs(spins.mean(axis=0, dtype=float)) > 0.95)
     require(not len(frozen), f"spins {frozen.tolist()} never turn, though nothing holds them")
@@ -175,9 +181,9 @@ def check_low_energies(sampler: Sampler, seed: int) -> Found:
 def check_one_spin(sampler: Sampler, seed: int) -> Found:
     """The mean of a single spin in a field, tanh(beta b)."""
     expected = float(np.tanh(0.5))
-    n_samples = 256 if sampler.law == "heuristic" else 4096
+    n_samples = 256 if sampler.guarantee == "heuristic" else 4096
     spins = sampler.sample(only_fields([0.5]), 1.0, n_samples, seed=seed).spins
-    if sampler.law == "heuristic":
+    if sampler.guarantee == "heuristic":
         require(spins.mean() > 0, "a single spin does not follow its field")
         return Found(f"mean {spins.mean():.3f}, Boltzmann's is {expected:.3f}", "noted")
     z = (spins.mean() - expected) / np.sqrt((1 - expected**2) / 4096)
@@ -188,9 +194,10 @@ def check_one_spin(sampler: Sampler, seed: int) -> Found:
 def check_free_spins(sampler: Sampler, seed: int) -> Found:
     """Without couplings and fields, or at beta = 0, spins have mean 0."""
     for model, beta in ((only_fields([0.0] * 5), 1.0), (random_model(5, seed), 0.0)):
-        n_samples = 16 if sampler.law == "heuristic" else 4096  # where that it answers is enough
+        # Of a heuristic it is enough that it answers.
+        n_samples = 16 if sampler.guarantee == "heuristic" else 4096
         mean = sampler.sample(model, beta, n_samples, seed=seed).spins.mean(axis=0)
-        if sampler.law != "heuristic":
+        if sampler.guarantee != "heuristic":
             largest = float(np.abs(mean).max())
             require(largest < 5 / np.sqrt(4096), f"mean spin {largest:.3f} of free spins")
     return Found("zero couplings, beta = 0")
@@ -203,13 +210,13 @@ def check_cold_and_frozen(sampler: Sampler, seed: int) -> Found:
     require((spins == np.sign(model.b)).all(), "spins in fields of 60 do not follow them")
     model = random_model(8, seed)
     # Machines have a range of entries.
-    coldest = 30.0 if sampler.law == "heuristic" else 1e6
+    coldest = 30.0 if sampler.guarantee == "heuristic" else 1e6
     for beta in (10.0, coldest):
         with warnings.catch_warnings():
             # Frozen spins do not mix; a sampler may well say so.
             warnings.simplefilter("ignore", RuntimeWarning)
             out = sampler.sample(model, beta, 50, seed=seed)
-        if sampler.law == "exact":
+        if sampler.guarantee == "exact":
             energies = all_energies(model)
             gaps = energies - energies.min()
             expected = float(np.exp(-beta * gaps[gaps > 1e-6]).sum())

@@ -164,7 +164,7 @@ def start(
     entropy: np.random.SeedSequence,
     base: F64 | None = None,
 ) -> Chains:
-    """Ladders at independent random states: the law at lam = 0, spins in the fields ``base``.
+    """Ladders at independent states: the distribution at lam = 0, spins in the fields ``base``.
 
     The target at lam = 1 is ``ising``: scale it by beta first.
     """

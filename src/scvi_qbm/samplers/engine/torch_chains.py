@@ -13,9 +13,9 @@ makes A positive definite, and ``A = LL'``, at inverse temperature lam,
 
 where f are the fields c + Js of the other blocks. So a block is drawn at once, in the fields
 ``base + lam (f + A s_B) + sqrt(lam) L xi``. They come fresh from the spins by one matrix product:
-nothing is kept that could drift. The law is kept for any D; the larger lam D, the more often a
-spin stays. A block of one spin is the sequential heat bath (D = 0); larger ones trade mixing for
-fewer kernels.
+nothing is kept that could drift. The distribution is kept for any D; the larger lam D, the more
+often a spin stays. A block of one spin is the sequential heat bath (D = 0); larger ones trade
+mixing for fewer kernels.
 
 Nothing in a sweep waits for the device, no shape depends on a value, and state changes in place:
 it can be captured as a CUDA graph.

@@ -15,7 +15,7 @@ from scvi_qbm._numbers import positive_int
 from scvi_qbm.ising import Ising
 from scvi_qbm.samplers.adapters.quantise import Quantised, quantise
 from scvi_qbm.samplers.adapters.reads import machine_matrix, states
-from scvi_qbm.samplers.base import Law, Sampler
+from scvi_qbm.samplers.base import Guarantee, Sampler
 
 from . import jobs, worker
 
@@ -96,7 +96,7 @@ class Kaiwu(Sampler):
     """
 
     name: ClassVar[str] = "kaiwu"
-    law: ClassVar[Law] = "heuristic"
+    guarantee: ClassVar[Guarantee] = "heuristic"
     conformance: ClassVar[dict[str, Any]] = {"optimizer": "fake", "directory": None}
     #: Seconds after which the worker logs in again; a token lasts about a day.
     refresh: ClassVar[float] = 20 * 3600.0

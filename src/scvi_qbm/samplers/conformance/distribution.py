@@ -1,4 +1,4 @@
-"""Does a sampler follow the law? Against enumeration, on peaked models of 8 spins."""
+"""Does a sampler follow the Boltzmann distribution? By enumeration, on peaked models."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from scipy import stats
 from scvi_qbm.diagnostics import effective_beta, effective_sample_size, total_variation
 from scvi_qbm.ising import Ising
 from scvi_qbm.samplers.base import ChainSampler, Sampler
-from scvi_qbm.samplers.exact import all_energies, all_states, boltzmann_law
+from scvi_qbm.samplers.exact import all_energies, all_states, boltzmann_distribution
 
 from .basics import Found, random_model, require
 
@@ -25,7 +25,7 @@ _AGAIN, _OTHER = 1e-3, 7919
 _N_LAW = 4096
 _N_NOTED = 1024
 _N_JUDGED = 16_384
-# The same laws at these temperatures: the energies are divided by what multiplies them.
+# The same distributions at these temperatures: the energies are divided by what multiplies them.
 _BETAS = (1.0, 0.25, 4.0)
 # States on either side from which on a share is taken for normal.
 _NORMAL = 25
@@ -55,37 +55,39 @@ def _confirmed(check: Callable[..., Found]) -> Callable[[Sampler, int], Found]:
 
 
 @_confirmed
-def check_law(sampler: Sampler, seed: int, alarm: float = _ALARM) -> Found:
-    """The enumerated law on peaked models; of a heuristic, how far it is from it."""
-    if sampler.law == "heuristic":
+def check_distribution(sampler: Sampler, seed: int, alarm: float = _ALARM) -> Found:
+    """The enumerated distribution on peaked models; of a heuristic, how far it is from it."""
+    if sampler.guarantee == "heuristic":
         model = random_model(8, seed)
         spins = sampler.sample(model, 1.0, _N_NOTED, seed=seed).spins
         beta = effective_beta(model, spins)[0]
-        raw, floor = total_variation(spins, boltzmann_law(model))
+        raw, floor = total_variation(spins, boltzmann_distribution(model))
         text = f"effective beta {beta:.2f} for 1; total variation {raw:.2f} (floor {floor:.2f})"
         if np.isfinite(beta) and beta >= 0:
-            own = total_variation(spins, boltzmann_law(model, beta))[0]
+            own = total_variation(spins, boltzmann_distribution(model, beta))[0]
             text += f", {own:.2f} at its own beta"
         for asked in _BETAS[1:]:
             model = peaked_model(8, seed, asked)
             spins = sampler.sample(model, asked, _N_NOTED // 4, seed=seed).spins
             text += f"; effective beta {effective_beta(model, spins)[0]:.2f} for {asked:g}"
         return Found(text, "noted")
-    found = (law_pvalues(sampler, seed + k, _N_JUDGED, beta) for k, beta in enumerate(_BETAS))
+    found = (
+        distribution_pvalues(sampler, seed + k, _N_JUDGED, beta) for k, beta in enumerate(_BETAS)
+    )
     return judged(found, alarm)
 
 
 @_confirmed
 def check_small_calls(sampler: Sampler, seed: int, alarm: float = _ALARM) -> Found:
-    """Few reads of 16 spins at a time follow the law as many do."""
-    if sampler.law == "heuristic":
+    """Few reads of 16 spins at a time follow the distribution as many do."""
+    if sampler.guarantee == "heuristic":
         return Found("a heuristic", "skipped")
     n_chains = getattr(sampler, "n_chains", 0)
-    if sampler.law == "mcmc" and not n_chains:
+    if sampler.guarantee == "mcmc" and not n_chains:
         return Found("no attribute n_chains says how many states are independent", "skipped")
-    if sampler.law == "mcmc" and n_chains < _FEWEST:
+    if sampler.guarantee == "mcmc" and n_chains < _FEWEST:
         return Found(f"fewer than {_FEWEST} chains", "skipped")
-    n_reads = min(_SMALL, n_chains) if sampler.law == "mcmc" else _SMALL
+    n_reads = min(_SMALL, n_chains) if sampler.guarantee == "mcmc" else _SMALL
     model, entropy = peaked_model(16, seed, 1.0), np.random.SeedSequence(seed)
     spins = [
         sampler.sample(model, 1.0, n_reads, seed=int(call)).spins
@@ -95,8 +97,8 @@ def check_small_calls(sampler: Sampler, seed: int, alarm: float = _ALARM) -> Fou
 
 
 @_confirmed
-def check_chain_law(sampler: Sampler, seed: int, alarm: float = _ALARM) -> Found:
-    """The law along the path that training takes: ``init``, ``retarget``, ``adapt``, ``step``."""
+def check_chain_distribution(sampler: Sampler, seed: int, alarm: float = _ALARM) -> Found:
+    """The distribution along training's calls: ``init``, ``retarget``, ``adapt``, ``step``."""
     if not isinstance(sampler, ChainSampler):
         return Found("not a ChainSampler", "skipped")
     n_rounds = max(4, -(-_N_JUDGED // sampler.n_chains))
@@ -123,13 +125,13 @@ def judged(found: Iterable[dict[str, float]], alarm: float) -> Found:
     smallest, name = min(every)
     require(
         smallest > alarm,
-        f"smallest of {len(every)} p-values is {smallest:.1e}, of the {name}: another law, or "
+        f"smallest of {len(every)} p-values is {smallest:.1e}, of the {name}: not Boltzmann, or "
         "chains too short for these rugged models (give more sweeps)",
     )
     return Found(f"smallest of {len(every)} p-values {smallest:.3f}")
 
 
-def law_pvalues(
+def distribution_pvalues(
     sampler: Sampler, seed: int, n_samples: int = _N_LAW, beta: float = 1.0
 ) -> dict[str, float]:
     """p-values, see :func:`pvalues`, of a sampler's states on a random peaked model of 8 spins.
@@ -141,14 +143,14 @@ def law_pvalues(
     # Four rounds, for the effective sample size.
     n_samples = max(n_samples, 4 * getattr(sampler, "n_chains", 0))
     out = sampler.sample(model, beta, n_samples, seed=seed)
-    n_chains = out.info.get("n_chains", 1 if sampler.law == "mcmc" else None)
+    n_chains = out.info.get("n_chains", 1 if sampler.guarantee == "mcmc" else None)
     return pvalues(out.spins, n_chains, model, beta)
 
 
 def pvalues(
     spins: NDArray[np.int8], n_chains: int | None, model: Ising, beta: float
 ) -> dict[str, float]:
-    """p-values of states against the enumerated law, by what they test.
+    """p-values of states against the enumerated distribution, by what they test.
 
     Of the mean energy, of what fields and couplings contribute to it (a scale of either shows
     there), of three pair moments, of the ground state's share, of the energies' order, and of the
@@ -159,7 +161,7 @@ def pvalues(
     n_samples, n_spins = spins.shape
     n_chains = n_chains or n_samples
     n_rounds = n_samples // n_chains
-    law, states = boltzmann_law(model, beta), all_states(n_spins).astype(float)
+    distribution, states = boltzmann_distribution(model, beta), all_states(n_spins).astype(float)
     seen = spins[: n_rounds * n_chains].astype(float)
     sizes: list[float] = []
 
@@ -170,8 +172,8 @@ def pvalues(
     def pvalue(values: F64, exact: F64) -> float:
         """Of the mean of a quantity, whose values in all states are ``exact``."""
         sizes.append(size_of(values))
-        mean = float(law @ exact)
-        error = np.sqrt(law @ (exact - mean) ** 2 / sizes[-1])
+        mean = float(distribution @ exact)
+        error = np.sqrt(distribution @ (exact - mean) ** 2 / sizes[-1])
         return float(2 * stats.norm.sf(abs(values.mean() - mean) / error)) if error > 0 else 0.0
 
     def pvalue_of_share(values: NDArray[np.bool_], share: float) -> float:
@@ -187,7 +189,7 @@ def pvalues(
         "couplings' part": pvalue(_couplings_part(model, seen), _couplings_part(model, states)),
     }
     for i, j in ((0, 1), (2, 5), (6, 7)):
-        agree = float(law @ (states[:, i] == states[:, j]))
+        agree = float(distribution @ (states[:, i] == states[:, j]))
         if min(agree, 1 - agree) * n_samples > _NORMAL:
             found[f"pair {i}, {j}"] = pvalue_of_share(seen[:, i] == seen[:, j], agree)
     require(np.isfinite(sizes).any(), "all states are the same: the chains are frozen")
@@ -200,14 +202,14 @@ def pvalues(
     )
     ground = energies <= energies.min() + 1e-9
     at_ground = model.energy(seen) <= energies.min() + 1e-9
-    share = float(law[ground].sum())
+    share = float(distribution[ground].sum())
     if min(share, 1 - share) * least > _NORMAL:
         found["ground state"] = pvalue_of_share(at_ground, share)
     if n_rounds == 1 or n_rounds >= 8:
         found["order"] = _pvalue_of_order(model.energy(seen), n_rounds, n_chains)
     if n_spins == 8:
         kept = spins[: n_rounds * n_chains].reshape(n_rounds, n_chains, 8)[::thin]
-        found["frequencies"] = chi_square(kept.reshape(-1, 8), law)
+        found["frequencies"] = chi_square(kept.reshape(-1, 8), distribution)
     return found
 
 
@@ -231,11 +233,11 @@ def _pvalue_of_order(energies: F64, n_rounds: int, n_chains: int) -> float:
     return float(2 * stats.norm.sf(abs(gap) / error)) if error > 0 else 1.0
 
 
-def chi_square(spins: NDArray[np.int8], law: F64) -> float:
-    """p-value of independent states against an enumerated law; rare states are pooled."""
+def chi_square(spins: NDArray[np.int8], distribution: F64) -> float:
+    """p-value of independent states against an enumerated distribution; rare states are pooled."""
     index = (spins > 0) @ (1 << np.arange(spins.shape[1]))
-    observed = np.bincount(index, minlength=law.size).astype(float)
-    expected = law * len(spins)
+    observed = np.bincount(index, minlength=distribution.size).astype(float)
+    expected = distribution * len(spins)
     rare = expected < 5
     observed = np.append(observed[~rare], observed[rare].sum())
     expected = np.append(expected[~rare], expected[rare].sum())

@@ -1,4 +1,4 @@
-"""The bound on the likelihood, with its error."""
+"""The ELBO and the importance-weighted log-likelihood, with their errors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from scvi_qbm._numbers import positive_int
 
 
-class BoundMixin:
+class LikelihoodMixin:
     """:meth:`get_elbo` and :meth:`get_marginal_ll`."""
 
     def get_marginal_ll(
@@ -90,7 +90,7 @@ class BoundMixin:
             )
         if return_error and not return_mean:
             raise ValueError("return_error=True is for the mean: leave out return_mean=False.")
-        self._check_if_trained()  # a query has a bound before it is trained
+        self._check_if_trained()  # a query has an ELBO before it is trained
         loader = self._minibatches(
             adata, indices, batch_size, dataloader, **(data_loader_kwargs or {})
         )
