@@ -119,7 +119,7 @@ def keep(directory: Path, name: str) -> pd.DataFrame:
 
 
 def picture(rows: pd.DataFrame, path: Path) -> None:
-    """QBMVI minus its Gaussian twin, by number of cells; a dot a seed."""
+    """QBMVI minus its Gaussian VAE, by number of cells; a dot a seed."""
     titles = {
         "validation_elbo": "held-out ELBO\n(nats a cell)", "scib_bio": "bio conservation",
         "scgraph": "scGraph", "nmi": "NMI", "knn_f1": "kNN F1", "lobo_f1": "unseen batch F1",

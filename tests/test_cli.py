@@ -53,9 +53,10 @@ def test_fit(h5ad, tmp_path, capsys):
     scvi_qbm.pl.programs(result, "programs_qbmvi")
     sc.tl.paga(result, "leiden_qbmvi", neighbors_key="neighbors_qbmvi")
     text = page.read_text()
-    for word in ("700 cells, 765 genes", "marker genes", "most frequent cell_type", "unit_",
-                 "data:image/png;base64", "Prior: "):  # fmt: skip
-        assert word in text
+    for word in ("cells.h5ad: 700 cells, 765 genes", "marker genes", "most frequent cell_type",
+                 "unit_", "data:image/png;base64", "held-out ELBO", f"scvi-qbm fit {h5ad} --layer",
+                 "Cells by cell_type and attractor", f"scanpy.read_h5ad('{out}')"):  # fmt: skip
+        assert word in html.unescape(text)
     np.testing.assert_array_equal(result.X.toarray(), source.X.toarray())
     assert (model_dir / "model.pt").is_file()
     assert not list(tmp_path.glob("*.tmp")) and not list(tmp_path.glob(".*tmp"))
@@ -79,8 +80,8 @@ def test_fit_with_covariates_on_variable_genes(h5ad, tmp_path, capsys):
     chosen = result.var["highly_variable_qbmvi"].to_numpy()
     assert result.n_vars == 765 and chosen.sum() == 300 == result.uns["qbm"]["fit"]["n_genes"]
     load = next(x for x in (tmp_path / "out.html").read_text().splitlines() if "QBMVI.load" in x)
-    load = html.unescape(load).replace("DIR", str(model_dir), 1).partition("= ")[2]
-    model = eval(load.partition("  #")[0], {"scvi_qbm": scvi_qbm, "adata": result})
+    load = html.unescape(load.partition("</pre>")[0]).partition("= ")[2]
+    model = eval(load, {"scvi_qbm": scvi_qbm, "adata": result})
     programs = result.varm["programs_qbmvi"]
     assert programs[~chosen].isna().all(axis=None) and programs[chosen].notna().any(axis=None)
     assert model.summary_stats["n_extra_categorical_covs"] == 1

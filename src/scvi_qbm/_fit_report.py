@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import io
+import shlex
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ from matplotlib.figure import Figure
 from scipy import sparse
 from scvi import REGISTRY_KEYS
 
-from scvi_qbm import pl
+from scvi_qbm import __version__, pl
 from scvi_qbm.benchmark.report.html import Html, join, page, picture, table, tag
 from scvi_qbm.data.normalise import log_cp10k
 from scvi_qbm.data.on_disk import reads_from_disk
@@ -23,34 +26,26 @@ from scvi_qbm.model import QBMVI
 from scvi_qbm.pl.model import most_frequent
 
 _MANY = 30  # categories: more do not fit a legend
+_SETTINGS = ("n_latent", "gene_likelihood", "recipe", "sampler", "representation", "seed")
 
 
 def write_report(
-    path: Path,
-    model: QBMVI,
-    summary: dict[str, Any],
-    *,
-    labels_key: str | None,
-    genes_were_chosen: bool,
+    path: Path, model: QBMVI, summary: dict[str, Any], args: argparse.Namespace
 ) -> None:
     """Write the page: numbers, pictures, clusters and programs; it needs no other file."""
     matplotlib.use("Agg")
-    adata = model.adata
-    verdict = model.summary(silent=True)["negative_phase", "verdict"]
-    numbers = table(["", ""], [[name, value] for name, value in summary.items()])
+    adata, labels_key = model.adata, args.labels_key
     sections = [
         ("cells", "Cells", _cells(adata, model, labels_key)),
         ("clusters", "Clusters", _clusters(adata, model, labels_key)),
         ("programs", "Gene programs", _programs(adata)),
-        (
-            "training",
-            "Training",
-            join([_training(model), tag("p", f"Prior: {verdict}."), numbers]),
-        ),
-        ("next", "How to go on", _next(genes_were_chosen)),
+        ("training", "Training", _training(model, summary)),
+        ("next", "Next steps", _next(args)),
     ]
-    title = f"{adata.n_obs:,} cells, {adata.n_vars:,} genes"
-    path.write_text(page(title, sections, tag("p", "By scvi-qbm fit.")))
+    made = f"Written by scvi-qbm {__version__} on {date.today()}:"
+    head = join([tag("p", made), tag("pre", "scvi-qbm " + shlex.join(args.argv))])
+    title = f"{args.input.name}: {adata.n_obs:,} cells, {adata.n_vars:,} genes"
+    path.write_text(page(title, sections, head))
 
 
 def _png(figure: Figure) -> bytes:
@@ -75,7 +70,7 @@ def _cells(adata: AnnData, model: QBMVI, labels_key: str | None) -> Html:
         picture(_png(energy), 450, "UMAP by free energy",
                 "Low: states that the prior knows well. High: rare or transitional states."),
         picture(_png(tree), 900, "Tree of attractors",
-                "Valleys of the prior's energy: a stem is as long as the climb out of it."),
+                "Attractors: a stem is as long as the barrier to leave it."),
     ])  # fmt: skip
 
 
@@ -95,6 +90,11 @@ def _clusters(adata: AnnData, model: QBMVI, labels_key: str | None) -> Html:
             columns.append(_markers(cells, key))
         rows = pd.concat(columns, axis=1).reset_index().to_numpy().tolist()
         parts.append(table(head, rows))
+    if labels_key is not None and adata.obs[labels_key].nunique() <= _MANY:
+        counts = pd.crosstab(adata.obs[labels_key], adata.obs["attractor_qbmvi"])
+        rows = counts.reset_index().to_numpy().tolist()
+        caption = f"Cells by {labels_key} and attractor"
+        parts.append(table([labels_key, *counts.columns], rows, caption))
     return join(parts)
 
 
@@ -126,19 +126,33 @@ def _programs(adata: AnnData) -> Html:
     return join([tag("p", words), table(head, rows)])
 
 
-def _training(model: QBMVI) -> Html:
+def _training(model: QBMVI, summary: dict[str, Any]) -> Html:
     axes = pl.training_curves(model.history)
     words = "Dashed: held-out cells. docs/training.md says how to read it."
-    return picture(_png(np.ravel(axes)[0].figure), 900, "Training curves", words)
+    curves = picture(_png(np.ravel(axes)[0].figure), 900, "Training curves", words)
+    elbo, log_z = (
+        f"{summary[key]:.2f} ± {summary[f'{key}_se']:.2f}" for key in ("validation_elbo", "log_z")
+    )
+    rows = [
+        ["epochs", f"{summary['epochs']}, {summary['seconds']:,.0f} seconds"],
+        ["held-out ELBO", f"{elbo} nats a cell, with standard error (higher is better)"],
+        ["log Z", f"{log_z} nats"],
+        ["prior", model.summary(silent=True)["negative_phase", "verdict"]],
+        *([name.replace("_", " "), summary[name]] for name in _SETTINGS),
+    ]
+    return join([curves, table(["", ""], rows)])
 
 
-def _next(genes_were_chosen: bool) -> Html:
-    genes = 'adata[:, adata.var["highly_variable_qbmvi"]].copy()' if genes_were_chosen else "adata"
+def _next(args: argparse.Namespace) -> Html:
+    chosen = args.n_top_genes is not None
+    genes = 'adata[:, adata.var["highly_variable_qbmvi"]].copy()' if chosen else "adata"
+    load = f"model = scvi_qbm.QBMVI.load({str(args.model_dir)!r}, {genes})"
     lines = [
-        'adata = scanpy.read_h5ad("OUT.h5ad")',
+        f"adata = scanpy.read_h5ad({str(args.out)!r})",
         'scanpy.pl.embedding(adata, "umap_qbmvi", color="leiden_qbmvi")',
+        'scvi_qbm.pl.energy(adata, "free_energy_qbmvi", basis="umap_qbmvi")',
         'scvi_qbm.pl.attractors(adata, "attractor_qbmvi")',
         'scvi_qbm.pl.programs(adata, "programs_qbmvi")',
-        f'model = scvi_qbm.QBMVI.load("DIR", {genes})  # with --model-dir DIR',
+        load if args.model_dir else "# The model was not saved: --model-dir DIR saves it.",
     ]
     return tag("pre", "\n".join(lines))

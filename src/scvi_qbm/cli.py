@@ -187,6 +187,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = _parser()
     args, unknown = parser.parse_known_args(argv)
+    args.argv = list(sys.argv[1:] if argv is None else argv)
     if unknown:
         _leaf(parser, args).error(f"unrecognized arguments: {' '.join(unknown)}")
     if args.version:

@@ -149,6 +149,18 @@ def with_attractors(energies, tree):
     return AnnData(obs=obs, uns={"qbm": {"attractor": kept}})
 
 
+def test_attractors_are_drawn_as_groups_with_their_barriers():
+    """Minima of one group are one leaf; the pass between groups is the lowest of any path."""
+    energies = np.array([0.0, 1.0, 0.5, 4.0])
+    passes = np.array([[0, 2, 7, 9], [2, 1, 6, 9], [7, 6, 0.5, 9], [9, 9, 9, 4.0]])
+    adata = with_attractors(energies, merge_tree(energies, passes))
+    adata.uns["qbm"]["attractor"]["group"] = np.array([1, 1, 0, 2])
+    ax = pl.attractors(adata)
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["2", "0", "1"]
+    stems = [tuple(np.round(line.get_ydata(), 6)) for line in ax.lines]
+    assert sorted(stems) == [(0.5, 6.0, 6.0, 0.0), (4.0, 9.0, 9.0, 6.0)]
+
+
 def test_attractors_of_one_and_of_many():
     machine = np.zeros((4, 4)), -np.ones(4)  # everything on is the only minimum
     one = find_attractors(machine, np.eye(4, dtype=np.int8))

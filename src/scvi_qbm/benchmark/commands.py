@@ -42,7 +42,7 @@ def add_commands(subjects: Any) -> None:
     run.add_argument("--rescore", action="store_true", help="score kept embeddings afresh")
     run.add_argument("--no-report", action="store_true", help="do not write the report")
 
-    curves = subjects.add_parser("curves", help="scores by epoch, QBMVI and its Gaussian twin")
+    curves = subjects.add_parser("curves", help="scores by epoch, QBMVI and its Gaussian VAE")
     _add_what(curves)
     curves.add_argument("--methods", nargs="+", default=["qbmvi", "gaussian"], metavar="NAME")
 

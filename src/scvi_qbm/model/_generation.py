@@ -93,29 +93,29 @@ class GenerationMixin:
         batch_size: int = 256,
         seed: int | None = None,
     ) -> AnnData:
-        """New cells: codes from the Boltzmann prior, decoded, with counts drawn.
+        """Generate new cells: codes from the Boltzmann prior, decoded, with random counts.
 
-        How to read it: the prior knows neither batch nor depth. Each new cell borrows these, and
-        its covariates, from a real cell with a similar code. Its expression comes from the decoder
-        alone. The result fits the model: every method that takes an ``adata`` takes it.
+        How to read it: the prior has no batch and no sequencing depth. Each new cell takes these
+        and its covariates from a real cell with a similar code. Its expression comes from the
+        decoder only. All methods of the model accept the result as ``adata``.
 
         Parameters
         ----------
         n_cells
             Number of cells, >= 1.
         batch
-            Shares of the batches. None for those of the data; a batch, as in ``adata.obs``, for
-            cells of this one only; or a mapping, such as ``{"donor 1": 1, "donor 2": 3}``. Within
-            these shares each cell goes to the batch that has cells most like it.
+            Proportions of the batches: None for those of the data; a batch, as in ``adata.obs``,
+            for cells of this one only; or a mapping, such as ``{"donor 1": 1, "donor 2": 3}``.
+            Each cell goes to the batch with the most similar cells, as far as proportions allow.
         library_size
-            Expected counts of every cell (of ``zinb`` before dropout); those of the borrowed cells
-            if None. Not for models with a latent library size, whose cells draw theirs from the
-            batch's log-normal distribution, nor with a size factor or
+            Expected counts per cell (``zinb``: before dropout). By default each cell has those of
+            the similar real cell. Not available with a latent library size, which is drawn from
+            the batch's log-normal distribution, with a size factor, or with
             ``gene_likelihood="normal"``.
         sampler, sampler_options
             As :meth:`sample_prior`.
         adata
-            Data to borrow from. Defaults to the model's.
+            Real cells to take batches, depths and covariates from. Defaults to the model's.
         batch_size
             Cells decoded at once.
         seed
@@ -125,8 +125,8 @@ class GenerationMixin:
         -------
         anndata.AnnData
             Counts (values for ``gene_likelihood="normal"``) in ``X`` and in the registered layer;
-            in ``obs`` all columns that :meth:`setup_anndata` was told of, labels among them, as
-            the borrowed cells have them, and in ``obs["energy"]`` each code's energy in nats;
+            in ``obs`` the columns registered by :meth:`setup_anndata`, labels among them, as in
+            the similar real cells; ``obs["energy"]``, each code's energy in nats;
             ``obsm["code"]`` the codes, int8; ``var`` copied from the data.
 
         Raises

@@ -212,13 +212,12 @@ class LabelsMixin:
         threshold: float = 0.0,
         adapt_proportions: bool = False,
     ) -> NDArray[Any] | pd.DataFrame:
-        """Labels of cells, or their probabilities.
+        """Predict labels of cells, or their probabilities.
 
         Parameters
         ----------
         adata, indices
-            As :meth:`QBMVI.get_latent_representation`. Labels that the cells may have are not
-            looked at.
+            As :meth:`QBMVI.get_latent_representation`. Existing labels are ignored.
         soft
             Return probabilities.
         batch_size
@@ -229,18 +228,18 @@ class LabelsMixin:
         dataloader
             As :meth:`QBMVI.get_latent_representation`.
         threshold
-            Answer the unlabelled category where no label is as probable as this.
+            Return the unlabelled category if no label is as probable as this.
         adapt_proportions
-            Estimate the types' proportions among these cells, and predict with them in place of
-            those of the labelled cells. For data of another composition. Where types are hard to
-            tell apart it can lose the rarer one (docs/labels.md).
+            Estimate the proportions of the types among these cells, and use them instead of those
+            of the labelled cells. For data of another composition. It can lose a rare type that
+            resembles a common one (docs/labels.md).
 
         Returns
         -------
         numpy.ndarray | pandas.DataFrame
-            A label a cell; for several levels a data frame with a column a level. With ``soft`` a
-            data frame of probabilities, cells by labels; for several levels its columns are pairs
-            of level and label.
+            One label per cell; with several levels, a data frame with one column per level. With
+            ``soft``, a data frame of probabilities, cells by labels; with several levels its
+            columns are pairs of level and label.
 
         Raises
         ------
@@ -305,7 +304,7 @@ class LabelsMixin:
         score: LabelledOutlierScore = "novelty",
         batch_size: int | None = None,
     ) -> pd.Series:
-        r"""How foreign each cell is to the model, or how unsure its label.
+        r"""Outlier score of each cell, or uncertainty of its label.
 
         Parameters
         ----------
@@ -323,7 +322,7 @@ class LabelsMixin:
         Returns
         -------
         pandas.Series
-            A score a cell, named ``score``, indexed by the cells' names.
+            One score per cell, named ``score``, indexed by the cells' names.
 
         Raises
         ------

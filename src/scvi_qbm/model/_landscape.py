@@ -98,11 +98,9 @@ class LandscapeMixin:
     ) -> pd.DataFrame:
         r"""Where each cell lies in the prior's energy landscape, in nats.
 
-        How to read it: low ``free_energy`` marks the states the prior knows well, its valleys;
-        rare and transitional states stand high. Only differences between cells mean something,
-        and only within one model. ``kl`` is the height above the machine's own free energy
-        :math:`-\log Z`: the cost in nats of coding the cell, so it does compare across models of
-        the same data.
+        How to read it: ``free_energy`` is low in states that the prior knows well, and high in
+        rare and transitional ones. Compare cells of one model only. ``kl``, which is
+        ``free_energy + log Z``, also compares models of the same data.
 
         Parameters
         ----------
@@ -112,7 +110,7 @@ class LandscapeMixin:
         Returns
         -------
         pandas.DataFrame
-            A row a cell: ``energy`` :math:`E_q[E(z)]`, exact for a factorised posterior;
+            One row per cell: ``energy`` :math:`E_q[E(z)]`, exact for a factorised posterior;
             ``entropy`` of q(z|x); ``free_energy`` = energy - entropy; ``kl`` = free_energy +
             log Z; ``map_energy``, the energy of the most probable code.
         """
@@ -148,18 +146,18 @@ class LandscapeMixin:
         score: OutlierScore = "kl",
         batch_size: int | None = None,
     ) -> pd.Series:
-        """How foreign each cell is to the model; larger is stranger, in nats.
+        """Outlier score of each cell, in nats; higher means less like the training data.
 
         How to read it: rank cells by it, do not compare with a fixed number. The default finds
         cell types that were not in training (docs/landscape.md compares it with SCVI). For
-        broken cells use ``"elbo"``, which sees the counts themselves.
+        damaged cells use ``"elbo"``, which depends on the counts.
 
         Parameters
         ----------
         adata, indices
             As :meth:`get_latent_representation`.
         score
-            ``"kl"``: how unlikely the cell's code is under the Boltzmann machine.
+            ``"kl"``: how unlikely the cell's code is under the prior.
             ``"reconstruction"``: how badly the decoder explains its counts. ``"elbo"``: their
             sum (and, with a latent library size, its divergence), the negative ELBO. These two
             are estimates from one draw of the code, and deeply sequenced cells score high.
@@ -169,7 +167,7 @@ class LandscapeMixin:
         Returns
         -------
         pandas.Series
-            A score a cell, named ``score``, indexed by the cells' names.
+            One score per cell, named ``score``, indexed by the cells' names.
 
         Raises
         ------
@@ -208,16 +206,16 @@ class LandscapeMixin:
         indices: Sequence[int] | None = None,
         batch_size: int | None = None,
     ) -> Attractors:
-        """Quench each cell's code to a local minimum of the prior's energy.
+        """Assign each cell to a local minimum of the prior's energy.
 
-        The minima are those that the model's own cells reach, at most the 2,000 that most of them
-        reach. They are found at the first call and kept with the model, also for a query mapped
-        onto it. A cell that reaches another minimum gets the one with the lowest pass from there.
+        From the cell's most probable code, flips of single units lower the energy until none
+        does. Only minima that the model's own cells reach are used, at most the 2,000 largest.
+        They are found at the first call and kept with the model, also for a query mapped onto it.
+        A cell that reaches another minimum is assigned to the one behind the lowest barrier.
 
-        How to read it: ``labels`` is a clustering without a resolution parameter, by the valleys
-        of the prior; ``merged(2.0)`` joins valleys that a climb of 2 nats joins; ``tree`` holds
-        the merges for a dendrogram. The prior knows nothing of genes: units that switch on
-        independently of each other multiply valleys, and cells of one type may fall into several.
+        How to read it: ``labels`` is a clustering without a resolution parameter. ``merged(2.0)``
+        joins minima whose barrier is below 2 nats. ``tree`` holds the merges for a dendrogram.
+        Independent units multiply the number of minima, so one cell type can have several.
 
         Parameters
         ----------
@@ -229,8 +227,8 @@ class LandscapeMixin:
         Returns
         -------
         scvi_qbm.landscape.Attractors
-            A label a cell; the minima with energies, sizes, passes and tree, in nats. ``sizes``
-            counts the model's own cells.
+            One label per cell; the minima with energies, sizes, barriers and tree, in nats.
+            ``sizes`` counts the model's own cells.
         """
         machine = (self.prior.W, self.prior.h)
         cells = {"adata": adata, "indices": indices, "batch_size": batch_size}
@@ -252,7 +250,7 @@ class LandscapeMixin:
         return Attractors(labels=labels, **self._attractors_)
 
     def _states(self, **cells: Any) -> NDArray[Any]:
-        """The most probable state of all units of the machine, 0 and 1, for each cell."""
+        """The most probable state of all units of the prior, 0 and 1, for each cell."""
         return self.get_latent_representation(**cells, representation="binary")
 
     def get_couplings(self, threshold: float = 0.0) -> pd.DataFrame:

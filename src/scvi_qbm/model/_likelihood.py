@@ -67,8 +67,8 @@ class LikelihoodMixin:
         n_samples
             Draws of the codes to average over.
         return_error
-            Return the standard error of the mean as well: of the draws and of log Z. It does not
-            contain that other cells would give another mean.
+            Also return the standard error of the mean, from the draws and from log Z. It does not
+            include the variation between cells.
         **kwargs
             Of the module's ``forward``.
 

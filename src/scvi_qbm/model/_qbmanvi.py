@@ -28,16 +28,16 @@ _EPOCHS_MORE = 10
 
 
 class QBMANVI(LabelsMixin, LabelMachineMixin, QBMVI):
-    """QBMVI with cell types as units of its Boltzmann machine, for label transfer.
+    """QBMVI with cell types as units of its Boltzmann prior, for label transfer.
 
-    To :class:`QBMVI` what :class:`scvi.model.SCANVI` is to :class:`scvi.model.SCVI`: some cells
-    have labels, and the model predicts those of the others, with probabilities. Everything else is
-    QBMVI's.
+    QBMANVI extends :class:`QBMVI` as :class:`scvi.model.SCANVI` extends
+    :class:`scvi.model.SCVI`: some cells have labels, and the model predicts those of the others,
+    with probabilities.
 
-    In training a label weighs no more than it does in the ELBO, so that cells with and without
-    one are coded alike. Then the label units are fitted to the labelled cells, by a regression
-    whose penalty is cross-validated. For an embedding that labels shape:
-    ``train(plan_kwargs={"classification_ratio": 50})``; its predictions are too sure.
+    By default labels enter training only through the ELBO, so labelled and unlabelled cells get
+    similar codes. After training the label units are fitted to the labelled cells, by a logistic
+    regression with a cross-validated penalty. For an embedding that labels shape, use
+    ``train(plan_kwargs={"classification_ratio": 50})``; its probabilities are too high.
 
     Parameters
     ----------

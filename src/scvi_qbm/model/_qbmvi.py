@@ -87,19 +87,19 @@ class QBMVI(
         one hidden layer of 128.
         ``"paper"``: the architecture and optimisation of "Quantum-Boosted High-Fidelity Deep
         Learning" (256 units, two linear layers, squared error on log-normalised values).
-        Arguments that are given go before it.
+        Explicit arguments override the recipe.
     relaxation
         ``"spike_exponential"`` (both recipes) or ``"overlapping_exponential"``, see
         :func:`scvi_qbm.relaxations.list_relaxations`.
     relaxation_beta
         Sharpness of the relaxation; its own default (the paper's 0.5) if None.
     prior
-        ``"boltzmann"``, or ``"bernoulli"``: independent units with learned biases, the twin to
-        compare with.
+        ``"boltzmann"``, or ``"bernoulli"``: an independent prior (W = 0) with learned biases,
+        as a control.
     sampler
         Sampler of the negative phase: a name (see :func:`scvi_qbm.list_samplers`) or a sampler.
     sampler_options
-        Its options.
+        Options of the sampler.
     normal_variance
         For ``gene_likelihood="normal"``: ``"learned"`` per gene, or ``"fixed"``, which makes the
         reconstruction term the squared error.
@@ -216,14 +216,12 @@ class QBMVI(
         )
 
     def summary(self, *, silent: bool = False) -> pd.Series:
-        """What the model is, what it was trained on, and how that went, in one table.
+        """One table of the model, its data, its prior and its training.
 
-        How to read it: ``elbo`` is minus ``reconstruction`` minus ``kl`` (log Z is in the KL), as
-        seen in training at the epoch whose weights the model has, before the prior's last fit;
-        higher is better, and only on held-out cells does it compare models. :meth:`get_elbo`
-        gives today's with its error.
-        ``verdict`` says in words whether the samples that trained the Boltzmann machine followed
-        its distribution, see
+        How to read it: ``elbo`` is minus ``reconstruction`` minus ``kl`` (log Z is in the KL), at
+        the epoch whose weights the model has, before the final fit of the prior. Higher is
+        better; compare models on held-out cells only. :meth:`get_elbo` gives the present value
+        with its error. ``verdict`` says whether the training samples followed the prior, see
         :class:`~scvi_qbm.prior.NegativePhaseReport`.
 
         Parameters

@@ -56,7 +56,7 @@ class RepresentationMixin:
         adata, indices
             As :meth:`scvi.model.SCVI.get_latent_representation`.
         give_mean
-            If False, one draw of the continuous code instead of a representation.
+            If False, a random draw of the continuous code instead of a representation.
         mc_samples
             Not used: every representation has a closed form.
         batch_size
@@ -66,20 +66,19 @@ class RepresentationMixin:
         dataloader
             As :meth:`scvi.model.SCVI.get_latent_representation`.
         representation
-            ``"aligned"``: for neighbours, clusters, UMAP and label transfer. Half way between
-            probabilities and evidence, each batch's shift within each cell state taken out, see
-            :func:`scvi_qbm.alignment.fit_alignment`. States and shifts are found once, after
-            training, and applied to new cells as they are; with one batch nothing is shifted.
-            Values leave [0, 1] by a little.
+            ``"aligned"``: for neighbours, clusters, UMAP and label transfer. The mean of
+            ``"probabilities"`` and ``"evidence"``, without the shift of each batch within each
+            cell state, see :func:`scvi_qbm.alignment.fit_alignment`. Shifts are estimated once,
+            after training, and applied to new cells. With one batch nothing is shifted. Values
+            can be slightly outside [0, 1].
             ``"probabilities"``: :math:`q(z = 1 | x)`, in [0, 1]. ``"logits"``: their log-odds.
-            ``"evidence"``: what the cell itself says of each unit, in [0, 1]:
-            :math:`\sigma(\mathrm{logit}\, q + h + W q)`, without the pull that the prior had in
-            training (W and h from before its last fit). ``"zeta"``: the mean of the continuous
-            code that the decoder sees.
+            ``"evidence"``: what the cell says about each unit without the prior, in [0, 1]:
+            :math:`\sigma(\mathrm{logit}\, q + h + W q)`, with W and h from before the final fit
+            of the prior. ``"zeta"``: the mean of the continuous code that the decoder sees.
             ``"binary"``: the most probable code, 0 or 1; equal codes tie in neighbour graphs,
             which breaks clustering and UMAP.
 
-            For a pseudotime take any of them and :func:`scvi_qbm.tl.dpt`.
+            For pseudotime use any of them with :func:`scvi_qbm.tl.dpt`.
         **data_loader_kwargs
             As :meth:`scvi.model.SCVI.get_latent_representation`.
 

@@ -65,19 +65,19 @@ class TrainingMixin:
         datasplitter_kwargs
             As :meth:`scvi.model.SCVI.train`.
         plan_config, plan_kwargs
-            Override the recipe; see :class:`~scvi_qbm.plan.QBMTrainingPlan`. An ``lr`` without a
-            ``bm_lr`` sets both. Of a config object, the fields that differ from its defaults.
-            Unless given, the KL warm-up takes half of the epochs at most.
+            Override the recipe; see :class:`~scvi_qbm.plan.QBMTrainingPlan`. If only ``lr`` is
+            given, ``bm_lr`` is a fifth of it. Of a config object, the fields that differ from its
+            defaults. By default the KL warm-up takes at most half of the epochs.
         datamodule
             As :meth:`scvi.model.SCVI.train`.
         trainer_config
             As :meth:`scvi.model.SCVI.train`; the fields that differ from its defaults.
         checkpoint_dir
-            Keep the run in ``last.ckpt`` there, after every epoch. If it is there already,
-            training goes on after the last epoch, to the bit: weights, log Z, chains, history and
-            split are those of a run that was never cut short. A finished run gives the model its
-            result at once; with a larger ``max_epochs`` it goes on. See the page on training.
-            What a machine answers is kept in ``draws`` beside it, and not asked for again.
+            Directory in which the run is saved as ``last.ckpt`` after every epoch. If the file
+            exists, training resumes after its last epoch, with bit-identical results: weights,
+            log Z, chains, history and split. A finished run only gives the model its result; a
+            larger ``max_epochs`` continues it. Answers of an Ising machine are kept in ``draws``
+            and not asked for again. See docs/training.md.
         **kwargs
             As :meth:`scvi.model.SCVI.train`: ``accelerator``, ``devices``,
             ``shuffle_set_split``, ``load_sparse_tensor``, and the trainer's. With
@@ -99,11 +99,11 @@ class TrainingMixin:
 
         Notes
         -----
-        Afterwards the model has the weights of the best held-out ELBO past the KL warm-up
-        (``history["best_epoch"]``). The prior is then fitted once more, to the codes of the
-        training cells, in ten times the steps of training, 1,000 at most; a machine then draws so
-        much more rarely that it is asked as often again. ``history`` has values from before. Last,
-        batches of the default embedding are aligned.
+        Afterwards the model has the weights of the best held-out ELBO after the KL warm-up
+        (``history["best_epoch"]``). Then the prior is fitted again, to the codes of the training
+        cells, with ten times the steps of training, at most 1,000. With an Ising machine this
+        final fit makes as many calls as training did. ``history`` does not include it. Finally,
+        the batches of the default embedding are aligned.
 
         ``model.history`` also has ``log_z``, ``log_z_se``, ``log_z_drift``, ``energy_gap``,
         ``energy_gap_se`` (nats) and more: whether the negative phase samples the prior, see

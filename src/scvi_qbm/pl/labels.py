@@ -48,17 +48,16 @@ def confusion(
     *,
     ax: Axes | None = None,
 ) -> Axes:
-    """Share of each known label's cells that were given each label.
+    """Confusion matrix of known and predicted labels.
 
-    Rows sum to 1. A label that was never known, such as that of unlabelled cells, has a column
-    and no row; cells without a known label are left out.
+    Each row is a known label and sums to 1. Cells without a known label are left out.
 
     Parameters
     ----------
     adata
         Cells with a result of :func:`scvi_qbm.tl.predict`.
     labels_key
-        Column of ``obs`` with the known labels; NaN and the unlabelled category are none.
+        Column of ``obs`` with the known labels; NaN and the unlabelled category count as missing.
     key
         The column of ``obs`` with the predictions.
     ax
@@ -109,18 +108,18 @@ def reliability(
     n_bins: int = 10,
     ax: Axes | None = None,
 ) -> Axes:
-    """How often predictions are right, against how probable they were said to be.
+    """Calibration plot: accuracy against predicted probability.
 
-    On the diagonal the probabilities mean what they say; below it the model is too sure. The
-    title has the expected calibration error (ECE): the mean distance to the diagonal, over cells.
-    Use labels that the model has not seen.
+    On the diagonal probabilities are right; below it they are too high. The title has the
+    expected calibration error (ECE), the mean distance to the diagonal over cells. Use labels
+    that the model has not seen.
 
     Parameters
     ----------
     adata
         Cells with a result of :func:`scvi_qbm.tl.predict`, made without a threshold.
     labels_key
-        Column of ``obs`` with the known labels; NaN and the unlabelled category are none.
+        Column of ``obs`` with the known labels; NaN and the unlabelled category count as missing.
     key
         The column of ``obs`` with the predictions.
     n_bins

@@ -13,7 +13,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import PathPatch
 from matplotlib.path import Path
 from numpy.typing import NDArray
-from scipy.cluster.hierarchy import dendrogram, leaves_list, linkage
+from scipy.cluster.hierarchy import cophenet, dendrogram, leaves_list, linkage
+from scipy.spatial.distance import squareform
 
 from scvi_qbm._numbers import positive_int
 from scvi_qbm.pl.style import PALETTE, axes_or_new, plain
@@ -46,9 +47,11 @@ def _kept(adata: AnnData, key: str, tool: str) -> Any:
 
 
 def most_frequent(adata: AnnData, key: str, labels_key: str) -> pd.Series:
-    """The most frequent label of each group of ``obs[key]``, "" where none has one."""
-    labels = adata.obs.groupby(key, observed=True)[labels_key]
-    return labels.agg(lambda x: next(iter(x.mode()), ""))
+    """The most frequent label of each group of ``obs[key]`` and its share, "" if none has one."""
+    counts = pd.crosstab(adata.obs[key], adata.obs[labels_key])
+    shares = counts.div(counts.sum(axis=1), axis=0)
+    named = shares.idxmax(axis=1).astype(str) + shares.max(axis=1).map(" {:.0%}".format)
+    return named.reindex(adata.obs[key].cat.categories, fill_value="")
 
 
 def energy(
@@ -91,7 +94,7 @@ def energy(
     _kept(adata, key, "energy")
     if not {basis, f"X_{basis}"} & set(adata.obsm):
         raise KeyError(
-            f"No embedding {basis!r} in adata.obsm. Available: {', '.join(adata.obsm)}. "
+            f"No embedding {basis!r} in adata.obsm. `basis=` can be {', '.join(adata.obsm)}. "
             "For a UMAP: scanpy.pp.neighbors(adata, use_rep='X_qbmvi'), scanpy.tl.umap(adata)."
         )
     ax = axes_or_new(ax, (4.6, 3.6))
@@ -108,10 +111,10 @@ def attractors(
     labels_key: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Tree of the prior's minima: each stem starts at a minimum and ends at the pass to others.
+    """Tree of attractors: a stem starts at the lowest energy and ends where it joins others.
 
-    A stem's length is the climb out of that minimum. Minima of one valley share a name and a
-    colour, that of their group in :func:`scanpy.pl.embedding`.
+    A stem's length is the barrier to leave the attractor. Names have the colours of
+    :func:`scanpy.pl.embedding`.
 
     Parameters
     ----------
@@ -120,7 +123,8 @@ def attractors(
     key
         Its column of ``obs``.
     labels_key
-        Another column of ``obs``: leaves are named by the most frequent label of their group.
+        Another column of ``obs``: leaves also show the most frequent label and its share of the
+        cells.
     ax
         Axes to draw into; new ones if None. Of more than 60 leaves the last 60 merges are shown.
 
@@ -141,13 +145,13 @@ def attractors(
         raise KeyError(
             f"{labels_key!r} is not in adata.obs. Available: {', '.join(map(repr, adata.obs))}."
         )
-    tree, group = np.asarray(kept["tree"], dtype=float), np.asarray(kept["group"])
-    names = [str(g) for g in group]
+    tree, lowest = _valleys(kept)
+    names = [str(g) for g in range(len(lowest))]
     if labels_key is not None:
         common = most_frequent(adata, key, labels_key)
-        names = [plain(f"{g} {common[g]}") if g in common else g for g in names]
+        names = [plain(f"{g} {common.get(g, '')}".strip()) for g in names]
     ax = axes_or_new(ax, (max(4.0, 0.22 * min(len(names), 60)), 3.2))
-    height = list(np.asarray(kept["energies"]) - np.min(kept["energies"]))
+    height = list(lowest)
     if len(names) == 1:
         ax.plot([0], [0], "o", color=PALETTE[0])
         ax.set_xticks([0], names)
@@ -166,13 +170,27 @@ def attractors(
         colors = adata.uns.get(f"{key}_colors", PALETTE)
         place = {name: i for i, name in enumerate(adata.obs[key].cat.categories)}
         for text, leaf in zip(ax.get_xticklabels(), leaves, strict=True):
-            if leaf < len(group) and str(group[leaf]) in place:  # not a joint, and it has cells
-                text.set_color(colors[place[str(group[leaf])] % len(colors)])
+            if leaf < len(lowest) and str(leaf) in place:  # not a joint, and it has cells
+                text.set_color(colors[place[str(leaf)] % len(colors)])
     depth = float(kept["depth"])
-    ax.set_title(f"{group.max() + 1} valleys deeper than {depth:g} nats", fontsize=9)
+    ax.set_title(f"{len(lowest)} attractors, barriers above {depth:g} nats", fontsize=9)
     ax.set(xlabel="attractor", ylabel="energy above the lowest minimum (nats)")
     ax.spines[["top", "right"]].set_visible(False)
     return ax
+
+
+def _valleys(kept: Mapping[str, Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Tree of merges of the groups, and the lowest energy of each above the lowest of all."""
+    group = np.asarray(kept["group"])
+    energies = np.asarray(kept["energies"]) - np.min(kept["energies"])
+    order = np.argsort(energies, kind="stable")
+    _, first = np.unique(group[order], return_index=True)
+    minima = order[first]  # the lowest of each group
+    tree = np.asarray(kept["tree"], dtype=float)
+    if len(minima) > 1:
+        passes = squareform(cophenet(tree))[np.ix_(minima, minima)]
+        tree = linkage(squareform(passes), "single")
+    return tree, energies[minima]
 
 
 def programs(

@@ -79,14 +79,13 @@ def amplitude_trajectories(info: Mapping[str, Any], run: int = 0, ax: Axes | Non
 def tempering_diagnostics(
     info: Mapping[str, Any], axes: Sequence[Axes] | None = None
 ) -> Sequence[Axes]:
-    """Swap rates of neighbouring levels, flow of states along the ladder, energies by level.
+    """Swap rates of neighbouring temperatures, flow of states between them, and energies.
 
-    Swaps should be equally frequent everywhere, states should travel all the way (flow along the
-    straight line, many round trips), and energies of neighbours should overlap: where they do not
-    nothing is swapped. Two machines with the same swap rates can differ in the flow, and only the
-    flow shows a bottleneck that is not in the energies. The best rate of round trips is that of
-    the same swaps if sweeps forgot the energy, ``1 / (2 + 2 sum(r / (1 - r)))`` for rejection
-    rates ``r`` (Syed et al. 2022).
+    Swap rates should be equal, energies of neighbours should overlap, and states should travel
+    from the hottest temperature to the coldest: flow along the straight line, many round trips.
+    Swap rates alone can hide a bottleneck; the flow shows it. The best possible rate of round
+    trips for these swap rates is ``1 / (2 + 2 sum(r / (1 - r)))`` with rejection rates ``r``
+    (Syed et al. 2022).
 
     Parameters
     ----------

@@ -31,10 +31,10 @@ def training_curves(
 ) -> Sequence[Axes]:
     """The ELBO, its two parts, and the prior's negative phase, by epoch.
 
-    Above: the negative ELBO, and the reconstruction and KL whose sum it is (log Z is in the KL).
-    Below, where the prior has couplings: log Z; the energy gap of the training samples, which is
-    0 where they are in equilibrium; and temperatures of the samples where a corrected heuristic
-    draws them (1 is right), or else the drift of log Z between estimates.
+    First row: the negative ELBO, and its two parts, reconstruction and KL (with log Z). Second
+    row, if the prior has couplings: log Z; the energy gap, which is 0 if the training samples are
+    in equilibrium; and the drift of log Z between estimates, or, with a corrected sampler, the
+    inverse temperature of its samples (1 is right).
 
     Parameters
     ----------

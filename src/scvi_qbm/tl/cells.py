@@ -148,9 +148,9 @@ def energy(
 ) -> AnnData | None:
     """Free energy of each cell under the Boltzmann prior, in nats.
 
-    Low values mark states that the prior knows well, high ones rare or transitional states.
-    Compare cells of one model only. :meth:`QBMVI.get_energy` has the parts of it. Adding log Z
-    gives the default score of :func:`outliers`, so the two rank cells alike.
+    It is low in states that the prior knows well, and high in rare or transitional ones. Compare
+    cells of one model only. :meth:`QBMVI.get_energy` has its parts. Adding log Z gives the score
+    ``"kl"`` of :func:`outliers`, so the two rank cells alike.
 
     Parameters
     ----------
@@ -191,7 +191,7 @@ def outliers(
     key_added: str = "outlier_score",
     copy: bool = False,
 ) -> AnnData | None:
-    """How foreign each cell is to the model; larger is stranger.
+    """Outlier score of each cell; higher means less like the training data.
 
     Parameters
     ----------
@@ -237,11 +237,11 @@ def attractors(
     key_added: str = "attractor",
     copy: bool = False,
 ) -> AnnData | None:
-    """Cluster the cells by the valleys of the prior's energy.
+    """Cluster cells by the attractors of the prior.
 
-    Each cell's code rolls downhill to a minimum of the energy. Minima that a small climb joins
-    count as one valley. The default climb is 1.5 nats: the prior's temperature is 1, so its own
-    fluctuations carry a code across lower passes.
+    From each cell's most probable code, flips of single units lower the energy to a local
+    minimum. Minima with a barrier below ``depth`` between them form one attractor. The default is
+    1.5 nats: at the prior's temperature of 1, random fluctuations cross lower barriers.
 
     Parameters
     ----------
@@ -250,7 +250,7 @@ def attractors(
     adata
         Cells to cluster; the model's if None.
     depth
-        Valleys shallower than this join a deeper one, in nats. 0 keeps every minimum.
+        Minima with a barrier below this are joined, in nats. 0 keeps every minimum.
     key_added
         Column of ``obs`` for the result.
     copy
@@ -259,10 +259,10 @@ def attractors(
     Returns
     -------
     anndata.AnnData | None
-        ``obs[key_added]``: categorical, ``"0"`` for the largest valley among the model's own
-        cells. A valley has the same name in other data. ``uns["qbm"][key_added]``: ``depth``; for
-        each minimum its ``energies`` in nats, ``sizes`` in cells of ``adata``, ``states`` (0 and
-        1), and the ``group`` that it belongs to; ``tree``, the merges as a scipy linkage. For
+        ``obs[key_added]``: categorical, ``"0"`` for the largest attractor among the model's own
+        cells. Attractors have the same names in other data. ``uns["qbm"][key_added]``: ``depth``;
+        for each minimum its ``energies`` in nats, ``sizes`` in cells of ``adata``, ``states`` (0
+        and 1), and the ``group`` that it belongs to; ``tree``, the merges as a scipy linkage. For
         :func:`scvi_qbm.pl.attractors`.
 
     Raises
@@ -291,5 +291,5 @@ def attractors(
         states=found.states, group=group, tree=found.tree,
     )  # fmt: skip
     adata.uns.pop(f"{key_added}_colors", None)  # of an earlier clustering
-    logger.info(f"{len(names)} valleys deeper than {depth:g} nats, of {len(minima)} minima.")
+    logger.info(f"{len(names)} attractors of {len(minima)} minima, barriers above {depth:g} nats.")
     return adata if copy else None

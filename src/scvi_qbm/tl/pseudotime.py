@@ -29,21 +29,21 @@ def dpt(
     key_added: str = "dpt_pseudotime",
     copy: bool = False,
 ) -> AnnData | None:
-    """Diffusion pseudotime that keeps the order of cells along long or thin courses.
+    """Diffusion pseudotime with all diffusion components.
 
-    :func:`scanpy.tl.dpt` all but leaves out diffusion components with an eigenvalue of 0.9994 or
-    more, which it takes for separate pieces of the graph. In a course with sharp transitions the
-    leading component is one of them, and the order of the cells is lost without a warning. Here
-    every component counts, see :func:`diffusion_pseudotime`; where scanpy's would have left one
-    out, a message says so.
+    :func:`scanpy.tl.dpt` nearly ignores components with an eigenvalue of 0.9994 or more, which it
+    takes for separate pieces of the graph. In a trajectory with sharp transitions the leading
+    component is one of them, and the order of the cells is lost without a warning. Here every
+    component counts, see :func:`diffusion_pseudotime`. A message says where scanpy would have
+    ignored one.
 
     Parameters
     ----------
     adata
         Cells with a graph of :func:`scanpy.pp.neighbors`.
     root
-        The cell where the course begins: its name, or its number. ``adata.uns["iroot"]`` if None,
-        as in scanpy.
+        The cell where the trajectory begins: its name, or its number. ``adata.uns["iroot"]`` if
+        None, as in scanpy.
     n_components
         Diffusion components, the trivial one among them.
     neighbors_key
@@ -149,8 +149,8 @@ def diffusion_pseudotime(
         d(x, y)^2 = \sum_{k \ge 1} \left( \frac{\lambda_k}{1 - \lambda_k} \right)^2
         (\psi_k(x) - \psi_k(y))^2
 
-    Where no eigenvalue is above its limit :func:`scanpy.tl.dpt` agrees, but for small parts: it
-    adds the trivial component and leaves out those after the tenth.
+    If no eigenvalue exceeds scanpy's limit, the result is nearly that of
+    :func:`scanpy.tl.dpt`, which adds the trivial component and leaves out those after the tenth.
 
     Parameters
     ----------
@@ -160,7 +160,7 @@ def diffusion_pseudotime(
     eigenvalues
         ``adata.uns["diffmap_evals"]``, ``(n_components,)``, decreasing from 1.
     root
-        Number of the cell where the course begins.
+        Number of the cell where the trajectory begins.
 
     Returns
     -------

@@ -120,7 +120,7 @@ def couplings(
     key_added: str = "couplings",
     copy: bool = False,
 ) -> AnnData | None:
-    """The Boltzmann machine's couplings between units, for :func:`scvi_qbm.pl.coupling_graph`.
+    """Couplings of the prior between latent units, for :func:`scvi_qbm.pl.coupling_graph`.
 
     Parameters
     ----------

@@ -85,17 +85,17 @@ METHODS: dict[str, Method] = {
         "Its twin with independent Bernoulli units.", "variant", _NB, True,
     ),
     "gaussian": Method(
-        gaussian_twin, "Gaussian twin",
+        gaussian_twin, "Gaussian VAE",
         "Its twin with N(0, I): scVI with 64 latents and QBMVI's optimiser and stopping.",
         "variant", _NB, True,
     ),
     "gaussian_mixture": Method(
-        partial(learned_prior_twin, prior="mixture"), "Gaussian twin, mixture",
-        "The Gaussian twin with a learned prior: a mixture of 64 Gaussians.", "variant", _NB,
+        partial(learned_prior_twin, prior="mixture"), "Gaussian VAE, mixture",
+        "The Gaussian VAE with a learned prior: a mixture of 64 Gaussians.", "variant", _NB,
     ),
     "gaussian_vamp": Method(
-        partial(learned_prior_twin, prior="vamp"), "Gaussian twin, VampPrior",
-        "The Gaussian twin with a learned prior: posteriors of 64 pseudo-inputs.",
+        partial(learned_prior_twin, prior="vamp"), "Gaussian VAE, VampPrior",
+        "The Gaussian VAE with a learned prior: posteriors of 64 pseudo-inputs.",
         "variant", _NB,
     ),
     "qbmvi_probabilities": Method(
@@ -103,19 +103,19 @@ METHODS: dict[str, Method] = {
         "The posterior probabilities of its units.", "variant", _NB,
     ),
     "gaussian_aligned": Method(
-        aligned(gaussian_twin), "Gaussian twin, aligned",
-        "The Gaussian twin, its batches aligned as QBMVI's are.", "variant", _NB,
+        aligned(gaussian_twin), "Gaussian VAE, aligned",
+        "The Gaussian VAE, its batches aligned as QBMVI's are.", "variant", _NB,
     ),
     "scvi_aligned": Method(
         aligned(scvi_model), "scVI, aligned",
         "scVI, its batches aligned as QBMVI's are.", "variant", _NB, max_epochs=_THEIRS,
     ),
     "gaussian_mixture_aligned": Method(
-        aligned(partial(learned_prior_twin, prior="mixture")), "Gaussian twin, mixture, aligned",
+        aligned(partial(learned_prior_twin, prior="mixture")), "Gaussian VAE, mixture, aligned",
         "Its batches aligned as QBMVI's are.", "variant", _NB,
     ),
     "gaussian_vamp_aligned": Method(
-        aligned(partial(learned_prior_twin, prior="vamp")), "Gaussian twin, VampPrior, aligned",
+        aligned(partial(learned_prior_twin, prior="vamp")), "Gaussian VAE, VampPrior, aligned",
         "Its batches aligned as QBMVI's are.", "variant", _NB,
     ),
     "scvi_harmony": Method(
@@ -133,7 +133,7 @@ METHODS: dict[str, Method] = {
         "variant", _NORMAL,
     ),
     "gaussian_paper": Method(
-        partial(gaussian_twin, recipe="paper"), "Gaussian twin, paper",
+        partial(gaussian_twin, recipe="paper"), "Gaussian VAE, paper",
         "The paper recipe's twin with N(0, I).", "variant", _NORMAL, True,
     ),
     "scvi": Method(

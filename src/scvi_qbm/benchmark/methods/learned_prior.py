@@ -1,4 +1,4 @@
-"""Controls: the Gaussian twin with a prior that is learned, as QBMVI's is, without a machine."""
+"""Controls: the Gaussian VAE with a prior that is learned, as QBMVI's is, without a machine."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class VampPrior(nn.Module):
 
 
 class LearnedPriorVAE(ExpressionVAE):
-    """The Gaussian twin's module with one of these priors.
+    """The Gaussian VAE's module with one of these priors.
 
     Parameters
     ----------
@@ -152,7 +152,7 @@ class LearnedPriorVAE(ExpressionVAE):
 
 
 class LearnedPriorTwin(GaussianTwin):
-    """The Gaussian twin with a learned prior, ``prior="mixture"`` or ``"vamp"``."""
+    """The Gaussian VAE with a learned prior, ``prior="mixture"`` or ``"vamp"``."""
 
     _module_cls = LearnedPriorVAE
 
@@ -175,7 +175,7 @@ class LearnedPriorTwin(GaussianTwin):
 def learned_prior_twin(
     adata: AnnData, *, batch_key: str | None, seed: int, max_epochs: int | None, prior: str
 ) -> MethodResult:
-    """The Gaussian twin with a learned prior, pseudo-inputs beginning at cells drawn at random."""
+    """The Gaussian VAE with a learned prior, pseudo-inputs beginning at cells drawn at random."""
 
     def start(model: Any) -> None:
         if prior == "vamp":

@@ -1,4 +1,4 @@
-"""QBMVI, its W = 0 twin and its Gaussian twin."""
+"""QBMVI, its W = 0 twin and its Gaussian VAE."""
 
 from __future__ import annotations
 
