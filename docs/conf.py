@@ -6,6 +6,9 @@ import shutil
 from importlib.metadata import version as installed
 from pathlib import Path
 
+from docutils import nodes
+from docutils.utils.math.latex2mathml import tex2mathml
+
 HERE = Path(__file__).parent
 # Names that can be imported from several places are documented in one.
 PLACES = {
@@ -29,7 +32,6 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.intersphinx",
-    "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
@@ -83,6 +85,7 @@ if os.environ.get("READTHEDOCS") or os.environ.get("DOCS_INTERSPHINX"):
 
 html_theme = "sphinx_book_theme"
 html_title = project
+html_math_renderer = "mathml"  # needs no script and no network
 html_static_path = ["_static"]
 html_theme_options = {
     "path_to_docs": "docs",
@@ -128,8 +131,16 @@ def skip_foreign(app, what, name, thing, skip, options):
     return skip or not (module is None or module.startswith("scvi_qbm"))
 
 
+def visit_math(translator, node) -> None:
+    """A formula as MathML."""
+    block = isinstance(node, nodes.math_block)
+    translator.body.append(tex2mathml(node.astext().strip(), as_block=block))
+    raise nodes.SkipNode
+
+
 def setup(app) -> None:
     """Called by Sphinx."""
+    app.add_html_math_renderer("mathml", (visit_math, None), (visit_math, None))
     shutil.rmtree(HERE / "api" / "generated", ignore_errors=True)  # names that are no more
     copy_tutorials()
     app.connect("autodoc-skip-member", skip_foreign)

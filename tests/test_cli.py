@@ -89,13 +89,31 @@ def test_fit_with_covariates_on_variable_genes(h5ad, tmp_path, capsys):
         model.get_latent_representation(), result.obsm["X_qbmvi"], atol=1e-5
     )
     for extra, message in (
-        (["--n-top-genes", 765], "there are 765 genes"),
+        (["--unlabeled-category", "?"], "--unlabeled-category needs --labels-key"),
         (["--n-top-genes", 300, "--on-disk"], "leave out --on-disk"),
         (["--categorical-covariate-keys", "phase", "donor"], "'donor' is not in adata.obs"),
     ):
         arguments = ["--layer", "counts", "--out", tmp_path / "o.h5ad", *extra]
         assert fit(h5ad, *arguments) == 1
         assert message in capsys.readouterr().err
+
+
+def test_fit_predicts_labels(pbmc, tmp_path, capsys):
+    adata = pbmc.copy()
+    adata.obs["known"] = adata.obs["cell_type"].astype(str)
+    adata.obs.loc[adata.obs_names[::2], "known"] = "?"
+    path, out = tmp_path / "cells.h5ad", tmp_path / "out.h5ad"
+    adata.write_h5ad(path)
+    code = fit(path, "--layer", "counts", "--labels-key", "known", "--unlabeled-category", "?",
+               "--n-top-genes", 2000, "--n-latent", 8, "--out", out)  # fmt: skip
+    assert code == 0 and "all 765 genes are used" in capsys.readouterr().out
+    result = anndata.read_h5ad(out)
+    predicted = result.obs["predicted_label_qbmvi"]
+    assert set(predicted) <= set(adata.obs["known"]) - {"?"}
+    assert (result.obs["predicted_label_qbmvi_probability"] > 0).all()
+    assert result.obs["outlier_score_qbmvi"].notna().all()
+    assert result.obsm["predicted_label_qbmvi_probabilities"].shape == (700, 10)
+    assert "as --max-epochs says" in (tmp_path / "out.html").read_text()
 
 
 def test_progress_in_a_log_is_sparse(h5ad, tmp_path, capsys, monkeypatch):
@@ -344,7 +362,13 @@ def test_samplers_check(capsys, tmp_path, monkeypatch):
     option = ["--option", "solver=mymachine:Machine", "--max-calls", "2"]
     assert main(["samplers", "check", "solve", *option]) == 1  # undecided
     assert "mine (exact): conforms" in capsys.readouterr().out
+    (tmp_path / "myfunction.py").write_text(
+        "import mymachine\n\ndef draw(m, seed=None):\n    return mymachine.Machine().solve(m)\n"
+    )
+    assert main(["samplers", "check", "myfunction:draw", "--dry-run"]) == 0
     for wrong, message in (
+        (["myfunction:nope"], "cannot be imported"),
+        (["nowhere:Mine"], "cannot be imported"),
         (["nonsense"], "Unknown sampler"),
         (["gibbs", "--option", "n_sweeps"], "KEY=VALUE"),
         (["gibbs", "--option", "speed=3"], "no option 'speed'"),

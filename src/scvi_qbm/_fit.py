@@ -25,7 +25,7 @@ from scvi_qbm._checks import check_expression, check_setup_keys
 from scvi_qbm._files import replacing
 from scvi_qbm.benchmark.data.preprocess import variable_genes
 from scvi_qbm.data.normalise import log_cp10k
-from scvi_qbm.model import QBMVI
+from scvi_qbm.model import QBMANVI, QBMVI
 
 _OBS_KEYS = (
     "batch_key", "labels_key", "size_factor_key", "categorical_covariate_keys",
@@ -49,11 +49,17 @@ def _fit(adata: AnnData, args: argparse.Namespace, source: BinaryIO | None) -> N
     layers = {} if args.layer is None else {args.layer: adata.layers[args.layer]}
     data = AnnData(X=adata.X, obs=adata.obs.copy(), var=adata.var.copy(), layers=layers)
     chosen = None
-    if args.n_top_genes is not None:
+    if args.n_top_genes is not None and args.n_top_genes >= data.n_vars:
+        print(f"--n-top-genes {args.n_top_genes}: all {data.n_vars} genes are used")
+    elif args.n_top_genes is not None:
         chosen = _variable_genes(data, args)
         data = data[:, chosen].copy()
-    QBMVI.setup_anndata(data, layer=args.layer, **keys)
-    model = QBMVI(
+    labels = args.unlabeled_category is not None
+    if labels:
+        keys["unlabeled_category"] = args.unlabeled_category
+    kind = QBMANVI if labels else QBMVI
+    kind.setup_anndata(data, layer=args.layer, **keys)
+    model = kind(
         data,
         recipe=args.recipe,
         gene_likelihood=args.gene_likelihood,
@@ -106,10 +112,6 @@ def _fit(adata: AnnData, args: argparse.Namespace, source: BinaryIO | None) -> N
 
 
 def _variable_genes(data: AnnData, args: argparse.Namespace) -> np.ndarray:
-    if args.n_top_genes >= data.n_vars:
-        raise ValueError(
-            f"--n-top-genes {args.n_top_genes}: there are {data.n_vars} genes. Leave it out."
-        )
     values = sparse.csr_matrix(data.X if args.layer is None else data.layers[args.layer])
     if args.gene_likelihood != "normal":
         check_expression(values, likelihood="nb", where="the data")
@@ -130,6 +132,13 @@ def _results(model: QBMVI, args: argparse.Namespace) -> dict[str, Any]:
     data, x = model.adata, f"X_{_OURS}"
     tl.latent(model, representation=args.representation, key_added=x)
     results = {f"obsm/{x}": data.obsm[x]}
+    if isinstance(model, QBMANVI):
+        predicted, outlier = f"predicted_label_{_OURS}", f"outlier_score_{_OURS}"
+        tl.predict(model, key_added=predicted)
+        tl.outliers(model, key_added=outlier)
+        for name in (predicted, f"{predicted}_probability", outlier):
+            results[f"obs/{name}"] = data.obs[name]
+        results[f"obsm/{predicted}_probabilities"] = data.obsm[f"{predicted}_probabilities"]
     if args.embedding_only:
         return results
     names = {name: f"{name}_{_OURS}" for name in ("leiden", "attractor", "free_energy")}

@@ -6,6 +6,7 @@ import argparse
 import io
 import shlex
 from datetime import date
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,18 @@ import pandas as pd
 import scanpy as sc
 from anndata import AnnData
 from matplotlib.figure import Figure
+from pandas.api.types import is_float_dtype
 from scipy import sparse
 from scvi import REGISTRY_KEYS
 
-from scvi_qbm import __version__, pl
+from scvi_qbm import pl
 from scvi_qbm.benchmark.report.html import Html, join, page, picture, table, tag
 from scvi_qbm.data.normalise import log_cp10k
 from scvi_qbm.data.on_disk import reads_from_disk
 from scvi_qbm.model import QBMVI
 from scvi_qbm.pl.model import most_frequent
 
+_DOCS = "https://github.com/scvi-qbm/scvi-qbm/blob/main/docs"
 _MANY = 30  # categories: more do not fit a legend
 _SETTINGS = ("n_latent", "gene_likelihood", "recipe", "sampler", "representation", "seed")
 
@@ -39,10 +42,10 @@ def write_report(
         ("cells", "Cells", _cells(adata, model, labels_key)),
         ("clusters", "Clusters", _clusters(adata, model, labels_key)),
         ("programs", "Gene programs", _programs(adata)),
-        ("training", "Training", _training(model, summary)),
-        ("next", "Next steps", _next(args)),
+        ("training", "Training", _training(model, summary, args)),
+        ("next", "Next steps", _next(model, args)),
     ]
-    made = f"Written by scvi-qbm {__version__} on {date.today()}:"
+    made = f"Written by scvi-qbm {version('scvi-qbm')} on {date.today()}:"
     head = join([tag("p", made), tag("pre", "scvi-qbm " + shlex.join(args.argv))])
     title = f"{args.input.name}: {adata.n_obs:,} cells, {adata.n_vars:,} genes"
     path.write_text(page(title, sections, head))
@@ -58,7 +61,12 @@ def _png(figure: Figure) -> bytes:
 def _cells(adata: AnnData, model: QBMVI, labels_key: str | None) -> Html:
     batch_key = model.registry_["setup_args"].get("batch_key")
     colors = ["leiden_qbmvi", "attractor_qbmvi", batch_key, labels_key]
-    shown = [c for c in dict.fromkeys(colors) if c is not None and adata.obs[c].nunique() <= _MANY]
+    if "predicted_label_qbmvi" in adata.obs:
+        colors += ["predicted_label_qbmvi", "predicted_label_qbmvi_probability"]
+    shown = [
+        c for c in dict.fromkeys(colors)
+        if c is not None and (is_float_dtype(adata.obs[c]) or adata.obs[c].nunique() <= _MANY)
+    ]  # fmt: skip
     figure = sc.pl.embedding(
         adata, "umap_qbmvi", color=shown, ncols=2, wspace=0.45, frameon=False, show=False,
         return_fig=True,
@@ -68,7 +76,8 @@ def _cells(adata: AnnData, model: QBMVI, labels_key: str | None) -> Html:
     return join([
         picture(_png(figure), 900, "UMAP by cluster, batch and label", "UMAP of obsm['X_qbmvi']."),
         picture(_png(energy), 450, "UMAP by free energy",
-                "Low: states that the prior knows well. High: rare or transitional states."),
+                "Free energy: low in states that the prior knows well, high in rare or "
+                "transitional states."),
         picture(_png(tree), 900, "Tree of attractors",
                 "Attractors: a stem is as long as the barrier to leave it."),
     ])  # fmt: skip
@@ -126,28 +135,33 @@ def _programs(adata: AnnData) -> Html:
     return join([tag("p", words), table(head, rows)])
 
 
-def _training(model: QBMVI, summary: dict[str, Any]) -> Html:
+def _training(model: QBMVI, summary: dict[str, Any], args: argparse.Namespace) -> Html:
     axes = pl.training_curves(model.history)
-    words = "Dashed: held-out cells. docs/training.md says how to read it."
-    curves = picture(_png(np.ravel(axes)[0].figure), 900, "Training curves", words)
+    curves = picture(
+        _png(np.ravel(axes)[0].figure), 900, "Training curves", "Dashed: held-out cells."
+    )
     elbo, log_z = (
         f"{summary[key]:.2f} ± {summary[f'{key}_se']:.2f}" for key in ("validation_elbo", "log_z")
     )
+    cut = ", as --max-epochs says: may be too few" if summary["epochs"] == args.max_epochs else ""
     rows = [
-        ["epochs", f"{summary['epochs']}, {summary['seconds']:,.0f} seconds"],
+        ["epochs", f"{summary['epochs']} in {summary['seconds']:,.0f} seconds{cut}"],
         ["held-out ELBO", f"{elbo} nats a cell, with standard error (higher is better)"],
         ["log Z", f"{log_z} nats"],
         ["prior", model.summary(silent=True)["negative_phase", "verdict"]],
         *([name.replace("_", " "), summary[name]] for name in _SETTINGS),
     ]
-    return join([curves, table(["", ""], rows)])
+    guide = tag("a", "How to read them", href=f"{_DOCS}/training.md")
+    return join([curves, tag("p", guide), table(["", ""], rows)])
 
 
-def _next(args: argparse.Namespace) -> Html:
-    chosen = args.n_top_genes is not None
+def _next(model: QBMVI, args: argparse.Namespace) -> Html:
+    chosen = args.n_top_genes == model.adata.n_vars
     genes = 'adata[:, adata.var["highly_variable_qbmvi"]].copy()' if chosen else "adata"
-    load = f"model = scvi_qbm.QBMVI.load({str(args.model_dir)!r}, {genes})"
+    load = f"model = scvi_qbm.{type(model).__name__}.load({str(args.model_dir)!r}, {genes})"
     lines = [
+        "import scanpy, scvi_qbm",
+        "",
         f"adata = scanpy.read_h5ad({str(args.out)!r})",
         'scanpy.pl.embedding(adata, "umap_qbmvi", color="leiden_qbmvi")',
         'scvi_qbm.pl.energy(adata, "free_energy_qbmvi", basis="umap_qbmvi")',

@@ -120,11 +120,11 @@ class TrainingCheckpoint(Callback):
         where = f"epoch {checkpoint['epoch']}, step {checkpoint['global_step']}"
         if self.is_finished:
             logger.info(
-                f"The run in {self.path.parent} is finished ({where}): the model has its result. "
-                "Name another checkpoint_dir to train anew, or more epochs to go on."
+                f"All epochs of the run in {self.path.parent} are done ({where}). Name another "
+                "checkpoint_dir to train anew, or more epochs to continue."
             )
         else:
-            logger.info(f"Training goes on from {self.path} ({where}).")
+            logger.info(f"Training resumes from {self.path} ({where}).")
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """The order of the first epoch is drawn between this hook and its start."""

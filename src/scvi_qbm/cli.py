@@ -115,7 +115,12 @@ def _add_fit(commands: Any) -> None:
     )
     fit.add_argument("--layer", help="layer with the values to model (default: X)")
     fit.add_argument("--batch-key", metavar="COLUMN", help="column of obs to correct for")
-    fit.add_argument("--labels-key", metavar="COLUMN", help="cell types, for the report only")
+    fit.add_argument("--labels-key", metavar="COLUMN", help="cell types, for the report")
+    fit.add_argument(
+        "--unlabeled-category",
+        metavar="VALUE",
+        help="value of --labels-key for cells without a label: train QBMANVI and predict theirs",
+    )
     fit.add_argument("--size-factor-key", metavar="COLUMN", help="size factors, instead of depth")
     for kind in ("categorical", "continuous"):
         fit.add_argument(
@@ -268,6 +273,8 @@ def _check_paths(args: argparse.Namespace) -> None:
         raise FileNotFoundError(f"no such file: {args.input}")
     if args.out.exists() and args.out.samefile(args.input):
         raise ValueError("IN.h5ad and OUT.h5ad are the same file")
+    if args.unlabeled_category is not None and args.labels_key is None:
+        raise ValueError("--unlabeled-category needs --labels-key")
     if args.n_top_genes is not None and args.on_disk:
         raise ValueError("--n-top-genes reads the whole matrix: leave out --on-disk")
     page = None if args.embedding_only else args.out.with_suffix(".html")

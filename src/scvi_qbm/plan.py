@@ -84,7 +84,7 @@ class QBMTrainingPlan(TrainingPlan):
         self.log_z_every_n_epochs = log_z_every_n_epochs
         self._log_z_epoch = -1
         self._chains: list[dict[str, Any]] | None = None
-        self._dishonest = 0
+        self._bad_reports = 0
 
     def get_optimizer_creator(self) -> Any:
         create = super().get_optimizer_creator()
@@ -151,7 +151,10 @@ class QBMTrainingPlan(TrainingPlan):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        checkpoint[_PLAN_KEY] = {"log_z_epoch": self._log_z_epoch, "dishonest": self._dishonest}
+        checkpoint[_PLAN_KEY] = {
+            "log_z_epoch": self._log_z_epoch,
+            "bad_reports": self._bad_reports,
+        }
         if self.module.negative_phase is not None:
             mine, share = self.module.negative_phase.state(), self.trainer.strategy.broadcast
             checkpoint[_PRIOR_KEY] = [share(mine, k) for k in range(self.trainer.world_size)]
@@ -163,7 +166,7 @@ class QBMTrainingPlan(TrainingPlan):
         self._chains = checkpoint.get(_PRIOR_KEY)
         counted = checkpoint.get(_PLAN_KEY, {})
         self._log_z_epoch = counted.get("log_z_epoch", -1)
-        self._dishonest = counted.get("dishonest", 0)
+        self._bad_reports = counted.get("bad_reports", 0)
 
     def _load_chains(self) -> None:
         """Once, and after the weights, whose loading makes the prior forget its chains."""
@@ -198,11 +201,11 @@ class QBMTrainingPlan(TrainingPlan):
         report = self._negative_phase.refresh_log_z(final=True)
         if report.machine_share is not None:
             self._judge_machine(report)
-        if report.is_honest:
+        if report.chains_mix:
             return
         # Without a step since the last estimate, two estimates of the same log Z disagree, one
         # from kept chains and one from fresh ones: that is never noise of the first epochs.
-        if report.n_steps == 0 or self._dishonest == 2:
+        if report.n_steps == 0 or self._bad_reports == 2:
             self._warn(report)
 
     def _refresh_log_z(self) -> None:
@@ -213,8 +216,8 @@ class QBMTrainingPlan(TrainingPlan):
         known = {k: v for k, v in report._asdict().items() if v is not None}
         self.log_dict(known, on_step=False, on_epoch=True, sync_dist=self.use_sync_dist)
         # One or two bad reports may be noise or the rush of the first epochs; three are not.
-        self._dishonest = 0 if report.is_honest else self._dishonest + 1
-        if self._dishonest == 3:
+        self._bad_reports = 0 if report.chains_mix else self._bad_reports + 1
+        if self._bad_reports == 3:
             self._warn(report)
 
     def _judge_machine(self, report: NegativePhaseReport) -> None:
@@ -222,10 +225,10 @@ class QBMTrainingPlan(TrainingPlan):
         name, share = self.module.negative_phase.sampler.source.name, report.machine_share
         if share < _FORGOTTEN:
             warnings.warn(
-                f"The Gibbs sweeps have forgotten what {name!r} drew: {share:.1%} of its "
-                f"{report.n_draws:.0f} draws is left in the samples that trained the prior, so "
-                "another machine, or none, would have given much the same model. To let the "
-                "machine decide, draw at every step and do not sweep: sampler='corrected', "
+                f"{name!r} had no influence on the prior: after the Gibbs sweeps {share:.1%} of "
+                f"its {report.n_draws:.0f} draws is left, so another machine, or none, would have "
+                "given much the same model. To let it decide, draw at every step and do not "
+                "sweep: sampler='corrected', "
                 "sampler_options={'sampler': ..., 'redraw_every': 1, 'n_burn_in': 0, "
                 "'n_sweeps': 0}.",
                 UserWarning,
@@ -233,7 +236,7 @@ class QBMTrainingPlan(TrainingPlan):
             )
         elif report.drawn_distance > _WRONG * report.drawn_floor:
             warnings.warn(
-                f"The prior was trained with states of {name!r} ({share:.0%} is left of them) "
+                f"The prior was trained with samples of {name!r} ({share:.0%} is left of them) "
                 f"that do not follow it: effective beta {report.beta_drawn:.3g} +- "
                 f"{report.beta_drawn_se:.2g} (1 is right), distance {report.drawn_distance:.2f} "
                 f"(by chance {report.drawn_floor:.2f}). More sweeps (n_sweeps) would repair them.",
@@ -241,14 +244,15 @@ class QBMTrainingPlan(TrainingPlan):
                 stacklevel=2,
             )
 
-    @staticmethod
-    def _warn(report: NegativePhaseReport) -> None:
+    def _warn(self, report: NegativePhaseReport) -> None:
+        tempers = self.module.negative_phase.sampler.name.endswith("tempering")
+        other = "" if tempers else "sampler='parallel_tempering', "
         warnings.warn(
-            f"The negative phase is not honest: training samples lie {report.energy_gap:+.1f} "
-            f"(se {report.energy_gap_se:.1f}) nats from tempered chains, and log Z drifted by "
-            f"{report.log_z_drift:+.1f} nats between estimates. The prior's gradient is biased. "
-            "Use sampler='parallel_tempering', more sweeps "
-            "(sampler_options={'n_sweeps': 10}), or a smaller plan_kwargs={'bm_lr': ...}.",
+            f"The prior's chains do not mix: energy gap {report.energy_gap:+.1f} "
+            f"(se {report.energy_gap_se:.1g}) nats, drift of log Z {report.log_z_drift:+.1f} "
+            f"nats. The prior's gradient is biased. Use {other}more sweeps "
+            "(sampler_options={'n_sweeps': 10}) or a smaller plan_kwargs={'bm_lr': ...}. See "
+            "docs/training.md.",
             UserWarning,
             stacklevel=2,
         )

@@ -260,7 +260,7 @@ def test_the_end_of_training_compares_kept_and_fresh_chains(pbmc, monkeypatch):
         return LogPartition(value.value + 20, value.standard_error), energies
 
     monkeypatch.setattr(prior, "bar_from_chains", wrong)
-    with pytest.warns(UserWarning, match="not honest"):
+    with pytest.warns(UserWarning, match="chains do not mix"):
         fitted(pbmc)
 
 
@@ -610,10 +610,10 @@ def test_interrupted_training_has_an_honest_log_z(pbmc):
     assert abs(value - model.get_log_partition("exact").value) < 4 * se + 0.01
 
 
-def test_dishonest_training_warns(pbmc):
+def test_bad_reports_training_warns(pbmc):
     from support.machines import Stuck
 
-    with pytest.warns(UserWarning, match="negative phase is not honest"):
+    with pytest.warns(UserWarning, match="chains do not mix"):
         fitted(
             pbmc,
             sampler=Stuck(),

@@ -339,7 +339,7 @@ class Annealer(type(scvi_qbm.get_sampler("simulated_annealing"))):
 
 
 def test_a_machine_that_is_forgotten_is_told_of(pbmc):
-    with pytest.warns(UserWarning, match="have forgotten what 'annealer' drew.*redraw_every"):
+    with pytest.warns(UserWarning, match="'annealer' had no influence on the prior.*redraw_every"):
         made(pbmc, sampler=Annealer()).train(max_epochs=2, enable_progress_bar=False)
     options = {"sampler": Annealer(), "redraw_every": 1, "n_burn_in": 0, "n_sweeps": 0}
     model = made(pbmc, sampler="corrected", sampler_options=options)

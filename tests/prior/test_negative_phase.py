@@ -59,7 +59,7 @@ def test_training_finds_the_moments(sampler):
     assert float(prior.log_z) == pytest.approx(exact, abs=max(4 * reports[-1].log_z_se, 1e-3))
     assert abs(exact - 6 * np.log(2)) > 0.4
     for report in reports:
-        assert report.is_honest and report.n_steps == 200
+        assert report.chains_mix and report.n_steps == 200
         assert abs(report.log_z_drift) < 1.0
     final = phase.refresh_log_z(final=True)
     assert float(prior.log_z) == pytest.approx(exact, abs=max(4 * final.log_z_se, 1e-3))
@@ -128,8 +128,8 @@ def test_report_shows_a_negative_phase_that_is_not_honest():
         for _ in range(100):
             step(phase, q, optimiser)
         reports[name] = phase.refresh_log_z()
-    assert reports["tempered"].is_honest
-    assert not reports["stuck"].is_honest
+    assert reports["tempered"].chains_mix
+    assert not reports["stuck"].chains_mix
     assert reports["stuck"].energy_gap > 5
 
 
@@ -205,7 +205,7 @@ def test_restored_weights_bring_their_own_log_z(sampler):
     phase.prior.load_state_dict(weights)
     phase.collect()
     assert float(phase.prior.log_z) == pytest.approx(float(weights["log_z"]), abs=1e-6)
-    assert phase.refresh_log_z().is_honest
+    assert phase.refresh_log_z().chains_mix
 
 
 def test_diverged_parameters_say_so_at_once_on_the_host():
@@ -235,7 +235,7 @@ def test_diverged_parameters_say_so_in_tensors():
         prior.load_state_dict(weights)
         for _ in range(60):
             phase.collect()
-        assert phase.refresh_log_z().is_honest and np.isfinite(phase.draws.chains.ladder).all()
+        assert phase.refresh_log_z().chains_mix and np.isfinite(phase.draws.chains.ladder).all()
         with torch.no_grad():
             prior.W_upper[0, 1] = np.nan
         with contextlib.suppress(ValueError):

@@ -140,7 +140,7 @@ def test_a_budget_counts_calls_of_all_processes(tmp_path):
     with pytest.raises(ConnectionError):
         sampler.sample(MODEL, n_samples=20, seed=1)
     later = SolveAdapter(machine, budget=3, retries=5, directory=tmp_path)
-    with pytest.raises(RuntimeError, match="called 3 times, and `budget` is 3: raise it"):
+    with pytest.raises(RuntimeError, match="called 3 times, and `budget` is 3. Raise it"):
         later.sample(MODEL, n_samples=40, seed=1)
     assert machine.n_calls == 3
     later.sample(MODEL, n_samples=20, seed=0)  # kept

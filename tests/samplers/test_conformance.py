@@ -1,4 +1,5 @@
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -455,6 +456,34 @@ def test_a_budget_is_kept():
     assert {r.outcome for r in report.results} == {"skipped"}
 
 
+def test_a_spent_budget_of_the_machine_decides_nothing():
+    sampler = get_sampler("solve", solver="scvi_qbm.samplers.adapters.solve:HeatBath", budget=2)
+    report = check_sampler(sampler, strict=False)
+    assert {r.outcome for r in report.results[2:]} == {"skipped"}
+    assert not report.passed and "NOT DECIDED" in str(report)
+
+
+def test_a_dry_run_counts_what_is_asked_for():
+    sampler = get_sampler("gibbs", n_chains=64, n_sweeps=200)
+    planned = check_sampler(sampler, dry_run=True).asked.split()
+    meter = SimpleNamespace(calls=0, reads=0)
+    ask = sampler.sample
+
+    def counted(ising, beta=1.0, n_samples=1000, seed=None):
+        meter.calls, meter.reads = meter.calls + 1, meter.reads + n_samples
+        return ask(ising, beta, n_samples, seed)
+
+    sampler.sample = counted
+    assert check_sampler(sampler).passed
+    assert [int(planned[0]), int(planned[2])] == [meter.calls, meter.reads]
+
+
+def test_a_wrong_temperature_is_named():
+    _, failed = report_on(Cooler())
+    beta = float(failed["distribution"].partition("effective beta ")[2].split()[0])
+    assert beta > 1.05
+
+
 def test_correlated_draws_need_more_sweeps():
     """One chain that hardly moves is not called wrong: there is nothing to test it by."""
     _, failed = report_on(get_sampler("gibbs", n_chains=1, n_sweeps=1))
@@ -566,7 +595,7 @@ def test_a_small_p_value_is_looked_at_again():
         looks.clear()
         return distribution._confirmed(check)(Exact(), 1)
 
-    assert found([0.5]).detail.endswith("0.500") and len(looks) == 1
+    assert found([0.5]).detail.startswith("smallest of 1 p-values 0.500") and len(looks) == 1
     assert "a first look was worse by chance" in found([1e-5, 0.02]).detail
     assert len(set(looks)) == 2
     with pytest.raises(AssertionError, match="1.0e-05"):

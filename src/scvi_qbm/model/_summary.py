@@ -18,7 +18,7 @@ from scvi_qbm.samplers.corrected import Corrected
 _HEADINGS = {
     "train": "training cells, at the best epoch, before the prior's last fit (nats a cell)",
     "held_out": "held-out cells, at the best epoch, before the prior's last fit (nats a cell)",
-    "negative_phase": "last look at the chains (nats)",
+    "negative_phase": "last report on the chains (nats)",
 }
 _BOUND = {
     "elbo": "elbo",
@@ -85,7 +85,8 @@ def _prior(model: Any) -> dict[str, Any]:
     source = getattr(sampler, "source", sampler)
     guarantee = getattr(source, "guarantee", None)
     if isinstance(sampler, Corrected):
-        guarantee = f"{guarantee}, finished by Gibbs sweeps"
+        swept = "followed by Gibbs sweeps" if sampler.n_sweeps else "not corrected"
+        guarantee = f"{guarantee}, {swept}"
     log_z = model.get_log_partition()
     return {
         "kind": "boltzmann" if model.module.negative_phase else "bernoulli",
@@ -135,7 +136,7 @@ def _verdict(model: Any, history: dict[str, pd.DataFrame]) -> str:
         return "exact: units without couplings need no samples"
     if "energy_gap" not in history:
         frozen = model.module.prior.is_frozen
-        return "not looked at: the machine is frozen" if frozen else "not looked at yet"
+        return "no report: the prior is frozen" if frozen else "no report yet"
     fields = [name for name in NegativePhaseReport._fields if name in history]
     looks = pd.concat([history[name].iloc[:, 0].rename(name) for name in fields], axis=1)
     looks = looks[looks["energy_gap"].notna()]
@@ -143,14 +144,14 @@ def _verdict(model: Any, history: dict[str, pd.DataFrame]) -> str:
     reports = [NegativePhaseReport(**look) for look in looks.tail(3).to_dict("records")]
     report = reports[-1]
     told = (
-        f"training samples lie {report.energy_gap:+.1f} (se {report.energy_gap_se:.1f}) nats "
-        f"from equilibrium, log Z drifted by {report.log_z_drift:+.1f} nats between estimates"
+        f"energy gap {report.energy_gap:+.1f} (se {report.energy_gap_se:.1g}) nats, drift of "
+        f"log Z {report.log_z_drift:+.1f} nats"
     )
-    if report.is_honest:
-        return f"honest: {told}"
-    if len(reports) < 3 or any(earlier.is_honest for earlier in reports):
-        return f"in doubt, which may be noise: {told}, but not in all of the last three looks"
-    return f"not honest: {told}, so the prior's gradient is biased"
+    if report.chains_mix:
+        return f"the prior's chains mix: {told}"
+    if len(reports) < 3 or any(earlier.chains_mix for earlier in reports):
+        return f"in doubt, which may be noise: {told}, but not in all of the last three reports"
+    return f"the prior's chains do not mix: {told}, so its gradient is biased"
 
 
 def _last(history: dict[str, pd.DataFrame], name: str) -> float:

@@ -158,10 +158,15 @@ def reliability(
     ax.plot([0, 1], [0, 1], color="0.6", lw=1, ls="--")
     ax.bar(
         (np.arange(n_bins)[there] + 0.5) / n_bins, size[there] / size.sum(), 0.9 / n_bins,
-        color="0.88", label="share of cells",
+        color="0.88", label="cells in the bin",
     )  # fmt: skip
-    ax.plot(said, found, "o-", color=PALETTE[0], ms=4, label="right")
-    ax.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="probability of the prediction", ylabel="share")
+    ax.plot(said, found, "o-", color=PALETTE[0], ms=4, label="share that is right")
+    ax.set(
+        xlim=(0, 1),
+        ylim=(0, 1.02),
+        xlabel="probability of the prediction",
+        ylabel="share of cells",
+    )
     ax.set_title(f"ECE {error:.3f}", fontsize=9)
     ax.legend(frameon=False, fontsize=7, loc="upper left")
     return ax

@@ -83,7 +83,7 @@ class NegativePhaseReport(NamedTuple):
     distance_floor: float | None = None
 
     @property
-    def is_honest(self) -> bool:
+    def chains_mix(self) -> bool:
         """Gap below 2 nats or 4 standard errors; drift below 5 nats or 0.1 a step."""
         gap_ok = abs(self.energy_gap) <= max(2.0, 4 * self.energy_gap_se)
         return gap_ok and abs(self.log_z_drift) <= max(5.0, 0.1 * self.n_steps)

@@ -13,12 +13,16 @@ from numpy.typing import NDArray
 from scvi_qbm._numbers import as_seed, positive_int
 from scvi_qbm.ising import Ising
 
-__all__ = ["ChainSampler", "Guarantee", "SampleSet", "Sampler"]
+__all__ = ["BudgetSpent", "ChainSampler", "Guarantee", "SampleSet", "Sampler"]
 
 _LARGEST = 1e37
 
 #: What a sampler guarantees of its states, see :attr:`Sampler.guarantee`.
 Guarantee = Literal["exact", "mcmc", "heuristic"]
+
+
+class BudgetSpent(RuntimeError):
+    """An Ising machine was called as often as its ``budget`` allows."""
 
 
 @dataclass
@@ -136,7 +140,10 @@ class Sampler(abc.ABC):
             )
         n_samples = positive_int(n_samples, "n_samples")
         entropy = np.random.SeedSequence(as_seed(seed))
-        spins, info = self._sample(ising, beta, n_samples, entropy)
+        found = self._sample(ising, beta, n_samples, entropy)
+        if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[1], dict)):
+            raise TypeError(f"_sample of {self.name!r} must return (spins, info), info a dict.")
+        spins, info = found
         wrong = np.asarray(spins)[np.abs(spins) != 1]
         if wrong.size:
             raise RuntimeError(

@@ -94,13 +94,22 @@ def register_sampler(name: str, target: Target, *, overwrite: bool = False) -> N
 
 def _load(name: str) -> Callable[..., Sampler]:
     if name not in list_samplers():
-        raise ValueError(f"Unknown sampler {name!r}. Available: {', '.join(list_samplers())}.")
+        raise ValueError(
+            f"Unknown sampler {name!r}. Available: {', '.join(list_samplers())}. For one of your "
+            "own, first import the module that registers it."
+        )
     target: Any = _registered.get(name) or _BUILT_IN.get(name)
     if target is None:
         return _plugins()[name].load()  # type: ignore[no-any-return]
     if isinstance(target, str):
         module, attribute = target.split(":")
-        target = getattr(import_module(module), attribute)
+        try:
+            target = getattr(import_module(module), attribute)
+        except (ImportError, AttributeError) as error:
+            raise ImportError(
+                f"The sampler {target} cannot be imported ({error}): install it, or put its "
+                "folder on PYTHONPATH."
+            ) from error
     return target  # type: ignore[no-any-return]
 
 
@@ -165,9 +174,14 @@ def _required(factory: Callable[..., Sampler]) -> list[str]:
 
 
 def is_sampler(name: str) -> bool:
-    """Whether the name stands for a sampler class or a function, rather than for a machine."""
+    """Whether the name stands for a sampler, rather than for a machine with ``solve``.
+
+    A function that needs no argument makes a sampler; one that needs a matrix is a machine.
+    """
     target = _load(name)
-    return not (isinstance(target, type) and not issubclass(target, Sampler))
+    if isinstance(target, type):
+        return issubclass(target, Sampler)
+    return not inspect.isroutine(target) or not _required(target)
 
 
 def conformance_options(name: str) -> dict[str, Any]:

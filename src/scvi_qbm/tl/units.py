@@ -99,8 +99,8 @@ def programs(
     rare = int(change.isna().all().sum())
     if rare:
         logger.info(
-            f"{rare} of {adata.n_vars} genes are in fewer than {min_share:.1%} of the cells and "
-            "are left out (NaN); min_share=0 keeps them."
+            f"Gene programs: {rare} of {adata.n_vars} genes are in fewer than {min_share:.1%} of "
+            "the cells and have no value (NaN); min_share=0 gives them one."
         )
     return adata if copy else None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import warnings
 
 import numpy as np
@@ -14,6 +15,7 @@ from scvi_qbm.benchmark.data.read import count_fault
 from scvi_qbm.data.normalise import log_cp10k
 
 _SMALLEST_BATCH = 20
+logger = logging.getLogger("scvi.qbm")
 
 
 def preprocess_counts(
@@ -76,6 +78,11 @@ def preprocess_counts(
         raise ValueError(
             f"No cell expresses min_genes={min_genes} genes; the richest has "
             f"{np.diff(counts.indptr).max(initial=0)}. Is this a panel of few genes?"
+        )
+    if len(cells) < adata.n_obs:
+        logger.info(
+            f"{adata.n_obs - len(cells):,} of {adata.n_obs:,} cells express fewer than "
+            f"min_genes={min_genes} genes and are left out."
         )
     counts = counts[cells]
     genes = np.flatnonzero(counts.getnnz(axis=0) >= min_cells)

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from scvi_qbm._files import replacing
 from scvi_qbm._numbers import positive, positive_int
+from scvi_qbm.samplers.base import BudgetSpent
 
 __all__ = ["Answer", "Calls", "Queued"]
 
@@ -65,10 +66,6 @@ class Queued(NamedTuple):
 
 
 class _Cancelled(RuntimeError):
-    pass
-
-
-class _Spent(RuntimeError):
     pass
 
 
@@ -237,7 +234,7 @@ class Calls:
             stop=tenacity.stop_after_attempt(self.retries + 1),
             wait=tenacity.wait_exponential(min=1, max=60),
             retry=tenacity.retry_if_exception_type(Exception)
-            & tenacity.retry_if_not_exception_type((_Cancelled, _Spent)),
+            & tenacity.retry_if_not_exception_type((_Cancelled, BudgetSpent)),
             sleep=tenacity.sleep_using_event(end),
             before_sleep=before_sleep,
             reraise=True,
@@ -248,10 +245,14 @@ class Calls:
         """Take note of a call, if the budget has one left."""
         n_made = self.n_made(who)
         if self.budget is not None and n_made >= self.budget:
-            kept = "" if self.directory is None else f" All reads are kept in {self.directory}."
-            raise _Spent(
-                f"{who} was called {n_made} times, and `budget` is {self.budget}: raise it to go "
-                f"on.{kept}"
+            kept = (
+                ""
+                if self.directory is None
+                else f" Answers in {self.directory} are not paid for again."
+            )
+            raise BudgetSpent(
+                f"{who} was called {n_made} times, and `budget` is {self.budget}. Raise it and "
+                f"start again.{kept}"
             )
         self._made += 1
         if self.directory is not None:

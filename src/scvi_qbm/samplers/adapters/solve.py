@@ -201,7 +201,7 @@ def _solver(solver: Any) -> Any:
                 f"The solver {module}:{attribute} cannot be imported ({error}): install it, or "
                 "put its folder on PYTHONPATH. A saved model needs that as well."
             ) from error
-        if isinstance(solver, type) or not (hasattr(solver, "solve") or _has_queue(solver)):
+        if isinstance(solver, type) or (inspect.isroutine(solver) and _makes_object(solver)):
             solver = solver()
     if inspect.isroutine(solver):
         return SimpleNamespace(solve=solver, __name__=solver.__name__)
@@ -210,8 +210,18 @@ def _solver(solver: Any) -> Any:
         raise TypeError(
             "`solver` must be a function of a matrix, or an object with solve(matrix) or with "
             f"submit(matrix) and fetch(task), got {solver!r}."
+            + (" Make an object of this class." if isinstance(solver, type) else "")
         )
     return solver
+
+
+def _makes_object(function: Any) -> bool:
+    """Whether it needs no argument, so that it is not the machine itself, which gets a matrix."""
+    try:
+        inspect.signature(function).bind()
+    except (TypeError, ValueError):  # an argument is missing; compiled without a signature
+        return False
+    return True
 
 
 def _has_queue(solver: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterable
 
@@ -37,6 +38,15 @@ def peaked_model(n_spins: int, seed: int, beta: float) -> Ising:
     return random_model(n_spins, seed).scaled(1 / beta)
 
 
+def _temperature(sampler: Sampler, seed: int) -> str:
+    """What a wrong temperature looks like; "" if the sampler cannot be asked."""
+    with contextlib.suppress(Exception):
+        model = random_model(8, seed)
+        beta, se = effective_beta(model, sampler.sample(model, 1.0, _N_NOTED, seed=seed).spins)
+        return f"; effective beta {beta:.3g} +- {se:.1g} (1 is right)"
+    return ""
+
+
 def _confirmed(check: Callable[..., Found]) -> Callable[[Sampler, int], Found]:
     """A small p-value is chance now and then: look again, at other models and states."""
 
@@ -48,7 +58,7 @@ def _confirmed(check: Callable[..., Found]) -> Callable[[Sampler, int], Found]:
             try:
                 found = check(sampler, seed + _OTHER, _AGAIN)
             except AssertionError:
-                raise error from None
+                raise AssertionError(f"{error}{_temperature(sampler, seed)}") from None
             return Found(f"{found.detail}; a first look was worse by chance: {error}")
 
     return checked
@@ -128,7 +138,7 @@ def judged(found: Iterable[dict[str, float]], alarm: float) -> Found:
         f"smallest of {len(every)} p-values is {smallest:.1e}, of the {name}: not Boltzmann, or "
         "chains too short for these rugged models (give more sweeps)",
     )
-    return Found(f"smallest of {len(every)} p-values {smallest:.3f}")
+    return Found(f"smallest of {len(every)} p-values {smallest:.3f} (fails at {alarm:g})")
 
 
 def distribution_pvalues(
