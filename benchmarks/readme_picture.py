@@ -38,7 +38,7 @@ def main() -> None:
     model.train(max_epochs=100, enable_progress_bar=False)
     tl.latent(model)
     tl.energy(model)
-    tl.attractors(model, depth=3.0)
+    tl.attractors(model)
 
     scvi.settings.seed = 0
     known = one_in_ten(types, 0)
@@ -97,8 +97,9 @@ def main() -> None:
     )
     pl.energy(adata, basis=ours, ax=axes[0, 3], size=14)
     pl.attractors(adata, labels_key="cell_type", ax=axes[1, 3])
-    axes[1, 3].set_title("states of the prior, and the passes between them", fontsize=10)
+    axes[1, 3].set_title("attractors, and the barriers between them", fontsize=10)
     axes[1, 3].set(xlabel="", ylabel="energy (nats)")
+    axes[1, 3].tick_params(axis="x", labelsize=8)
     for ax in axes.flat:
         ax.title.set_fontsize(10)
         ax.set_facecolor("white")

@@ -1,8 +1,8 @@
-"""The tables of docs/results.md and README.md, and the picture of scores by number of cells.
+"""The tables of README.md, docs/results.md and logbook/results.md, and scores by number of cells.
 
-    python benchmarks/result_tables.py bench-priors-output [bench-cells-output]
+    python benchmarks/result_tables.py bench-priors-output bench-cells-output
 
-Part of ``make bench-priors``. The rows are kept in docs/evidence (priors, cells): to go on from
+Part of ``make bench-priors``. The rows are kept in docs/evidence (priors, cells). To resume from
 them, copy such a folder to the output folder.
 """
 
@@ -43,9 +43,12 @@ METRICS = {
     "disentanglement": "disentanglement", "validation_elbo": "held-out ELBO",
     "validation_iwae": "IW likelihood", "cpu_seconds": "CPU s",
 }  # fmt: skip
-SHORT = ("scib_total", "scib_bio", "nmi", "scgraph", "knn_f1", "lobo_f1")
-SHORT_METHODS = ("qbmvi", "scvi", "gaussian", "gaussian_mixture", "bernoulli")
+SHORT = ("scib_total", "scib_bio", "scib_batch", "nmi", "scgraph", "knn_f1", "lobo_f1")
+SHORT_METHODS = ("qbmvi", "qbmvi_probabilities", "scvi", "gaussian", "gaussian_mixture")
+PAIRED = ("validation_elbo", "validation_iwae", "scib_total", "scib_bio", "scgraph", "lobo_f1")
 _NATS = ("validation_elbo", "validation_iwae")
+_MANY = 8000  # cells, from which on a data set is large
+_LARGEST = "pbmc_4studies_11batches"
 
 
 def markdown(head: list[str], lines: list[list[str]]) -> str:
@@ -95,6 +98,23 @@ def over_sets(rows: pd.DataFrame, methods: tuple[str, ...]) -> str:
     return markdown(head, lines)
 
 
+def paired(rows: pd.DataFrame, reference: str = "qbmvi_probabilities") -> str:
+    """QBMVI minus another method by data set and seed: median over data sets, and who is ahead."""
+    lines = []
+    for method in (m for m in LABELS if m not in ("qbmvi", reference)):
+        line = [LABELS[method]]
+        for metric in PAIRED:
+            wide = rows.pivot(index=["data", "seed"], columns="method", values=metric)
+            if method not in wide:
+                continue
+            gap = (wide[reference] - wide[method]).dropna()
+            middle = gap.groupby("data").mean().median()
+            text = f"{middle:+.1f}" if metric in _NATS else f"{middle:+.3f}"
+            line.append(f"{text} ({(gap > 0).sum()} of {len(gap)})")
+        lines += [line] if line[1:] else []
+    return markdown(["QBMVI, not aligned, minus", *(METRICS[m] for m in PAIRED)], lines)
+
+
 def into(page: Path, name: str, text: str) -> None:
     """Replace what stands between the marks of that name."""
     marks = f"<!-- {name} -->", f"<!-- end of {name} -->"
@@ -119,7 +139,7 @@ def keep(directory: Path, name: str) -> pd.DataFrame:
 
 
 def picture(rows: pd.DataFrame, path: Path) -> None:
-    """QBMVI minus its Gaussian VAE, by number of cells; a dot a seed."""
+    """QBMVI minus a Gaussian VAE, by number of cells; one dot per seed."""
     titles = {
         "validation_elbo": "held-out ELBO\n(nats a cell)", "scib_bio": "bio conservation",
         "scgraph": "scGraph", "nmi": "NMI", "knn_f1": "kNN F1", "lobo_f1": "unseen batch F1",
@@ -143,14 +163,18 @@ def picture(rows: pd.DataFrame, path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("priors", type=Path)
-    parser.add_argument("cells", type=Path, nargs="?")
+    parser.add_argument("cells", type=Path)
     args = parser.parse_args()
-    rows = keep(args.priors, "priors")
-    into(ROOT / "docs" / "results.md", "by set", by_set(rows))
-    into(ROOT / "docs" / "results.md", "over sets", over_sets(rows, tuple(LABELS)))
-    into(ROOT / "README.md", "results", over_sets(rows, SHORT_METHODS))
-    if args.cells is not None:
-        picture(keep(args.cells, "cells"), ROOT / "docs" / "_static" / "cells.png")
+    rows, results = keep(args.priors, "priors"), ROOT / "docs" / "results.md"
+    large, small = rows[rows["n_cells"] >= _MANY], rows[rows["n_cells"] < _MANY]
+    into(ROOT / "logbook" / "results.md", "by set", by_set(rows))
+    into(results, "large", over_sets(large, tuple(LABELS)))
+    into(results, "large, paired", paired(large))
+    into(results, "small", over_sets(small, tuple(LABELS)))
+    into(results, "small, paired", paired(small))
+    into(ROOT / "README.md", "results", over_sets(large, SHORT_METHODS))
+    cells = pd.concat([keep(args.cells, "cells"), rows[rows["data"] == _LARGEST]])
+    picture(cells, ROOT / "docs" / "_static" / "cells.png")
 
 
 if __name__ == "__main__":

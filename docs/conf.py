@@ -49,7 +49,8 @@ nb_execution_mode = "off"
 autosummary_generate = True
 autodoc_default_options = {"members": True, "inherited-members": True}
 autodoc_member_order = "bysource"
-autodoc_typehints = "signature"
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented_params"
 autodoc_typehints_format = "short"
 autodoc_type_aliases = {name: name for name in ("ArrayLike", "FloatArray", "F64")}
 python_use_unqualified_type_names = True
@@ -63,6 +64,7 @@ nitpicky = True
 # Other projects' names resolve where their inventories can be fetched; ours must resolve anywhere.
 nitpick_ignore_regex = [
     ("py:.*", r"(?!scvi_qbm)[A-Za-z_][\w.]*(\[\w+)?"),
+    ("py:class", r"'\w+'"),  # names of types that are not resolved
     ("py:.*", r"scvi_qbm\.(.*\.)?_\w+(\.\w+)?"),  # private classes in signatures
     ("py:.*", r"scvi_qbm\.samplers\.engine\..*"),  # shared by the samplers, not public
     # In signatures of public functions, but not to be imported.
@@ -134,7 +136,8 @@ def skip_foreign(app, what, name, thing, skip, options):
 def visit_math(translator, node) -> None:
     """A formula as MathML."""
     block = isinstance(node, nodes.math_block)
-    translator.body.append(tex2mathml(node.astext().strip(), as_block=block))
+    formula = tex2mathml(node.astext().strip(), as_block=block)
+    translator.body.append(f'<div class="math">{formula}</div>' if block else formula)
     raise nodes.SkipNode
 
 

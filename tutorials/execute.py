@@ -3,10 +3,13 @@
 Without ``--quick`` outputs are written back into the notebooks. With it nothing is written, and
 the parameters in a notebook's metadata, ``{"scvi_qbm": {"quick": {"max_epochs": 2}}}``, replace
 those of its cell with the tag ``parameters``: the whole code on less work. So
-tests/test_tutorials.py runs the cells, without a kernel.
+tests/test_tutorials.py runs the cells, without a kernel. The last picture of the cell with the tag
+``thumbnail`` goes to docs/_static/tutorials.
 """
 
 import argparse
+import base64
+import io
 import os
 import sys
 import tempfile
@@ -15,6 +18,7 @@ from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
+from PIL import Image
 
 HERE = Path(__file__).parent
 
@@ -50,6 +54,15 @@ def execute(notebook: nbformat.NotebookNode) -> None:
         client.execute()
 
 
+def thumbnail(notebook: nbformat.NotebookNode, path: Path) -> None:
+    """A small copy of one picture, for docs/tutorials.md."""
+    (cell,) = (c for c in notebook.cells if "thumbnail" in c.metadata.get("tags", []))
+    pictures = [o.data["image/png"] for o in cell.outputs if "image/png" in o.get("data", {})]
+    with Image.open(io.BytesIO(base64.b64decode(pictures[-1]))) as image:
+        image.thumbnail((300, 150))
+        image.save(HERE.parent / "docs" / "_static" / "tutorials" / f"{path.stem}.png")
+
+
 def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -74,6 +87,7 @@ def main() -> int:
                 if cell.cell_type == "code":
                     cell.outputs = kept
             nbformat.write(notebook, path)
+            thumbnail(notebook, path)
         print(f"{path.name}: {time.perf_counter() - start:.0f} s", flush=True)
     return 0
 

@@ -3,7 +3,7 @@ r"""Ising models, Boltzmann machines and QUBOs: the one sign and temperature con
 Everything in the package that samples, anneals or estimates a partition function speaks of an
 :class:`Ising` model over spins :math:`s \in \{-1, +1\}^n`
 
-.. math:: E(s) = -\tfrac12 s^\top J s - b^\top s + c, \qquad
+.. math:: E(s) = -\tfrac{1}{2} s^\top J s - b^\top s + c, \qquad
           p_\beta(s) = e^{-\beta E(s)} / Z_\beta ,
 
 with :math:`J` symmetric and of zero diagonal. The conversions below are exact: the energy of a
@@ -77,7 +77,7 @@ def _vector(vector: ArrayLike, n: int, name: str) -> FloatArray:
 
 @dataclass(frozen=True, eq=False)
 class Ising:
-    r"""A fully connected Ising model, :math:`E(s) = -\frac12 s^\top J s - b^\top s + c`.
+    r"""A fully connected Ising model, :math:`E(s) = -\frac{1}{2} s^\top J s - b^\top s + c`.
 
     Parameters
     ----------
@@ -152,7 +152,7 @@ class Ising:
         return out
 
     def energy(self, spins: ArrayLike) -> FloatArray:
-        r"""Energy :math:`-\frac12 s^\top J s - b^\top s + c` of each state.
+        r"""Energy :math:`-\frac{1}{2} s^\top J s - b^\top s + c` of each state.
 
         Parameters
         ----------
@@ -216,7 +216,7 @@ class Ising:
     def from_boltzmann(cls, W: ArrayLike, h: ArrayLike) -> Ising:
         r"""The Ising model of a Boltzmann machine over binary units :math:`z = (s + 1) / 2`.
 
-        The machine has energy :math:`E(z) = h^\top z + \frac12 z^\top W z`, and the model
+        The machine has energy :math:`E(z) = h^\top z + \frac{1}{2} z^\top W z`, and the model
         returned has the same energies: :math:`J = -W/4`, :math:`b = -(h/2 + W\mathbf 1/4)`,
         :math:`c = \mathbf 1^\top h/2 + \mathbf 1^\top W \mathbf 1/8`.
 
@@ -254,7 +254,7 @@ class Ising:
         r"""The Boltzmann machine of this model over binary units :math:`z = (s + 1) / 2`.
 
         The inverse of :meth:`from_boltzmann`:
-        :math:`E(s) = h^\top z + \frac12 z^\top W z + \mathrm{constant}`.
+        :math:`E(s) = h^\top z + \frac{1}{2} z^\top W z + \mathrm{constant}`.
 
         Returns
         -------
@@ -264,7 +264,7 @@ class Ising:
             Biases :math:`2(J\mathbf 1 - b)`, float64 ``(n_spins,)``.
         constant : float
             What a machine has no place for:
-            :math:`c + \mathbf 1^\top b - \frac12 \mathbf 1^\top J \mathbf 1`.
+            :math:`c + \mathbf 1^\top b - \frac{1}{2} \mathbf 1^\top J \mathbf 1`.
         """
         weights = -4 * self.J
         bias = -2 * self.b + 2 * self.J.sum(axis=1)
@@ -321,7 +321,7 @@ class Ising:
         -------
         numpy.ndarray
             Matrix :math:`M`, float64 ``(n_spins + 1, n_spins + 1)``, symmetric with zero
-            diagonal, with :math:`-\frac12 \tilde s^\top M \tilde s + c = E(s)` wherever
+            diagonal, with :math:`-\frac{1}{2} \tilde s^\top M \tilde s + c = E(s)` wherever
             :math:`\tilde s = (\sigma s, \sigma)`, :math:`\sigma = \pm 1`. Multiply a machine's
             states by their last spin to get back to those of this model.
         """

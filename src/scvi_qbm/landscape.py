@@ -1,7 +1,7 @@
 r"""The energy landscape of a machine: minima, barriers between them, and their tree of merges.
 
 A code :math:`z \in \{0,1\}^n` is a point, two codes that differ in one unit are neighbours, and
-:math:`E(z) = h^\top z + \tfrac12 z^\top W z` is the height. Energies are in nats throughout.
+:math:`E(z) = h^\top z + \tfrac{1}{2} z^\top W z` is the height. Energies are in nats throughout.
 """
 
 from __future__ import annotations

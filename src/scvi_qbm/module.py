@@ -136,9 +136,9 @@ class QBMVAE(ExpressionVAE):
     r"""Variational auto-encoder with binary latents and a Boltzmann-machine prior.
 
     Posterior :math:`q(z|x) = \prod_l \mathrm{Bernoulli}(q_l(x))`, relaxed to a continuous code
-    for the decoder; prior :math:`p(z) \propto e^{-h^\top z - \frac12 z^\top W z}`. The KL term is
-    exact, log Z included, so the ELBO that scvi-tools logs is a true bound up to the error of
-    log Z (``prior.log_z_se``).
+    for the decoder; prior :math:`p(z) \propto e^{-h^\top z - \frac{1}{2} z^\top W z}`. The KL
+    term is exact, log Z included, so the ELBO that scvi-tools logs is a true bound up to the
+    error of log Z (``prior.log_z_se``).
 
     Parameters
     ----------

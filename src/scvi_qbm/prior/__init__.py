@@ -1,6 +1,6 @@
 r"""The prior over binary codes, and the negative phase that trains it.
 
-.. math:: p(z) = e^{-E(z)} / Z, \qquad E(z) = h^\top z + \tfrac12 z^\top W z, \quad
+.. math:: p(z) = e^{-E(z)} / Z, \qquad E(z) = h^\top z + \tfrac{1}{2} z^\top W z, \quad
           z \in \{0, 1\}^n.
 
 For a factorised posterior :math:`q(z) = \prod_l \mathrm{Bernoulli}(q_l)` the divergence is exact,

@@ -179,7 +179,7 @@ class BinaryPrior(nn.Module):
 class BoltzmannPrior(BinaryPrior):
     r"""A fully connected Boltzmann machine.
 
-    .. math:: p(z) = e^{-E(z)} / Z, \qquad E(z) = h^\top z + \tfrac12 z^\top W z
+    .. math:: p(z) = e^{-E(z)} / Z, \qquad E(z) = h^\top z + \tfrac{1}{2} z^\top W z
 
     ``log_z`` and its standard error ``log_z_se`` are buffers that
     :class:`~scvi_qbm.prior.NegativePhase` keeps up to date.

@@ -20,7 +20,7 @@ _BIAS, _REPULSION = -3.0, 12.0
 class LabelledPrior(BoltzmannPrior):
     r"""A Boltzmann machine over a code z and label units y.
 
-    .. math:: p(z, y) = \frac1Z \exp\bigl(-h^\top z - \tfrac12 z^\top W z - a^\top y
+    .. math:: p(z, y) = \frac1Z \exp\bigl(-h^\top z - \tfrac{1}{2} z^\top W z - a^\top y
               - z^\top U y - r\, n(y)\bigr)
 
     with r nats for each of the n(y) pairs of labels that exclude each other. That is one machine

@@ -3,7 +3,7 @@ r"""What machines read out: the matrix they get, what their answers are worth, s
 Machines of the Kaiwu family minimise :math:`H(\tilde s) = -\tilde s^\top M \tilde s`, without a
 half, over n + 1 spins of which the last is an ancilla that carries the fields. With
 :math:`A` = :meth:`Ising.to_ancilla <scvi_qbm.ising.Ising.to_ancilla>`,
-:math:`E(s) - c = -\frac12 \tilde s^\top A \tilde s`, so that :math:`M = \beta A / 2` makes
+:math:`E(s) - c = -\frac{1}{2} \tilde s^\top A \tilde s`, so that :math:`M = \beta A / 2` makes
 :math:`H = \beta (E - c)`; the states of the model are :math:`s = \tilde s_{1..n} \tilde s_{n+1}`.
 """
 
