@@ -41,7 +41,7 @@ METRICS = {
     "scib_total": "scIB total", "scib_bio": "bio", "scib_batch": "batch", "nmi": "NMI",
     "scgraph": "scGraph", "knn_f1": "kNN F1", "lobo_f1": "unseen batch F1",
     "disentanglement": "disentanglement", "validation_elbo": "held-out ELBO",
-    "validation_iwae": "IW likelihood", "cpu_seconds": "CPU s",
+    "validation_iwae": "IW log-likelihood", "cpu_seconds": "CPU s",
 }  # fmt: skip
 SHORT = ("scib_total", "scib_bio", "scib_batch", "nmi", "scgraph", "knn_f1", "lobo_f1")
 SHORT_METHODS = ("qbmvi", "qbmvi_probabilities", "scvi", "gaussian", "gaussian_mixture")
@@ -141,22 +141,23 @@ def keep(directory: Path, name: str) -> pd.DataFrame:
 def picture(rows: pd.DataFrame, path: Path) -> None:
     """QBMVI minus a Gaussian VAE, by number of cells; one dot per seed."""
     titles = {
-        "validation_elbo": "held-out ELBO\n(nats a cell)", "scib_bio": "bio conservation",
+        "validation_elbo": "held-out ELBO (nats per cell)", "scib_bio": "bio conservation",
         "scgraph": "scGraph", "nmi": "NMI", "knn_f1": "kNN F1", "lobo_f1": "unseen batch F1",
     }  # fmt: skip
     wide = rows.pivot(index=["n_cells", "seed"], columns="method", values=list(titles))
-    figure, axes = plt.subplots(1, len(titles), figsize=(11, 2.3), layout="constrained")
-    for ax, (metric, title) in zip(axes, titles.items(), strict=True):
+    figure, axes = plt.subplots(2, 3, figsize=(8.5, 4.2), layout="constrained")
+    for ax, (metric, title) in zip(axes.flat, titles.items(), strict=True):
         gap = (wide[metric]["qbmvi_probabilities"] - wide[metric]["gaussian"]).dropna()
         mean = gap.groupby("n_cells").mean()
         ax.axhline(0, color="0.7", lw=0.8)
         ax.plot(mean.index, mean, "-", color=PALETTE[0], lw=1.2)
         ax.plot(gap.index.get_level_values("n_cells"), gap, "o", color=PALETTE[0], ms=4)
-        ax.set(title=title, xscale="log", xticks=list(mean.index), xlabel="cells")
-        ax.set_xticklabels([f"{n / 1000:.0f}k" for n in mean.index])
+        ax.set(title=title, xscale="log", xticks=list(mean.index))
+        ax.set_xticklabels([f"{n / 1000:.0f}" for n in mean.index])
         ax.minorticks_off()
         ax.spines[["top", "right"]].set_visible(False)
-    axes[0].set_ylabel("QBMVI minus Gaussian VAE")
+    figure.supxlabel("thousand cells", fontsize="medium")
+    figure.supylabel("QBMVI minus Gaussian VAE", fontsize="medium")
     figure.savefig(path, dpi=150)
 
 
