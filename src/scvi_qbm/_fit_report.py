@@ -29,6 +29,7 @@ from scvi_qbm.pl.model import most_frequent
 
 _DOCS = "https://github.com/scvi-qbm/scvi-qbm/blob/main/docs"
 _MANY = 30  # categories: more do not fit a legend
+_PREDICTED = "predicted_label_qbmvi"
 _SETTINGS = ("n_latent", "gene_likelihood", "recipe", "sampler", "representation", "seed")
 
 
@@ -38,8 +39,10 @@ def write_report(
     """Write the page: numbers, pictures, clusters and programs; it needs no other file."""
     matplotlib.use("Agg")
     adata, labels_key = model.adata, args.labels_key
+    if _PREDICTED in adata.obs:  # groups are named by these, of all cells
+        labels_key = _PREDICTED
     sections = [
-        ("cells", "Cells", _cells(adata, model, labels_key)),
+        ("cells", "Cells", _cells(adata, model, args.labels_key)),
         ("clusters", "Clusters", _clusters(adata, model, labels_key)),
         ("programs", "Gene programs", _programs(adata)),
         ("training", "Training", _training(model, summary, args)),
@@ -61,8 +64,8 @@ def _png(figure: Figure) -> bytes:
 def _cells(adata: AnnData, model: QBMVI, labels_key: str | None) -> Html:
     batch_key = model.registry_["setup_args"].get("batch_key")
     colors = ["leiden_qbmvi", "attractor_qbmvi", batch_key, labels_key]
-    if "predicted_label_qbmvi" in adata.obs:
-        colors += ["predicted_label_qbmvi", "predicted_label_qbmvi_probability"]
+    if _PREDICTED in adata.obs:
+        colors += [_PREDICTED, f"{_PREDICTED}_probability"]
     shown = [
         c for c in dict.fromkeys(colors)
         if c is not None and (is_float_dtype(adata.obs[c]) or adata.obs[c].nunique() <= _MANY)
@@ -72,13 +75,14 @@ def _cells(adata: AnnData, model: QBMVI, labels_key: str | None) -> Html:
         return_fig=True,
     )  # fmt: skip
     energy = pl.energy(adata, "free_energy_qbmvi", basis="umap_qbmvi").figure
-    tree = pl.attractors(adata, "attractor_qbmvi", labels_key=labels_key).figure
+    named = _PREDICTED if _PREDICTED in adata.obs else labels_key
+    tree = pl.attractors(adata, "attractor_qbmvi", labels_key=named).figure
     return join([
         picture(_png(figure), 900, "UMAP by cluster, batch and label", "UMAP of obsm['X_qbmvi']."),
         picture(_png(energy), 450, "UMAP by free energy",
                 "Free energy: low in states that the prior knows well, high in rare or "
                 "transitional states."),
-        picture(_png(tree), 900, "Tree of attractors",
+        picture(_png(tree), 600, "Tree of attractors",
                 "Attractors: a stem is as long as the barrier to leave it."),
     ])  # fmt: skip
 
@@ -128,7 +132,7 @@ def _programs(adata: AnnData) -> Html:
     kept = adata.uns["qbm"]["programs_qbmvi"]
     rows = []
     for unit in kept["up"].index[:15]:
-        up, down = (", ".join(kept[side].loc[unit].iloc[:8]) for side in ("up", "down"))
+        up, down = (", ".join(kept[side].loc[unit].iloc[:6]) for side in ("up", "down"))
         rows.append([unit, f"{kept['on'].loc['all cells', unit]:.0%}", up, down])
     head = ["unit", "on in", "genes up when it is on", "genes down"]
     words = "The genes that each of the strongest latent units switches, strongest first."

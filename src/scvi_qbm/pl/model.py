@@ -174,7 +174,7 @@ def attractors(
                 text.set_color(colors[place[str(leaf)] % len(colors)])
     depth = float(kept["depth"])
     ax.set_title(f"{len(lowest)} attractors, barriers above {depth:g} nats", fontsize=9)
-    ax.set(xlabel="attractor", ylabel="energy above the lowest minimum (nats)")
+    ax.set(xlabel="attractor", ylabel="energy (nats)")
     ax.spines[["top", "right"]].set_visible(False)
     return ax
 
@@ -236,11 +236,11 @@ def programs(
         genes += [g for g in row.abs().nlargest(n_genes).index if g not in genes]
     shown = change[genes]
     limit = float(np.abs(shown.to_numpy()).max()) or 1.0
-    ax = axes_or_new(ax, (1.6 + 0.12 * len(genes), 1.0 + 0.13 * len(shown)))
+    ax = axes_or_new(ax, (1.6 + 0.14 * len(genes), 1.0 + 0.15 * len(shown)))
     image = ax.imshow(shown, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
     ax.figure.colorbar(image, ax=ax, label="log fold change, unit on against off")
-    ax.set_xticks(range(len(genes)), map(plain, genes), rotation=90, fontsize=6.5)
-    ax.set_yticks(range(len(shown)), shown.index, fontsize=6.5)
+    ax.set_xticks(range(len(genes)), map(plain, genes), rotation=90, fontsize=7)
+    ax.set_yticks(range(len(shown)), shown.index, fontsize=7)
     ax.tick_params(length=2)
     return ax
 

@@ -58,7 +58,7 @@ def training_curves(
     n_rows = 2 if "log_z" in history else 1
     if axes is None:
         axes = plt.subplots(
-            n_rows, 3, figsize=(8.4, 2.4 * n_rows), layout="constrained", squeeze=False
+            n_rows, 3, figsize=(9.0, 2.8 * n_rows), layout="constrained", squeeze=False
         )[1].ravel()
     for ax, (label, curves) in zip(axes, _BOUND, strict=False):
         _skip_the_cliff(ax, _lines(ax, history, curves))

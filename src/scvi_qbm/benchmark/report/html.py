@@ -78,7 +78,7 @@ def picture(png: bytes, width: int, alt: str, caption: str) -> Html:
 
 def page(title: str, sections: Sequence[tuple[str, str, Html]], head: Html) -> str:
     """The whole page."""
-    links = (tag("a", heading, href=f"#{key}") for key, heading, _ in sections)
+    links = (tag("a", heading.partition(":")[0], href=f"#{key}") for key, heading, _ in sections)
     body = [
         tag("header", tag("h1", title), head),
         tag("nav", *links, aria_label="Sections"),
