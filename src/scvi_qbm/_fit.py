@@ -105,7 +105,7 @@ def _fit(adata: AnnData, args: argparse.Namespace, source: BinaryIO | None) -> N
 
         written.insert(1, args.out.with_suffix(".html"))
         with replacing(written[1]) as temporary:
-            write_report(temporary, model, summary, args)
+            write_report(temporary, model, summary, args, genes_were_chosen=chosen is not None)
     if failed is not None:
         raise OSError(f"{args.out} was written, but not the model: {failed}") from failed
     print("wrote " + ", ".join(str(path) for path in written if path is not None))

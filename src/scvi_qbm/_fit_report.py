@@ -34,7 +34,12 @@ _SETTINGS = ("n_latent", "gene_likelihood", "recipe", "sampler", "representation
 
 
 def write_report(
-    path: Path, model: QBMVI, summary: dict[str, Any], args: argparse.Namespace
+    path: Path,
+    model: QBMVI,
+    summary: dict[str, Any],
+    args: argparse.Namespace,
+    *,
+    genes_were_chosen: bool,
 ) -> None:
     """Write the page: numbers, pictures, clusters and programs; it needs no other file."""
     matplotlib.use("Agg")
@@ -46,7 +51,7 @@ def write_report(
         ("clusters", "Clusters", _clusters(adata, model, labels_key)),
         ("programs", "Gene programs", _programs(adata)),
         ("training", "Training", _training(model, summary, args)),
-        ("next", "Next steps", _next(model, args)),
+        ("next", "Next steps", _next(model, args, genes_were_chosen)),
     ]
     made = f"Written by scvi-qbm {version('scvi-qbm')} on {date.today()}:"
     head = join([tag("p", made), tag("pre", "scvi-qbm " + shlex.join(args.argv))])
@@ -159,9 +164,8 @@ def _training(model: QBMVI, summary: dict[str, Any], args: argparse.Namespace) -
     return join([curves, tag("p", guide), table(["", ""], rows)])
 
 
-def _next(model: QBMVI, args: argparse.Namespace) -> Html:
-    chosen = args.n_top_genes == model.adata.n_vars
-    genes = 'adata[:, adata.var["highly_variable_qbmvi"]].copy()' if chosen else "adata"
+def _next(model: QBMVI, args: argparse.Namespace, genes_were_chosen: bool) -> Html:
+    genes = 'adata[:, adata.var["highly_variable_qbmvi"]].copy()' if genes_were_chosen else "adata"
     load = f"model = scvi_qbm.{type(model).__name__}.load({str(args.model_dir)!r}, {genes})"
     lines = [
         "import scanpy, scvi_qbm",
