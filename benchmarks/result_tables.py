@@ -2,7 +2,7 @@
 
     python benchmarks/result_tables.py bench-priors-output bench-cells-output
 
-Part of ``make bench-priors``. The rows are kept in docs/evidence (priors, cells). To resume from
+Part of ``make bench-priors``. The rows are kept in docs/rows (priors, cells). To resume from
 them, copy such a folder to the output folder.
 """
 
@@ -126,9 +126,9 @@ def into(page: Path, name: str, text: str) -> None:
 
 
 def keep(directory: Path, name: str) -> pd.DataFrame:
-    """The rows, kept in docs/evidence; returned are those that succeeded."""
+    """The rows, kept in docs/rows; returned are those that succeeded."""
     rows = tidy(Rows(directory, "rows").frame())
-    target = ROOT / "docs" / "evidence" / name
+    target = ROOT / "docs" / "rows" / name
     target.mkdir(parents=True, exist_ok=True)
     lines = rows.apply(lambda row: row.dropna().to_json() + "\n", axis=1)
     (target / "rows.jsonl").write_text("".join(lines))

@@ -14,7 +14,7 @@ from torch.nn.functional import normalize, one_hot
 __all__ = ["Alignment", "align", "extend_alignment", "fit_alignment"]
 
 # Width, shrinkage and cells a state are Harmony's. Its penalty of 2 mixed too much where batches
-# hold different types (facs, logbook/evidence.md).
+# hold different types (facs, logbook/defaults.md).
 _WIDTH, _PENALTY, _SHRINKAGE = 0.1, 0.5, 0.2
 _MAX_STATES, _CELLS_A_STATE = 100, 30
 _N_ROUNDS = 1

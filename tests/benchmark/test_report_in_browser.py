@@ -11,7 +11,7 @@ import pytest
 from scvi_qbm.benchmark.report import write_report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-ROWS = Path(__file__).parents[2] / "docs" / "evidence" / "priors"
+ROWS = Path(__file__).parents[2] / "docs" / "rows" / "priors"
 MEASURE = """<script>window.addEventListener('load', () => {
 document.querySelectorAll('details').forEach(d => d.open = true);
 const boxes = [...document.querySelectorAll('.scroll')];
