@@ -48,8 +48,8 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument(
         "name",
         metavar="NAME",
-        help="a name that list shows; or MODULE:CLASS of a sampler or a machine with solve(), "
-        "from here or PYTHONPATH",
+        help="a name that list shows; or MODULE:NAME, from here or PYTHONPATH, of a sampler, "
+        "a class with solve() or with submit() and fetch(), or a function of a matrix",
     )
     check.add_argument(
         "--option",

@@ -270,7 +270,7 @@ def test_damaged_files_and_wrong_options(tmp_path):
             SolveAdapter(Machine(), **options)
     nameless = Queue()
     nameless.submit = lambda matrix: None
-    with pytest.raises(TypeError, match="must return a task's name, got None"):
+    with pytest.raises(TypeError, match="must return the name of a task, a str, got None"):
         SolveAdapter(nameless).sample(MODEL, n_samples=20)
     with pytest.raises(ImportError, match="no_such_module:X cannot be imported.*PYTHONPATH"):
         SolveAdapter("no_such_module:X")

@@ -306,7 +306,9 @@ class Calls:
         if not task:
             task = self._tasks[key] = call.submit()
             if not (isinstance(task, str) and task):
-                raise TypeError(f"submit() of {who} must return a task's name, got {task!r}.")
+                raise TypeError(
+                    f"submit() of {who} must return the name of a task, a str, got {task!r}."
+                )
             if path is not None:
                 with replacing(path) as temporary:
                     temporary.write_text(task)
