@@ -33,9 +33,9 @@ NAMES = {
 }  # fmt: skip
 LABELS = {
     "qbmvi": "QBMVI", "qbmvi_probabilities": "QBMVI, not aligned",
-    "bernoulli": "QBMVI without couplings (W = 0)", "gaussian": "Gaussian VAE",
-    "gaussian_mixture": "Gaussian VAE, learned mixture prior",
-    "gaussian_vamp": "Gaussian VAE, learned VampPrior", "scvi": "scVI",
+    "bernoulli": "QBMVI, W = 0", "gaussian": "Gaussian VAE",
+    "gaussian_mixture": "Gaussian VAE, mixture prior",
+    "gaussian_vamp": "Gaussian VAE, VampPrior", "scvi": "scVI",
 }  # fmt: skip
 METRICS = {
     "scib_total": "scIB total", "scib_bio": "bio", "scib_batch": "batch", "nmi": "NMI",

@@ -137,7 +137,8 @@ def visit_math(translator, node) -> None:
     """A formula as MathML."""
     block = isinstance(node, nodes.math_block)
     formula = tex2mathml(node.astext().strip(), as_block=block)
-    translator.body.append(f'<div class="math">{formula}</div>' if block else formula)
+    around = '<div style="margin: 1em 0; overflow-x: auto">{}</div>' if block else "{}"
+    translator.body.append(around.format(formula))
     raise nodes.SkipNode
 
 
