@@ -531,7 +531,7 @@ def test_rows_of_methods_that_are_no_more_are_shown(monkeypatch, tmp_path):
     """As they were published: with the label of their own configuration, else by their name."""
     monkeypatch.setattr(_report_pictures, "_png", lambda figure: b"png")
     log = Path(__file__).parents[2] / "logbook"
-    files = log / "benchmark" / "rows.jsonl", log / "evidence" / "variants.jsonl"
+    files = log / "benchmark" / "rows.jsonl", log / "rows" / "variants.jsonl"
     lines = [line for file in files for line in file.read_text().splitlines()]
     lines = [line for line in lines if json.loads(line)["data"] == "pbmc_10x_3techs"]
     (tmp_path / "rows.jsonl").write_text("\n".join(lines) + "\n")

@@ -261,7 +261,7 @@ def test_split_of_a_run_without_a_seed(tmp_path):
     np.testing.assert_array_equal(*splits)
 
 
-# --- what is finished, what goes on, what is in the file ----------------------------------------
+# --- what is done, what goes on, what is in the file ----------------------------------------
 
 
 class Never(Callback):
@@ -280,7 +280,7 @@ def test_a_finished_run_gives_its_result(tmp_path, caplog):
         logger.addHandler(caplog.handler)
         model.train(**options, callbacks=[Never()])
         logger.removeHandler(caplog.handler)
-    assert "is finished" in caplog.text
+    assert "are done" in caplog.text
     assert model.is_trained and not model.module.training
     assert not different(expected, result(model))
     model.train(**options, callbacks=[Never()])

@@ -359,7 +359,7 @@ def test_a_machine_that_decides_and_is_wrong_is_told_of(pbmc):
         10.0, 0.1, 0.0, 0.0, 0.1, 5, 5, beta_drawn=0.02, beta_drawn_se=0.01, drawn_distance=0.9,
         drawn_floor=0.15, machine_share=1.0, n_draws=10,
     )  # fmt: skip
-    with pytest.warns(UserWarning, match="states of 'annealer' .100% is left.*beta 0.02"):
+    with pytest.warns(UserWarning, match="samples of 'annealer' .100% is left.*beta 0.02"):
         plan._judge_machine(report)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -132,6 +132,8 @@ def get_sampler(name: str | Sampler, **options: Any) -> Sampler:
     ------
     ValueError
         If no sampler has that name; the message lists those there are.
+    ImportError
+        If its module cannot be imported.
     TypeError
         If the sampler does not know an option or lacks one that it needs (the message says which),
         or options come with an instance.
