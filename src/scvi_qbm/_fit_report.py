@@ -43,12 +43,12 @@ def write_report(
 ) -> None:
     """Write the page: numbers, pictures, clusters and programs; it needs no other file."""
     matplotlib.use("Agg")
-    adata, labels_key = model.adata, args.labels_key
-    if _PREDICTED in adata.obs:  # groups are named by these, of all cells
-        labels_key = _PREDICTED
+    adata = model.adata
+    # Groups are named by predictions, where there are any: all cells have one.
+    names_key = _PREDICTED if _PREDICTED in adata.obs else args.labels_key
     sections = [
-        ("cells", "Cells", _cells(adata, model, args.labels_key)),
-        ("clusters", "Clusters", _clusters(adata, model, labels_key)),
+        ("cells", "Cells", _cells(adata, model, args.labels_key, names_key)),
+        ("clusters", "Clusters", _clusters(adata, model, names_key)),
         ("programs", "Gene programs", _programs(adata)),
         ("training", "Training", _training(model, summary, args)),
         ("next", "Next steps", _next(model, args, genes_were_chosen)),
@@ -66,10 +66,10 @@ def _png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def _cells(adata: AnnData, model: QBMVI, labels_key: str | None) -> Html:
+def _cells(adata: AnnData, model: QBMVI, labels_key: str | None, names_key: str | None) -> Html:
     batch_key = model.registry_["setup_args"].get("batch_key")
     colors = ["leiden_qbmvi", "attractor_qbmvi", batch_key, labels_key]
-    if _PREDICTED in adata.obs:
+    if names_key == _PREDICTED:
         colors += [_PREDICTED, f"{_PREDICTED}_probability"]
     shown = [
         c for c in dict.fromkeys(colors)
@@ -80,8 +80,7 @@ def _cells(adata: AnnData, model: QBMVI, labels_key: str | None) -> Html:
         return_fig=True,
     )  # fmt: skip
     energy = pl.energy(adata, "free_energy_qbmvi", basis="umap_qbmvi").figure
-    named = _PREDICTED if _PREDICTED in adata.obs else labels_key
-    tree = pl.attractors(adata, "attractor_qbmvi", labels_key=named).figure
+    tree = pl.attractors(adata, "attractor_qbmvi", labels_key=names_key).figure
     return join([
         picture(_png(figure), 900, "UMAP by cluster, batch and label", "UMAP of obsm['X_qbmvi']."),
         picture(_png(energy), 450, "UMAP by free energy",

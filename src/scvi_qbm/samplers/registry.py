@@ -102,15 +102,20 @@ def _load(name: str) -> Callable[..., Sampler]:
     if target is None:
         return _plugins()[name].load()  # type: ignore[no-any-return]
     if isinstance(target, str):
-        module, attribute = target.split(":")
-        try:
-            target = getattr(import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
-            raise ImportError(
-                f"The sampler {target} cannot be imported ({error}): install it, or put its "
-                "folder on PYTHONPATH."
-            ) from error
+        target = import_attribute(target)
     return target  # type: ignore[no-any-return]
+
+
+def import_attribute(path: str) -> Any:
+    """What ``"module:attribute"`` names."""
+    module, _, attribute = path.partition(":")
+    try:
+        return getattr(import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ImportError(
+            f"{path} cannot be imported ({error}): install it, or put its folder on PYTHONPATH. "
+            "A saved model needs that as well."
+        ) from error
 
 
 def get_sampler(name: str | Sampler, **options: Any) -> Sampler:

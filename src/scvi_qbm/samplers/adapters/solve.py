@@ -6,7 +6,6 @@ import inspect
 import os
 import warnings
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from scvi_qbm._numbers import positive_int
 from scvi_qbm.ising import Ising
 from scvi_qbm.samplers.base import Guarantee, Sampler
+from scvi_qbm.samplers.registry import import_attribute
 
 from .calls import Answer, Calls, Queued, key
 from .kaiwu.worker import checked_reads, heat_bath
@@ -191,16 +191,9 @@ class SolveAdapter(Sampler):
 
 def _solver(solver: Any) -> Any:
     if isinstance(solver, str):
-        module, colon, attribute = solver.partition(":")
-        if not colon:
+        if ":" not in solver:
             raise ValueError(f"`solver` must look like 'module:attribute', got {solver!r}.")
-        try:
-            solver = getattr(import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
-            raise ImportError(
-                f"The solver {module}:{attribute} cannot be imported ({error}): install it, or "
-                "put its folder on PYTHONPATH. A saved model needs that as well."
-            ) from error
+        solver = import_attribute(solver)
         if isinstance(solver, type) or (inspect.isroutine(solver) and _makes_object(solver)):
             solver = solver()
     if inspect.isroutine(solver):
