@@ -52,7 +52,7 @@ def work_through(
                 row.pop("died", None)
                 if not left:
                     workers.pop(index)
-                    _stop(worker)
+                    _stop(worker, patience=10.0 if alive else 0.0)
                 elif alive:
                     workers[index] = _give(worker, left.popleft())
                 else:
@@ -110,8 +110,9 @@ def _give(worker: _Worker, task: Any) -> _Worker:
     return worker._replace(task=task, started=time.monotonic())
 
 
-def _stop(worker: _Worker) -> None:
-    worker.connection.close()
+def _stop(worker: _Worker, patience: float = 0.0) -> None:
+    worker.connection.close()  # an idle process ends by itself, and releases what it holds
+    worker.process.join(patience)
     worker.process.terminate()
     worker.process.join(5)
     if worker.process.is_alive():
