@@ -527,11 +527,15 @@ def test_a_back_end_without_seeds_says_so():
     assert {r.name: r.outcome for r in report.results}["seeds"] == "skipped"
 
 
+def test_the_seed_decides_nothing():
+    assert check_sampler("gibbs", seed=0).passed
+
+
 def test_options():
     options = {"n_chains": 512, "n_sweeps": 40, "n_burn_in": 3}
     _, short = report_on(get_sampler("gibbs", **options))
-    assert "small calls" in short
-    with pytest.raises(AssertionError, match="failed  small calls"):
+    assert "chain distribution" in short
+    with pytest.raises(AssertionError, match="failed  chain distribution"):
         check_sampler("gibbs", options=options)
     with pytest.raises(TypeError, match="instance"):
         check_sampler(Exact(), options={"n_chains": 3})
@@ -596,7 +600,10 @@ def test_a_small_p_value_is_looked_at_again():
         return distribution._confirmed(check)(Exact(), 1)
 
     assert found([0.5]).detail.startswith("smallest of 1 p-values 0.500") and len(looks) == 1
-    assert "a first look was worse by chance" in found([1e-5, 0.02]).detail
+    assert "a first look was worse" in found([1e-5, 0.02]).detail
     assert len(set(looks)) == 2
     with pytest.raises(AssertionError, match="1.0e-05"):
         found([1e-5, 5e-4])
+    with pytest.raises(AssertionError, match="1.0e-12"):  # no chance
+        found([1e-12, 0.5])
+    assert len(looks) == 1

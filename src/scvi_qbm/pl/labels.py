@@ -50,7 +50,8 @@ def confusion(
 ) -> Axes:
     """Confusion matrix of known and predicted labels.
 
-    Each row is a known label and sums to 1. Cells without a known label are left out.
+    Each row is a known label, with its number of cells, and sums to 1. Cells without a known
+    label are left out.
 
     Parameters
     ----------
@@ -87,7 +88,9 @@ def confusion(
     image = ax.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     ax.figure.colorbar(image, ax=ax, label="share of the known label's cells")
     ax.set_xticks(range(n_columns), map(plain, columns), rotation=90, fontsize=7)
-    ax.set_yticks(range(n_rows), map(plain, shares.index), fontsize=7)
+    cells = known.value_counts()
+    rows = [f"{plain(name)} ({cells[name]:,})" for name in shares.index]
+    ax.set_yticks(range(n_rows), rows, fontsize=7)
     if n_columns <= 20:
         for (i, j), share in np.ndenumerate(shares.to_numpy()):
             if share >= 0.005:

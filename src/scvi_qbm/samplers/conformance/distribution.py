@@ -21,8 +21,8 @@ F64 = NDArray[np.float64]
 
 # A right sampler fails with this probability a seed and moment.
 _ALARM = 1e-4
-# Of the second look, which is for other seeds.
-_AGAIN, _OTHER = 1e-3, 7919
+# Of the second look, which is for other seeds and not for what is too small to be chance.
+_AGAIN, _OTHER, _NO_CHANCE = 1e-3, 7919, 1e-9
 _N_LAW = 4096
 _N_NOTED = 1024
 _N_JUDGED = 16_384
@@ -47,6 +47,14 @@ def _temperature(sampler: Sampler, seed: int) -> str:
     return ""
 
 
+class _Unlikely(AssertionError):
+    """A p-value is below the alarm."""
+
+    def __init__(self, message: str, p: float) -> None:
+        super().__init__(message)
+        self.p = p
+
+
 def _confirmed(check: Callable[..., Found]) -> Callable[[Sampler, int], Found]:
     """A small p-value is chance now and then: look again, at other models and states."""
 
@@ -55,11 +63,13 @@ def _confirmed(check: Callable[..., Found]) -> Callable[[Sampler, int], Found]:
         try:
             return check(sampler, seed)
         except AssertionError as error:
-            try:
-                found = check(sampler, seed + _OTHER, _AGAIN)
-            except AssertionError:
+            found = None
+            if getattr(error, "p", 1.0) > _NO_CHANCE:
+                with contextlib.suppress(AssertionError):
+                    found = check(sampler, seed + _OTHER, _AGAIN)
+            if found is None:
                 raise AssertionError(f"{error}{_temperature(sampler, seed)}") from None
-            return Found(f"{found.detail}; a first look was worse by chance: {error}")
+            return Found(f"{found.detail}; a first look was worse: {error}")
 
     return checked
 
@@ -98,7 +108,8 @@ def check_small_calls(sampler: Sampler, seed: int, alarm: float = _ALARM) -> Fou
     if sampler.guarantee == "mcmc" and n_chains < _FEWEST:
         return Found(f"fewer than {_FEWEST} chains", "skipped")
     n_reads = min(_SMALL, n_chains) if sampler.guarantee == "mcmc" else _SMALL
-    model, entropy = peaked_model(16, seed, 1.0), np.random.SeedSequence(seed)
+    # Couplings with which single-spin updates still mix at 16 spins, whatever the seed.
+    model, entropy = random_model(16, seed, sd=0.4), np.random.SeedSequence(seed)
     spins = [
         sampler.sample(model, 1.0, n_reads, seed=int(call)).spins
         for call in entropy.generate_state(_N_SMALL // n_reads)
@@ -116,7 +127,7 @@ def check_chain_distribution(sampler: Sampler, seed: int, alarm: float = _ALARM)
     found = []
     for k, (start, beta) in enumerate([(1.0, 1.0), (0.5, 4.0)]):
         model = peaked_model(8, seed + k, beta)
-        state = sampler.init(model if start == beta else random_model(8, seed - 1), start, seed)
+        state = sampler.init(model if start == beta else random_model(8, seed + 1), start, seed)
         if start != beta:
             state = sampler.retarget(sampler.step(state), model, beta)
         for _ in range(n_first):
@@ -133,11 +144,12 @@ def judged(found: Iterable[dict[str, float]], alarm: float) -> Found:
     """The smallest p-value of all, which fails at ``alarm`` and below."""
     every = [(p, name) for of_model in found for name, p in of_model.items()]
     smallest, name = min(every)
-    require(
-        smallest > alarm,
-        f"smallest of {len(every)} p-values is {smallest:.1e}, of the {name}: not Boltzmann, or "
-        "chains too short for these rugged models (give more sweeps)",
-    )
+    if smallest <= alarm:
+        raise _Unlikely(
+            f"smallest of {len(every)} p-values is {smallest:.1e}, of the {name}: not Boltzmann, "
+            "or chains too short for these rugged models (give more sweeps)",
+            smallest,
+        )
     return Found(f"smallest of {len(every)} p-values {smallest:.3f} (fails at {alarm:g})")
 
 
