@@ -135,11 +135,20 @@ bench-landscape: $(STAMP)
 bench-labels: $(STAMP)
 	$(PIP) install -c constraints.txt -e ".[scpoli]" celltypist
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_labels.py
+	$(BIN)/python benchmarks/label_tables.py labels-output
 
 bench-machines: $(STAMP)
 	OMP_NUM_THREADS=$(THREADS) NUMBA_NUM_THREADS=$(THREADS) $(BIN)/python benchmarks/bench_machines.py
 
-bench-priors: $(STAMP)
+SIMULATED := bench-output/simulated_100k.h5ad
+$(SIMULATED): | $(STAMP)
+	mkdir -p $(@D)
+	$(BIN)/python -c "from scvi_qbm.data import simulate; \
+		adata = simulate(100_000, 1000, n_types=12, n_batches=8, seed=0); \
+		adata.X = adata.layers.pop('counts'); adata.write_h5ad('$@.part')"
+	mv $@.part $@
+
+bench-priors: $(STAMP) $(SIMULATED)
 	SCVI_QBM_DATA_DIR=$${SCVI_QBM_DATA_DIR:-../shared/data} $(BIN)/scvi-qbm benchmark run \
 		benchmarks/priors.toml --workers 2 --out bench-priors-output
 	$(BIN)/scvi-qbm benchmark run benchmarks/cells.toml --workers 2 --out bench-cells-output
