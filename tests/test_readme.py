@@ -30,7 +30,7 @@ def test_python_blocks(page, monkeypatch, tmp_path):
         exec(compile(block, str(page), "exec"), namespace)
     if page.name == "README.md":
         assert namespace["adata"].obsm["X_qbmvi"].shape == (700, 64)
-        assert 0 < namespace["error"] < 0.1
+        assert 0 < namespace["model"].get_log_partition().standard_error < 0.1
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
