@@ -547,9 +547,10 @@ def test_tools_and_pictures(model, levels, data, tmp_path):
     ax = pl.confusion(adata, "truth")
     image = ax.images[0].get_array()
     np.testing.assert_allclose(image.sum(axis=1), 1)
-    names = [t.get_text() for t in ax.get_yticklabels()]
-    b = names.index("CD19+ B")
     truth = (adata.obs["truth"] == "CD19+ B").to_numpy()
+    names = [t.get_text() for t in ax.get_yticklabels()]
+    b = names.index(f"CD19+ B ({truth.sum()})")
+    assert ax.get_xticklabels()[b].get_text() == "CD19+ B"
     predicted = adata.obs["predicted_label"].astype(str)
     expected = (predicted[truth] == "CD19+ B").mean()
     assert image[b, b] == pytest.approx(expected)
