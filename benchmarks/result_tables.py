@@ -52,7 +52,8 @@ METRICS = {
 }  # fmt: skip
 SHORT = ("scib_total", "scib_bio", "scib_batch", "nmi", "scgraph", "knn_f1", "lobo_f1")
 SHORT_METHODS = (
-    "qbmvi", "scvi_aligned", "qbmvi_probabilities", "scvi", "gaussian", "gaussian_mixture",
+    "qbmvi", "scvi_aligned", "gaussian_mixture_aligned", "qbmvi_probabilities", "scvi",
+    "gaussian", "gaussian_mixture",
 )  # fmt: skip
 PAIRED = ("validation_elbo", "validation_iwae", "scib_total", "scib_bio", "scgraph", "lobo_f1")
 _NATS = ("validation_elbo", "validation_iwae")
