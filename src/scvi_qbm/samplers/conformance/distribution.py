@@ -127,7 +127,7 @@ def check_chain_distribution(sampler: Sampler, seed: int, alarm: float = _ALARM)
     found = []
     for k, (start, beta) in enumerate([(1.0, 1.0), (0.5, 4.0)]):
         model = peaked_model(8, seed + k, beta)
-        state = sampler.init(model if start == beta else random_model(8, seed + 1), start, seed)
+        state = sampler.init(model if start == beta else random_model(8, seed + 2), start, seed)
         if start != beta:
             state = sampler.retarget(sampler.step(state), model, beta)
         for _ in range(n_first):
