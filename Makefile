@@ -39,7 +39,7 @@ help:
 	@echo "make bench-scale     memory, cost and growth to a million cells (an hour, 2 GB of disk, resumable)"
 	@echo "make bench-sampling  the paper's Figure 2: law, optima, time per sample (2 hours)"
 	@echo "make bench-landscape outliers, generated cells, attractors, beside SCVI (an hour)"
-	@echo "make bench-labels    label transfer and unknown types, beside scANVI (10 hours, resumable)"
+	@echo "make bench-labels    label transfer and unknown types, beside scANVI (a day or more, resumable)"
 	@echo "make bench-machines  what a machine is worth in training: perfect, annealing, CIM, noise (an hour, resumable)"
 	@echo "make bench-priors    the tables of docs/results.md: QBMVI, its twins, scVI (a day, resumable)"
 	@echo "make bench-bound     what the relaxation's noise costs in nats (an hour, resumable)"

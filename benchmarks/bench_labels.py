@@ -29,6 +29,7 @@ import numpy as np
 import pandas as pd
 import scvi
 from anndata import AnnData
+from label_tables import SCHEMES
 from scipy import sparse
 from scvi.model import SCANVI, SCVI
 from sklearn.linear_model import LogisticRegression
@@ -48,7 +49,6 @@ from scvi_qbm.distributions import fast_counts
 from scvi_qbm.novelty import fit_types, squared_distance
 
 CONFIG = Path(__file__).with_name("labels.toml")
-SCHEMES = ("10 %", "50 a type", "10 a type", "one batch")
 UNKNOWN, GIVEN = "unknown", "given"
 
 

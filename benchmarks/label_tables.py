@@ -65,9 +65,9 @@ def gaps(table: pd.DataFrame) -> pd.DataFrame:
 
 def paired(table: pd.DataFrame) -> str:
     """QBMANVI minus scANVI: mean over sets, its bootstrap interval over sets, who is ahead."""
-    lines = []
+    lines, gap_of = [], gaps(table)
     for scheme in SCHEMES:
-        part, line = gaps(table).query("scheme == @scheme"), [SCHEMES[scheme]]
+        part, line = gap_of.query("scheme == @scheme"), [SCHEMES[scheme]]
         for score in SCORES if len(part) else ():
             gap = part[score].to_numpy()
             drawn = np.random.default_rng(0).choice(gap, (10_000, len(gap))).mean(axis=1)
